@@ -32,6 +32,7 @@ BAD_VALUES = [
     *(("candidate_set", value, "choose one of", "'unsuppressed'", "'suppressed'") for value in ("kept", "")),
     *(("score_step", value, "choose one of", "'additive'", "'sigmoid_gradient'") for value in ("adam", "")),
     *(("rounding", value, "choose one of", "'half_up'", "'truncate'") for value in ("half-up", "")),
+    *(("damping", value, "choose one of", "'response'", "'scaling'") for value in ("scale", 0.25)),
 ]
 
 
@@ -117,6 +118,7 @@ def test_defaults_are_the_papers():
         "candidate_set": "unsuppressed",
         "score_step": "additive",
         "rounding": "half_up",
+        "damping": "response",
         "probe_batch_size": None,
     }
 
@@ -125,7 +127,7 @@ OPTION_SETS = {
     "paper": ("uniform", "unsuppressed", "additive", "half_up", None),
     "reference": ("proportional", "suppressed", "sigmoid_gradient", "truncate", 16),
 }
-OPTION_NAMES = ("policy", "candidate_set", "score_step", "rounding", "probe_batch_size")
+OPTION_NAMES = ("policy", "candidate_set", "score_step", "rounding", "damping", "probe_batch_size")
 
 
 @pytest.mark.parametrize(("preset", "expected"), OPTION_SETS.items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ist.bottleneck import BottleneckConfig
-from ist.responses import has_exact_factor, scaled_response
+from ist.responses import blend, has_exact_factor, scaled_response
 from models import make_lora, make_model, randomise, wrap
 from tiny import traces
 
@@ -120,8 +120,8 @@ ADAPTERS: dict[str, tuple[str, bool, Callable[[], PeftModel]]] = {
     "AdaLoRA": ("linear", True, lambda: trained(AdaLoraConfig(init_r=4, total_step=10, **LINEAR))),
     "IA3": ("linear", False, lambda: trained(IA3Config(feedforward_modules=[], **LINEAR))),
     "IA3, feed-forward": ("linear", False, lambda: trained(IA3Config(feedforward_modules=["linear"], **LINEAR))),
-    "LoHa": ("linear", False, lambda: trained(LoHaConfig(r=2, **LINEAR))),
-    "LoKr": ("linear", False, lambda: trained(LoKrConfig(r=2, **LINEAR))),
+    "LoHa": ("linear", True, lambda: trained(LoHaConfig(r=2, **LINEAR))),
+    "LoKr": ("linear", True, lambda: trained(LoKrConfig(r=2, **LINEAR))),
     "OFT": ("linear", False, lambda: trained(OFTConfig(oft_block_size=8, **LINEAR))),
     "VeRA": ("linear", False, lambda: trained(VeraConfig(r=4, **LINEAR))),
     "HRA": ("linear", False, lambda: trained(HRAConfig(r=4, **LINEAR))),
@@ -131,12 +131,12 @@ ADAPTERS: dict[str, tuple[str, bool, Callable[[], PeftModel]]] = {
         False,
         lambda: trained(VBLoRAConfig(r=2, num_vectors=8, vector_length=8, **LINEAR)),
     ),
-    "RandLoRA": ("linear", False, lambda: trained(RandLoraConfig(r=4, **LINEAR))),
-    "FourierFT": ("linear", False, lambda: trained(FourierFTConfig(n_frequency=20, **LINEAR))),
+    "RandLoRA": ("linear", True, lambda: trained(RandLoraConfig(r=4, **LINEAR))),
+    "FourierFT": ("linear", True, lambda: trained(FourierFTConfig(n_frequency=20, **LINEAR))),
     "MiSS": ("linear", False, lambda: trained(MissConfig(r=4, **LINEAR))),
     "C3A": ("linear", False, lambda: trained(C3AConfig(block_size=8, **LINEAR))),
-    "GraLoRA": ("linear", False, lambda: trained(GraloraConfig(r=4, gralora_k=2, **LINEAR))),
-    "Lily": ("linear", False, lambda: trained(LilyConfig(r=2, **LINEAR))),
+    "GraLoRA": ("linear", True, lambda: trained(GraloraConfig(r=4, gralora_k=2, **LINEAR))),
+    "Lily": ("linear", True, lambda: trained(LilyConfig(r=2, **LINEAR))),
     "bottleneck, series on the input": ("linear", True, bottleneck("series", output_modules=[])),
     "bottleneck, series on the output": ("linear", True, bottleneck("series", output_modules=["linear"])),
     "bottleneck, parallel": ("linear", True, bottleneck("parallel")),
@@ -361,22 +361,52 @@ def test_a_hook_of_the_user_stays_and_sees_the_module_once() -> None:
     assert calls == [1, 1]
 
 
-# ---- Modules that return a tuple
+# ---- Modules that return more than one tensor
 
 
 @pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
-def test_an_output_that_is_no_tensor_is_refused_in_one_line_and_leaves_no_trace() -> None:
+@pytest.mark.parametrize("beta", BETAS)
+def test_each_tensor_of_a_tuple_is_blended(beta: float) -> None:
+    """A recurrent module returns its outputs and its last state; LN tuning trains a copy of it whole."""
     recurrent = nn.ModuleDict({"gru": nn.GRU(16, 4, batch_first=True)})
-    model = wrap(recurrent, LNTuningConfig(target_modules=["gru"])).double()
+    model, x = wrap(recurrent, LNTuningConfig(target_modules=["gru"])).double(), make_input("linear")
+    randomise(model)
     adapter = adapter_of(model, "gru")
     before = everything(model)
-    with (
-        pytest.raises(ValueError, match=r"LNTuningLayer returns a tuple, .* LoRA") as caught,
-        scaled_response(adapter, 0.5),
-    ):
-        adapter(make_input("linear"))
-    assert "\n" not in str(caught.value)
+    with torch.no_grad(), model.disable_adapter():
+        base = adapter(x)
+    with torch.no_grad():
+        full = adapter(x)
+        with scaled_response(adapter, beta):
+            actual = adapter(x)
+    assert len(actual) == 2
+    for i in range(2):
+        assert error(actual[i], base[i], full[i], beta) < TOLERANCE
     assert everything(model) == before
+
+
+class Pair(NamedTuple):
+    hidden: Tensor
+    indices: Tensor | None
+
+
+@pytest.mark.parametrize(
+    ("base", "full", "expected"),
+    [
+        (torch.tensor([0.0]), torch.tensor([4.0]), torch.tensor([1.0])),
+        ((torch.tensor([0.0]), None), (torch.tensor([4.0]), None), (torch.tensor([1.0]), None)),
+        ([torch.tensor([2.0])], [torch.tensor([4.0])], [torch.tensor([2.5])]),
+        (((torch.tensor([0.0]),),), ((torch.tensor([4.0]),),), ((torch.tensor([1.0]),),)),
+        (Pair(torch.tensor([0.0]), None), Pair(torch.tensor([4.0]), None), Pair(torch.tensor([1.0]), None)),
+        (torch.tensor([1]), torch.tensor([5]), torch.tensor([5])),
+        ({"cache": 1}, {"cache": 2}, {"cache": 2}),
+    ],
+    ids=["tensor", "tuple", "list", "nested", "named tuple", "whole numbers", "no tensor"],
+)
+def test_what_is_blended(base: Any, full: Any, expected: Any) -> None:
+    actual = blend(base, full, 0.25)
+    assert type(actual) is type(expected)
+    assert actual == expected
 
 
 class Attention(nn.Module):
@@ -385,11 +415,48 @@ class Attention(nn.Module):
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
 
 
-def test_attention_of_torch_is_scaled_or_refused() -> None:
+@pytest.mark.parametrize("beta", BETAS)
+def test_attention_of_torch(beta: float) -> None:
     """LoRA stands before its softmax and, as a second adapter, in its output projection: no factor is exact."""
     model = wrap(Attention(), LoraConfig(r=2, target_modules=["attention"])).double().eval()
     randomise(model)
     attention, x = adapter_of(model, "attention"), torch.randn(2, 5, 8, dtype=torch.float64)
     assert not has_exact_factor(attention)
-    with pytest.raises(ValueError, match="MultiheadAttention returns a tuple"), scaled_response(attention, 0.25):
-        attention(x, x, x)
+    with torch.no_grad():
+        with model.disable_adapter():
+            base, _ = attention(x, x, x)
+        full, _ = attention(x, x, x)
+        with scaled_response(attention, beta):
+            actual, weights = attention(x, x, x)
+    assert error(actual, base, full, beta) < TOLERANCE
+    assert weights.shape == (2, 5, 5)
+
+
+# ---- What the authors' code multiplies
+
+
+@pytest.mark.parametrize(
+    ("kind", "exact"),
+    [("LoRA", True), ("AdaLoRA", True), ("DoRA", False), ("IA3", True), ("bottleneck, parallel", True)],
+)
+def test_damping_the_factor(kind: str, exact: bool) -> None:
+    """It differs for DoRA, whose factor enters the weight's norm; where there is none, the response is damped."""
+    target, _, build = ADAPTERS[kind]
+    model, x = build(), make_input(target)
+    adapter = adapter_of(model, target)
+    base, full = base_and_full(model, adapter, x)
+    before = everything(model)
+    with torch.no_grad(), scaled_response(adapter, 0.25, "scaling"):
+        actual = adapter(x)
+    assert (error(actual, base, full, 0.25) < TOLERANCE) is exact
+    assert everything(model) == before
+
+
+def test_damping_the_factor_of_dora_is_multiplying_it() -> None:
+    model, x = ADAPTERS["DoRA"][2](), make_input("linear")
+    adapter: Any = adapter_of(model, "linear")
+    with torch.no_grad(), scaled_response(adapter, 0.25, "scaling"):
+        actual = adapter(x)
+    adapter.scaling["default"] *= 0.25
+    with torch.no_grad():
+        assert torch.equal(actual, adapter(x))

@@ -28,15 +28,19 @@ class LayerActivation:
 
     Args:
         layers: the layers that `discover_layers` found.
+        readers: modules around the layers that compute with the adapters' weights themselves, as AdaLoRA's model does
+            for its orthogonality loss: idle layers are frozen during their whole forward.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer], readers: Sequence[nn.Module] = ()) -> None:
         self._layers = layers
         self._active: tuple[int, ...] | None = None
         self._gates: list[list[AdapterGate]] = []
+        for module in (*readers, *(adapter for layer in layers for adapter in layer.adapters.values())):
+            remove_earlier_gates(module)
         for layer in layers:
             own = {id(parameter) for parameter in layer.parameters}
-            self._gates.append([AdapterGate(adapter, own) for adapter in layer.adapters.values()])
+            self._gates.append([AdapterGate(module, own) for module in (*readers, *layer.adapters.values())])
         self._remove_hooks = weakref.finalize(self, remove_all, self._gates)
 
     @property
@@ -77,10 +81,9 @@ class LayerActivation:
 
 
 class AdapterGate:
-    """Keeps the parameters of one adapter module out of the graph while `idle`."""
+    """Keeps the parameters `own` of one module out of the graph while `idle`."""
 
     def __init__(self, adapter: nn.Module, own: set[int]) -> None:
-        remove_earlier_gates(adapter)
         self.idle = False
         # Slots rather than parameters: sharding engines replace the parameter objects of a module.
         self._slots = [

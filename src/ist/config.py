@@ -13,6 +13,7 @@ Policy = Literal["uniform", "proportional"]
 CandidateSet = Literal["unsuppressed", "suppressed"]
 ScoreStep = Literal["additive", "sigmoid_gradient"]
 Rounding = Literal["half_up", "truncate"]
+Damping = Literal["response", "scaling"]
 Preset = Literal["paper", "reference"]
 
 # Where the authors' code departs from their paper, each departure is an option; a preset names a set of options.
@@ -22,6 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "candidate_set": "unsuppressed",
         "score_step": "additive",
         "rounding": "half_up",
+        "damping": "response",
         "probe_batch_size": None,
     },
     "reference": {
@@ -29,6 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "candidate_set": "suppressed",
         "score_step": "sigmoid_gradient",
         "rounding": "truncate",
+        "damping": "scaling",
         "probe_batch_size": 16,
     },
 }
@@ -99,6 +102,11 @@ class ISTConfig:
 
     rounding: Rounding | None = None
     """How a fraction of the layers becomes a count, never below 1: `half_up` or `truncate`."""
+
+    damping: Damping | None = None
+    """What `β` multiplies in a suppressed layer: the adapters' `response`, exactly (eq. 8), or the factor `scaling` of
+    its modules, whatever their response makes of it. Both are the same for LoRA; of DoRA's response the latter leaves
+    more than `β`."""
 
     probe_batch_size: int | None = None
     """Examples in a probe batch. `None` is the training batch's size under `paper`, and 16 under `reference`."""
@@ -190,6 +198,7 @@ _CHOICES: dict[str, Any] = {
     "candidate_set": CandidateSet,
     "score_step": ScoreStep,
     "rounding": Rounding,
+    "damping": Damping,
 }
 
 

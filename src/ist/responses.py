@@ -1,91 +1,146 @@
 """What an adapter adds to its layer, and how to scale exactly that by beta.
 
-The *response* of an adapter module is what its output gains over the output of the module that it wraps. In most LoRA
-layers the response is proportional to a factor that PEFT keeps in `scaling`, so multiplying that factor is exact and
-free. Everywhere else (DoRA, whose `scaling` also enters the weight's norm; IA3; OFT; …) the wrapped module is run once
-more: `base + β·(full − base)`.
+The *response* of an adapter module is what its output gains over the output of the module that it wraps. Many methods
+multiply their response by a factor that PEFT keeps in the module; multiplying that factor is exact and free.
+Everywhere else (DoRA, whose factor also enters the weight's norm; IA3; OFT; …) the module is run once more with its
+adapters off: `base + β·(full − base)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
-from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
 from torch import Tensor, nn
 
-__all__ = ["has_exact_factor", "scaled_response"]
+from .config import Damping
 
-
-def has_exact_factor(adapter: nn.Module) -> bool:
-    """Whether multiplying `adapter.scaling` by beta multiplies the response by beta.
-
-    True for LoRA without variants (rank-stabilised LoRA and AdaLoRA among it), and for adapter layers that promise it
-    with an attribute `scaling_is_exact`, as this library's bottleneck adapters do.
-    """
-    if not isinstance(getattr(adapter, "scaling", None), dict):
-        return False
-    if getattr(adapter, "scaling_is_exact", False):
-        return True
-    # These two change weights inside a module whose output is not linear in them.
-    if not isinstance(adapter, LoraLayer) or isinstance(adapter, (MultiheadAttention, ParamWrapper)):
-        return False
-    return not any(name in adapter.lora_variant for name in adapter.active_adapters)
+__all__ = ["damping_factors", "has_exact_factor", "scaled_response"]
 
 
 @contextmanager
-def scaled_response(adapter: nn.Module, beta: float) -> Iterator[None]:
+def scaled_response(adapter: nn.Module, beta: float, damping: Damping = "response") -> Iterator[None]:
     """Within the context, `adapter` returns `base + β·(full − base)`; afterwards it is as it was.
 
     Args:
         adapter: a PEFT adapter layer, or one with adapter layers inside itself.
         beta: factor on the response of its active adapters, in [0, 1].
+        damping: `response` is the above. `scaling` multiplies the factor `scaling` wherever a module has one, as the
+            paper's authors' code does, whether or not the response follows; modules without one follow the above.
     """
-    wrapped = getattr(adapter, "base_layer", None)
-    nested = isinstance(wrapped, nn.Module) and hasattr(wrapped, "base_layer")
     if beta == 1:
         yield
-    elif has_exact_factor(adapter) and not nested:
-        with scaled_factor(adapter.scaling, beta):  # type: ignore[arg-type]
-            yield
-    else:
-        with blended_output(adapter, beta):
-            yield
+        return
+    factors = None
+    if not is_nested(adapter):
+        factors = damping_factors(adapter)
+        if factors is None and damping == "scaling" and isinstance(getattr(adapter, "scaling", None), dict):
+            factors = adapter.scaling
+    with blended_output(adapter, beta) if factors is None else scaled_factors(factors, beta):  # type: ignore[arg-type]
+        yield
+
+
+def has_exact_factor(adapter: nn.Module) -> bool:
+    """Whether the response of `adapter` is proportional to a factor that it keeps, which makes scaling it free."""
+    return not is_nested(adapter) and damping_factors(adapter) is not None
+
+
+def damping_factors(adapter: nn.Module) -> dict[str, Any] | None:
+    """The factors by adapter name to which a module's response is proportional, or None where there are none.
+
+    Adapter layers outside of PEFT promise it with a true attribute `scaling_is_exact`, as this library's bottleneck
+    adapters do.
+    """
+    if getattr(adapter, "scaling_is_exact", False):
+        return adapter.scaling  # type: ignore[return-value]
+    if is_linear_in_factor(adapter):
+        for kind, attribute in factor_attributes().items():
+            if isinstance(adapter, kind):
+                return getattr(adapter, attribute)
+    return None
+
+
+@cache
+def factor_attributes() -> dict[type, str]:
+    """PEFT's layers whose response is proportional to a factor, and the attribute that holds it.
+
+    `tests/test_tuner_types.py` measures each of them.
+    """
+    from peft.tuners import fourierft, gralora, lily, loha, lokr, lora, peanut, psoft, randlora, shira, waveft
+
+    return {
+        lora.LoraLayer: "scaling",  # AdaLoRA's layers are of this type too.
+        loha.LoHaLayer: "scaling",
+        lokr.LoKrLayer: "scaling",
+        randlora.RandLoraLayer: "scaling",
+        shira.ShiraLayer: "scaling",
+        gralora.GraloraLayer: "scaling",
+        lily.LilyLayer: "scaling",
+        peanut.PeanutLayer: "scaling",
+        psoft.PsoftLayer: "scaling",
+        fourierft.FourierFTLayer: "fourierft_scaling",
+        waveft.WaveFTLayer: "waveft_scaling",
+    }
+
+
+def is_linear_in_factor(adapter: nn.Module) -> bool:
+    """Whether nothing in a module breaks the proportion that its type promises."""
+    from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
+
+    # These two change weights inside a module whose output is not linear in them.
+    if isinstance(adapter, (MultiheadAttention, ParamWrapper)):
+        return False
+    # DoRA and other variants of LoRA, by the name of the adapter that has them.
+    variants = getattr(adapter, "lora_variant", {})
+    return not any(name in variants for name in getattr(adapter, "active_adapters", ()))
+
+
+def is_nested(adapter: nn.Module) -> bool:
+    """Whether a module wraps another adapter layer, whose response its own factor does not reach."""
+    return hasattr(getattr(adapter, "base_layer", None), "base_layer")
 
 
 @contextmanager
-def scaled_factor(scaling: dict[str, Any], beta: float) -> Iterator[None]:
+def scaled_factors(factors: dict[str, Any], beta: float) -> Iterator[None]:
     """Multiply the factors of every adapter name; the very same values come back."""
-    before = dict(scaling)
+    before = dict(factors)
     try:
         for name, factor in before.items():
-            scaling[name] = factor * beta
+            factors[name] = factor * beta
         yield
     finally:
-        scaling.update(before)
+        factors.update(before)
 
 
 @contextmanager
 def blended_output(adapter: nn.Module, beta: float) -> Iterator[None]:
-    """Blend the output with that of the wrapped module, which the module computes with its adapters disabled."""
+    """Blend the output with what the module computes with its adapters off."""
 
-    def blend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], full: Any) -> Tensor:
-        if not isinstance(full, Tensor):
-            raise ValueError(
-                f"{type(module).__name__} returns a {type(full).__name__}, not a tensor, so its response cannot be "
-                "scaled: use an adapter whose layers return one tensor, such as LoRA on linear modules."
-            )
+    def blend_with_base(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], full: Any) -> Any:
         with disabled(module):
             base = module.forward(*args, **kwargs)
-        return base + beta * (full - base)
+        return blend(base, full, beta)
 
-    handle = adapter.register_forward_hook(blend, with_kwargs=True)
+    handle = adapter.register_forward_hook(blend_with_base, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
+
+
+def blend(base: Any, full: Any, beta: float) -> Any:
+    """`base + β·(full − base)` of a tensor, or of each floating-point tensor in a tuple or list.
+
+    What is no such tensor (a cache, a shape, None) has no response and is returned as the full module gave it.
+    """
+    if isinstance(full, (tuple, list)):
+        parts = [blend(b, f, beta) for b, f in zip(base, full, strict=True)]
+        return type(full)(*parts) if hasattr(full, "_fields") else type(full)(parts)
+    if isinstance(full, Tensor) and full.is_floating_point():
+        return base + beta * (full - base)
+    return full
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .adalora import without_orthogonality_loss
 from .layers import Layer
-from .responses import scaled_response
+from .responses import Damping, scaled_response
 
 __all__ = ["LossFunction", "candidate_losses", "model_loss", "suppress"]
 
@@ -19,19 +20,22 @@ LossFunction = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 
 
 @contextmanager
-def suppress(layers: Sequence[Layer], unsuppressed: Collection[int], beta: float) -> Iterator[None]:
+def suppress(
+    layers: Sequence[Layer], unsuppressed: Collection[int], beta: float, damping: Damping = "response"
+) -> Iterator[None]:
     """Within the context, layer i returns `m_i + a_i` for i in `unsuppressed` and `m_i + β·a_i` elsewhere (eq. 8).
 
     Args:
         layers: all layers of the model that carry adapters.
         unsuppressed: indices of the layers that keep their full response.
         beta: factor on the other layers' response, in [0, 1].
+        damping: what beta multiplies, see `ist.responses.scaled_response`.
     """
     with ExitStack() as stack:
         for layer in layers:
             if layer.index not in unsuppressed:
                 for adapter in layer.adapters.values():
-                    stack.enter_context(scaled_response(adapter, beta))
+                    stack.enter_context(scaled_response(adapter, beta, damping))
         yield
 
 
@@ -69,8 +73,11 @@ def candidate_losses(
     batch: Mapping[str, Any],
     beta: float,
     loss_function: LossFunction = model_loss,
+    damping: Damping = "response",
 ) -> Tensor:
     """The loss of each candidate set on one batch, without gradient and in evaluation mode.
+
+    It is the loss of the task alone: AdaLoRA's orthogonality term, which says nothing of the batch, is left out.
 
     Args:
         model: the model in training; its mode and its adapters are restored, also after an exception.
@@ -79,14 +86,15 @@ def candidate_losses(
         batch: what the model takes, on the model's device.
         beta: factor on the response of the layers outside a candidate set, in [0, 1].
         loss_function: `(model, batch) -> loss`, a scalar in nats.
+        damping: what beta multiplies, see `ist.responses.scaled_response`.
 
     Returns:
         Losses in nats, float64 of shape `[N_c]` on the CPU.
     """
     losses = []
-    with evaluation_mode(model):
+    with evaluation_mode(model), without_orthogonality_loss(model):
         for candidate in candidates:
-            with suppress(layers, candidate, beta):
+            with suppress(layers, candidate, beta, damping):
                 losses.append(check_scalar(loss_function(model, batch)))
     return torch.stack(losses).cpu()
 

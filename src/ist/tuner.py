@@ -7,7 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ._version import __version__
 from .activation import LayerActivation
-from .config import ISTConfig
+from .adalora import RankAllocation, find_adalora
+from .config import Damping, ISTConfig
 from .history import History
 from .layers import discover_layers, parameters_outside
 from .probes import DatasetProbes, IterableProbes, ProbeStream, RecordedProbes, private_randomness, to_device
+from .resume import STATE_FORMAT, check_same_run
 from .sampling import keyed_seed
 from .selectors import ImportanceUpdate, SelectorFactory, selector_factory
 from .suppression import LossFunction, candidate_losses, model_loss
@@ -26,8 +28,6 @@ from .suppression import LossFunction, candidate_losses, model_loss
 __all__ = ["SparseTuner"]
 
 logger = logging.getLogger(__name__)
-
-STATE_FORMAT = 1
 
 
 class SparseTuner:
@@ -92,8 +92,12 @@ class SparseTuner:
         self._num_probes = 0
         self._optimizer_checked = False
         self._warned_no_batch = False
+        self._warned_not_allocated = False
         self._probes = self._make_probes(probe_batches)
-        self._activation = LayerActivation(self.layers)
+        adalora = find_adalora(model)
+        self._activation = LayerActivation(self.layers, readers=() if adalora is None else (adalora,))
+        self.rank_allocation = None if adalora is None else RankAllocation(adalora)
+        """AdaLoRA's, or None for other methods."""
         self._announce()
         if history is not None:
             self.record_to(history)
@@ -127,15 +131,24 @@ class SparseTuner:
         """
         active = self.selector.choose(self.num_steps)
         self._activation.activate(active)
+        if self.rank_allocation:
+            self.rank_allocation.begin_step()
         if self.history:
             self.history.write("step", step=self.num_steps + 1, active=list(active))
         return active
 
     def before_optimizer_step(self) -> None:
-        """Drop gradients of idle layers. Needed between backward and optimizer step only where a loss reaches the
-        adapters' weights past their forward, as AdaLoRA's orthogonality term does; `IST` always calls it.
+        """Drop gradients of idle layers. Needed between backward and optimizer step only where a loss of your own
+        reaches the adapters' weights past their forward, as a penalty on them does; `IST` always calls it.
         """
         self._activation.drop_idle_gradients()
+
+    def after_optimizer_step(self) -> None:
+        """Let AdaLoRA allocate its ranks. Needed for it alone, while the gradients are still there: after
+        `optimizer.step()` and before `optimizer.zero_grad()`; `IST` always calls it.
+        """
+        if self.rank_allocation:
+            self.rank_allocation.allocate(self.num_steps)
 
     def end_step(self, optimizer: Any = None) -> ImportanceUpdate | None:
         """Close an optimizer step; every `update_interval` steps, measure and learn.
@@ -148,6 +161,7 @@ class SparseTuner:
         """
         if optimizer is not None and not self._optimizer_checked:
             self._check_optimizer(optimizer)
+        self._warn_if_not_allocated()
         self._activation.activate_all()
         self.num_steps += 1
         update = self.selector.learn(self.num_steps, self._measure)
@@ -159,6 +173,8 @@ class SparseTuner:
 
     def close(self) -> None:
         """Leave the model as PEFT made it. The tuner's state can still be saved."""
+        if self.rank_allocation:
+            self.rank_allocation.close()
         self._activation.close()
         self._probes.close()
 
@@ -179,6 +195,7 @@ class SparseTuner:
             "layers": [layer.name for layer in self.layers],
             "num_steps": self.num_steps,
             "num_probes": self._num_probes,
+            "last_update": self.last_update and self.last_update.state_dict(),
             "selector_type": type(self.selector).__name__,
             "selector": self.selector.state_dict(),
         }
@@ -189,35 +206,12 @@ class SparseTuner:
         Raises:
             ValueError: the state is of another model or configuration; nothing has been changed then.
         """
-        if state.get("format") != STATE_FORMAT:
-            raise ValueError(
-                f"The saved state has format {state.get('format')!r}, and this version reads {STATE_FORMAT}."
-            )
-        names = [layer.name for layer in self.layers]
-        if list(state["layers"]) != names:
-            raise ValueError(
-                f"The saved state is of {len(state['layers'])} layers from {state['layers'][0]}, and this model has "
-                f"{len(names)} from {names[0]}: resume with the model and the adapter that the run began with."
-            )
-        if state["selector_type"] != type(self.selector).__name__:
-            raise ValueError(
-                f"The run began with {state['selector_type']} and would go on with {type(self.selector).__name__}: "
-                "give the former selector, or begin a new run from the saved adapter."
-            )
-        now = dataclasses.asdict(self.config)
-        changed = [
-            f"{name} was {then!r} and is {now.get(name)!r}"
-            for name, then in state["config"].items()
-            if now.get(name) != then
-        ]
-        if changed:
-            raise ValueError(
-                f"The run began with other hyperparameters ({'; '.join(changed)}), so it cannot be resumed exactly: "
-                "give the former values, or begin a new run from the saved adapter."
-            )
+        check_same_run(state, self.state_dict())
         self.selector.load_state_dict(dict(state["selector"]))
         self.num_steps = int(state["num_steps"])
         self._num_probes = int(state["num_probes"])
+        saved_update = state.get("last_update")
+        self.last_update = saved_update and ImportanceUpdate.from_state_dict(saved_update)
 
     def _measure(self, candidates: Sequence[tuple[int, ...]]) -> Tensor | None:
         """Losses of candidate sets on the next probe batch; training notices nothing of it."""
@@ -235,6 +229,7 @@ class SparseTuner:
                 to_device(batch, device),
                 self.config.beta,
                 self._loss_function,
+                cast("Damping", self.config.damping),
             )
         self._num_probes += 1
         self.probe_seconds += time.perf_counter() - start
@@ -263,6 +258,15 @@ class SparseTuner:
                 "There is no batch to measure the layers' importance on, so the choice stays as it is: give "
                 "probe_batches with at least one batch, or call the model with keyword arguments.",
                 stacklevel=4,
+            )
+
+    def _warn_if_not_allocated(self) -> None:
+        if self.rank_allocation and not self.rank_allocation.done and not self._warned_not_allocated:
+            self._warned_not_allocated = True
+            warnings.warn(
+                "AdaLoRA's ranks are not being allocated: call tuner.after_optimizer_step() after optimizer.step() and "
+                "before optimizer.zero_grad().",
+                stacklevel=3,
             )
 
     def _check_optimizer(self, optimizer: Any) -> None:

@@ -50,6 +50,7 @@ class ISTArguments:
     candidate_set: str | None = field(default=None, metadata={"help": "unsuppressed or suppressed; by preset."})
     score_step: str | None = field(default=None, metadata={"help": "additive or sigmoid_gradient; by preset."})
     rounding: str | None = field(default=None, metadata={"help": "half_up or truncate; by preset."})
+    damping: str | None = field(default=None, metadata={"help": "response or scaling; by preset."})
     probe_batch_size: int | None = field(
         default=None, metadata={"help": "Examples in a probe batch; the training batch's size by default."}
     )

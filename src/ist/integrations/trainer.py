@@ -128,6 +128,13 @@ class IST(TrainerCallback, ExportableState):
         if self.tuner:
             self.tuner.before_optimizer_step()
 
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let AdaLoRA allocate its ranks, which the Trainer does not."""
+        if self.tuner:
+            self.tuner.after_optimizer_step()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure and learn where it is time to."""
         if self.tuner:

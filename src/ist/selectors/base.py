@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,6 +30,27 @@ class ImportanceUpdate:
     """Score of each layer after the update."""
     skipped: str | None = None
     """Why nothing was learned, or None."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The update as plain JSON values."""
+        return {
+            "candidates": [list(candidate) for candidate in self.candidates],
+            "losses": list(self.losses),
+            "rewards": list(self.rewards),
+            "importance": list(self.importance),
+            "skipped": self.skipped,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> ImportanceUpdate:
+        """The update that `state_dict` was called on."""
+        return cls(
+            candidates=tuple(tuple(candidate) for candidate in state["candidates"]),
+            losses=tuple(state["losses"]),
+            rewards=tuple(state["rewards"]),
+            importance=tuple(state["importance"]),
+            skipped=state["skipped"],
+        )
 
 
 class Selector(Protocol):

@@ -1,0 +1,133 @@
+"""AdaLoRA under sparse tuning: its rank allocation goes on while layers are frozen, its own loss is no reward.
+
+AdaLoRA (Zhang et al., 2023) writes an adapter as `P·diag(λ)·Q`, measures while training how much the loss would feel
+each singular value (the running average of `|w·∂L/∂w|` and of its spread), and step by step switches the least felt
+ones off until a budget is met. It adds `‖PᵀP − 1‖ + ‖QQᵀ − 1‖` of all layers to the loss. Three things need care:
+
+- an idle layer has no gradient, so its averages stay as they are: it was not measured in this step;
+- the orthogonality term is made from the weights, past the adapters' forward: it would give idle layers a gradient;
+- the term says nothing of the batch: it is left out where candidate sets are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from peft import AdaLoraConfig, AdaLoraModel
+
+__all__ = ["RankAllocation", "find_adalora", "without_orthogonality_loss"]
+
+
+def find_adalora(model: nn.Module) -> AdaLoraModel | None:
+    """The AdaLoRA tuner of a model that has one with an adapter in training, else None."""
+    from peft import AdaLoraModel
+
+    tuner = getattr(model, "base_model", None)
+    return tuner if isinstance(tuner, AdaLoraModel) and hasattr(tuner, "rankallocator") else None
+
+
+@contextmanager
+def without_orthogonality_loss(model: nn.Module) -> Iterator[None]:
+    """Within the context, AdaLoRA's orthogonality term is not added to the loss of `model`; others are as they are."""
+    tuner = find_adalora(model)
+    if tuner is None:
+        yield
+        return
+    before = vars(tuner).get("forward")
+    # The tuner's forward is that of the model it wraps, plus the term.
+    vars(tuner)["forward"] = tuner.model.forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(tuner)["forward"]
+        else:
+            vars(tuner)["forward"] = before
+
+
+class RankAllocation:
+    """Runs AdaLoRA's rank allocation once a step, over layers some of which are frozen.
+
+    PEFT leaves the call of `update_and_allocate` to the training loop, and its own code fails on a parameter without a
+    gradient. While this object is open, `update_and_allocate` works with idle layers, whoever calls it, and a second
+    call for the same step does nothing.
+
+    Args:
+        tuner: PEFT's AdaLoRA tuner; it is as before after `close`.
+    """
+
+    def __init__(self, tuner: AdaLoraModel) -> None:
+        self._tuner = tuner
+        self._done = False
+        self._last_step: int | None = None
+        tuner.update_and_allocate = self._allocate
+        tuner.rankallocator.update_ipt = self._update_sensitivities
+
+    @property
+    def done(self) -> bool:
+        """Whether ranks were allocated since the step began."""
+        return self._done
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole schedule."""
+        config = self._tuner.peft_config[self._tuner.trainable_adapter_name]
+        return cast("AdaLoraConfig", config).total_step
+
+    def begin_step(self) -> None:
+        """Expect one allocation from now on."""
+        self._done = False
+
+    def allocate(self, step: int) -> None:
+        """Allocate, unless the training loop has done so since the step began.
+
+        To be called after the optimizer's step, while the gradients are there.
+
+        Args:
+            step: optimizer steps done before this one.
+        """
+        if not self._done:
+            self._allocate(step)
+
+    def close(self) -> None:
+        """Leave the tuner as PEFT made it."""
+        for owner, name in ((self._tuner, "update_and_allocate"), (self._tuner.rankallocator, "update_ipt")):
+            if getattr(vars(owner).get(name), "__self__", None) is self:
+                del vars(owner)[name]
+
+    def _allocate(self, global_step: int) -> None:
+        """`AdaLoraModel.update_and_allocate`, once for each step."""
+        self._done = True
+        if global_step != self._last_step:
+            self._last_step = global_step
+            type(self._tuner).update_and_allocate(self._tuner, global_step)
+
+    def _update_sensitivities(self, model: nn.Module) -> None:
+        """`RankAllocator.update_ipt` for the parameters that have a gradient.
+
+        A layer that was never active starts from 0, which is what the loss feels of it: its singular values are 0, and
+        with them every `w·∂L/∂w`.
+        """
+        allocator = self._tuner.rankallocator
+        type(allocator).update_ipt(allocator, WithGradient(model))
+        for name, parameter in model.named_parameters():
+            if "lora_" in name and allocator.adapter_name in name and name not in allocator.ipt:
+                for averages in (allocator.ipt, allocator.exp_avg_ipt, allocator.exp_avg_unc):
+                    averages[name] = torch.zeros_like(parameter)
+
+
+class WithGradient:
+    """A model as seen through `named_parameters`, without those that have no gradient."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters that have a gradient."""
+        return ((name, parameter) for name, parameter in self._model.named_parameters() if parameter.grad is not None)
