@@ -124,8 +124,8 @@ def test_defaults_are_the_papers():
 
 
 OPTION_SETS = {
-    "paper": ("uniform", "unsuppressed", "additive", "half_up", None),
-    "reference": ("proportional", "suppressed", "sigmoid_gradient", "truncate", 16),
+    "paper": ("uniform", "unsuppressed", "additive", "half_up", "response", None),
+    "reference": ("proportional", "suppressed", "sigmoid_gradient", "truncate", "scaling", 16),
 }
 OPTION_NAMES = ("policy", "candidate_set", "score_step", "rounding", "damping", "probe_batch_size")
 

@@ -475,15 +475,6 @@ def test_probes_leave_a_collators_own_generator_alone(tmp_path: Path) -> None:
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
-def test_adalora_moves_the_chosen_layers_alone(tmp_path: Path) -> None:
-    """Its forward adds a loss on the weights of all layers."""
-    config = peft.AdaLoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], total_step=50)
-    callback = IST(num_active_layers=1)
-    watch = Watch(callback)
-    make_trainer(tmp_path, callback, watch, model=get_peft_model(tiny_llama(), config), max_steps=4).train()
-    assert watch.moved == watch.chosen
-
-
 @pytest.mark.parametrize("engine", ["deepspeed", "fsdp"])
 def test_engines_that_shard_are_refused(tmp_path: Path, engine: str) -> None:
     trainer = make_trainer(tmp_path, IST())

@@ -78,7 +78,7 @@ class RankAllocation:
     def total_steps(self) -> int:
         """Optimizer steps of the whole schedule."""
         config = self._tuner.peft_config[self._tuner.trainable_adapter_name]
-        return cast("AdaLoraConfig", config).total_step
+        return cast("int", cast("AdaLoraConfig", config).total_step)
 
     def begin_step(self) -> None:
         """Expect one allocation from now on."""

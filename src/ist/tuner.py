@@ -18,7 +18,8 @@ from .activation import LayerActivation
 from .adalora import RankAllocation, find_adalora
 from .config import Damping, ISTConfig
 from .history import History
-from .layers import discover_layers, parameters_outside
+from .layers import Layer, discover_layers, parameters_outside
+from .lora_fa import IdlePairs, is_lora_fa
 from .probes import DatasetProbes, IterableProbes, ProbeStream, RecordedProbes, private_randomness, to_device
 from .resume import STATE_FORMAT, check_same_run
 from .sampling import keyed_seed
@@ -90,7 +91,8 @@ class SparseTuner:
         """Time spent in the importance loop."""
         self._loss_function = loss_function or model_loss
         self._num_probes = 0
-        self._optimizer_checked = False
+        self._optimizer: Any = None
+        self._idle_pairs: IdlePairs | None = None
         self._warned_no_batch = False
         self._warned_not_allocated = False
         self._probes = self._make_probes(probe_batches)
@@ -123,6 +125,25 @@ class SparseTuner:
             versions={"ist": __version__, "torch": torch.__version__, **versions},
         )
 
+    def attach_optimizer(self, optimizer: Any) -> None:
+        """Get to know the optimizer before the first step; `end_step` does it at the latest.
+
+        Warns of layers that the optimizer can never train. LoRA-FA's is helped past idle layers, which it needs before
+        its first step; other optimizers are left alone.
+
+        Args:
+            optimizer: made from all trainable parameters; it may be wrapped, as Accelerate does.
+        """
+        while hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        if optimizer is self._optimizer:
+            return
+        self._optimizer = optimizer
+        warn_of_missing_parameters(optimizer, self.layers)
+        if self._idle_pairs:
+            self._idle_pairs.close()
+        self._idle_pairs = IdlePairs(optimizer) if is_lora_fa(optimizer) else None
+
     def begin_step(self) -> tuple[int, ...]:
         """Choose the layers of the next optimizer step and freeze the adapters of all others.
 
@@ -154,13 +175,13 @@ class SparseTuner:
         """Close an optimizer step; every `update_interval` steps, measure and learn.
 
         Args:
-            optimizer: if given, checked once to hold every layer's parameters.
+            optimizer: attached, if it is given and none is yet.
 
         Returns:
             What was measured and learned, or None where it was not time to.
         """
-        if optimizer is not None and not self._optimizer_checked:
-            self._check_optimizer(optimizer)
+        if optimizer is not None and self._optimizer is None:
+            self.attach_optimizer(optimizer)
         self._warn_if_not_allocated()
         self._activation.activate_all()
         self.num_steps += 1
@@ -175,6 +196,8 @@ class SparseTuner:
         """Leave the model as PEFT made it. The tuner's state can still be saved."""
         if self.rank_allocation:
             self.rank_allocation.close()
+        if self._idle_pairs:
+            self._idle_pairs.close()
         self._activation.close()
         self._probes.close()
 
@@ -269,18 +292,6 @@ class SparseTuner:
                 stacklevel=3,
             )
 
-    def _check_optimizer(self, optimizer: Any) -> None:
-        """Warn of layers that this optimizer can never train."""
-        self._optimizer_checked = True
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        missing = [layer.name for layer in self.layers if not all(id(p) in held for p in layer.parameters)]
-        if missing:
-            warnings.warn(
-                f"The optimizer lacks adapter parameters of {len(missing)} layers ({missing[0]}, …), which are never "
-                "trained: make it from all parameters that require a gradient, before the first begin_step().",
-                stacklevel=3,
-            )
-
     def _announce(self) -> None:
         """Say once what is chosen from and what trains besides."""
         active = len(self.selector.choose(0))
@@ -296,6 +307,18 @@ class SparseTuner:
                 ", ".join(names[:3]),
                 ", …" if len(names) > 3 else "",
             )
+
+
+def warn_of_missing_parameters(optimizer: Any, layers: Sequence[Layer]) -> None:
+    """Warn of layers that an optimizer can never train."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = [layer.name for layer in layers if not all(id(p) in held for p in layer.parameters)]
+    if missing:
+        warnings.warn(
+            f"The optimizer lacks adapter parameters of {len(missing)} layers ({missing[0]}, …), which are never "
+            "trained: make it from all parameters that require a gradient, before the first begin_step().",
+            stacklevel=4,
+        )
 
 
 def is_drawable(loader: DataLoader[Any]) -> bool:

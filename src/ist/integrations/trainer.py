@@ -103,6 +103,7 @@ class IST(TrainerCallback, ExportableState):
             loss_function=self._loss_function,
         )
         try:
+            tuner.attach_optimizer(kwargs["optimizer"])
             self._resume(tuner, state)
             if state.is_world_process_zero:
                 history = History(Path(args.output_dir or ".") / HISTORY_FILE, resume_step=state.global_step or None)
@@ -111,6 +112,7 @@ class IST(TrainerCallback, ExportableState):
             tuner.close()
             raise
         self.tuner = tuner
+        warn_of_unfinished_schedule(tuner, state.max_steps)
         # The Trainer's next save expects an entry, which a checkpoint of a run without IST lacks.
         saved_states(state).setdefault(type(self).__name__, self.state())
 
@@ -213,6 +215,16 @@ class IST(TrainerCallback, ExportableState):
             return None
         batch_size = self.config.probe_batch_size or state.train_batch_size or args.train_batch_size
         return DatasetProbes(dataset, batch_size, train_dataloader.collate_fn, self.config.seed)
+
+
+def warn_of_unfinished_schedule(tuner: SparseTuner, num_steps: int) -> None:
+    """Warn of AdaLoRA's schedule where the training ends before its budget is reached."""
+    if tuner.rank_allocation and tuner.rank_allocation.total_steps > num_steps:
+        warnings.warn(
+            f"AdaLoRA's schedule is of {tuner.rank_allocation.total_steps} steps and this training of {num_steps}, so "
+            f"its budget is not reached: set total_step={num_steps} in AdaLoraConfig.",
+            stacklevel=2,
+        )
 
 
 def saved_states(state: TrainerState) -> dict[str, Any]:

@@ -1,0 +1,65 @@
+"""LoRA-FA's optimizer under sparse tuning.
+
+LoRA-FA (Zhang et al., 2023) leaves A as it was drawn and corrects the gradient of B by it, so its optimizer takes the
+two as a pair. PEFT's passes parameters without a gradient by, but not pairs: an idle layer would end the step with a
+TypeError.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = ["IdlePairs"]
+
+
+class IdlePairs:
+    """Hides the pairs of idle layers from LoRA-FA's optimizer while it steps; their moments stay where they are.
+
+    Args:
+        optimizer: PEFT's `LoraFAOptimizer`; it is as before after `close`.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._hidden: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._handles = (
+            optimizer.register_step_pre_hook(lambda *_: self._hide(optimizer)),
+            optimizer.register_step_post_hook(lambda *_: self._show()),
+        )
+
+    def close(self) -> None:
+        """Leave the optimizer as PEFT made it."""
+        self._show()
+        for handle in self._handles:
+            handle.remove()
+
+    def _hide(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before a step: leave in each group what has a gradient, or belongs to something that has."""
+        self._show()
+        for group in optimizer.param_groups:
+            names = group["names"]
+            trained = {pair_name(n) for n, p in zip(names, group["params"], strict=True) if p.grad is not None}
+            keep = [position for position, name in enumerate(names) if pair_name(name) in trained]
+            lists = [key for key, value in group.items() if isinstance(value, list) and len(value) == len(names)]
+            self._hidden.append((group, {key: group[key] for key in lists}))
+            for key in lists:
+                group[key] = [group[key][position] for position in keep]
+
+    def _show(self) -> None:
+        """After a step, also after one that raised: the very same lists come back."""
+        for group, lists in self._hidden:
+            group.update(lists)
+        self._hidden.clear()
+
+
+def pair_name(name: str) -> str:
+    """What the names of a pair's two parameters have in common, as the optimizer itself finds it."""
+    return name.partition("lora")[0] if "lora" in name else name
+
+
+def is_lora_fa(optimizer: Any) -> bool:
+    """Whether an optimizer is PEFT's for LoRA-FA."""
+    from peft.optimizers.lorafa import LoraFAOptimizer
+
+    return isinstance(optimizer, LoraFAOptimizer)
