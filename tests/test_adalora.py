@@ -119,7 +119,7 @@ def test_an_idle_layer_keeps_its_sensitivities_and_its_weights() -> None:
     averages: dict[str, Tensor] = {}
     trained: set[int] = set()
     with SparseTuner(model, num_active_layers=1, update_interval=3, probe_batches=tiny_batches(2, seed=5)) as tuner:
-        for step, batch in enumerate(tiny_batches(10)):
+        for batch in tiny_batches(10):
             active, before = tuner.begin_step(), snapshot(model)
             model(**batch).loss.backward()
             assert all(p.grad is None for layer in tuner.layers if layer.index not in active for p in layer.parameters)
@@ -133,12 +133,8 @@ def test_an_idle_layer_keeps_its_sensitivities_and_its_weights() -> None:
                 assert torch.equal(value, before[name].masked_fill(taken, 0) if "lora_E" in name else before[name])
             trained |= set(active)
             measured = {name: value.clone() for name, value in allocator.exp_avg_ipt.items()}
-            changed = {
-                layer_of(name)
-                for name in measured
-                if not torch.equal(measured[name], averages.get(name, 0 * measured[name]))
-            }
-            assert changed == set(active) or (step == 0 and changed == set(active))
+            changed = {layer_of(n) for n, v in measured.items() if not torch.equal(v, averages.get(n, 0 * v))}
+            assert changed == set(active)
             averages = measured
     assert len(trained) > 1
     never = set(range(4)) - trained
@@ -254,6 +250,10 @@ def test_an_earlier_tuner_that_was_not_closed_does_no_harm() -> None:
     assert "update_and_allocate" not in vars(adalora)
 
 
+# A module may lose all its ranks; peft takes its empty matrices for those of a sharded model.
+@pytest.mark.filterwarnings("ignore:.*tensor.s. have invalid shape")
+# It also reads AdaLoRA's rank pattern as LoRA's, and says that the names do not fit.
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")
 def test_what_is_saved_after_the_allocation_is_what_was_trained(tmp_path: Path) -> None:
     """PEFT saves the ranks that are left, and loads them without this library."""
     model, batch = make_model(), tiny_batches(1)[0]
