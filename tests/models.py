@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -13,15 +15,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForCTC,
     AutoModelForImageClassification,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForSpeechSeq2Seq,
+    AutoModelForZeroShotImageClassification,
 )
+
+from ist.suppression import LossFunction, model_loss
 
 VOCABULARY = 64
 TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 GROUPED = {**TOKENS, **SIZES, "num_key_value_heads": 2}
+VISION = {**SIZES, "image_size": 32, "patch_size": 8}
+PATCHES = 16
 GPT = {**TOKENS, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 32}
 
 
@@ -37,10 +47,91 @@ class Architecture:
     """Names of the MLP's linear modules, without those that bear the name of another module elsewhere."""
     lora: dict[str, Any] = field(default_factory=dict)
     """Options that LoRA needs for this architecture."""
+    batch: Callable[[torch.Generator], dict[str, Tensor]] | None = None
+    """Two random rows, where they are neither a text with labels nor an image with its class."""
+    layers: str | list[str] | None = None
+    """What to give as `layers=`."""
+    loss: LossFunction = model_loss
+    """How the loss is computed."""
 
 
+@dataclass(frozen=True)
+class Diffusers:
+    """A model class of diffusers, which is imported when a model is made."""
+
+    name: str
+
+    def from_config(self, config: dict[str, Any]) -> nn.Module:
+        diffusers = pytest.importorskip("diffusers", reason="diffusion transformers need diffusers")
+        return getattr(diffusers, self.name)(**config)
+
+
+def random_ids(generator: torch.Generator) -> Tensor:
+    return torch.randint(3, VOCABULARY, (2, 8), generator=generator)
+
+
+def random_images(generator: torch.Generator) -> Tensor:
+    return torch.randn(2, 3, 32, 32, generator=generator)
+
+
+def spectrograms_and_text(generator: torch.Generator) -> dict[str, Tensor]:
+    return {"input_features": torch.randn(2, 8, 16, generator=generator), "labels": random_ids(generator)}
+
+
+def waves_and_text(generator: torch.Generator) -> dict[str, Tensor]:
+    return {"input_values": torch.randn(2, 800, generator=generator), "labels": random_ids(generator)}
+
+
+def images_within_text(generator: torch.Generator) -> dict[str, Tensor]:
+    """Places for the patches of an image, then a text, which alone has labels."""
+    text = random_ids(generator).clamp(max=IMAGE_TOKEN - 1)
+    ids = torch.cat([torch.full((2, PATCHES), IMAGE_TOKEN), text], dim=1)
+    labels = ids.masked_fill(ids == IMAGE_TOKEN, -100)
+    mask = torch.ones_like(ids)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "pixel_values": random_images(generator)}
+
+
+def images_and_captions(generator: torch.Generator) -> dict[str, Tensor]:
+    return {"input_ids": random_ids(generator), "pixel_values": random_images(generator)}
+
+
+def noisy_images(generator: torch.Generator) -> dict[str, Tensor]:
+    return {
+        "hidden_states": torch.randn(2, 2, 8, 8, generator=generator),
+        "timestep": torch.tensor([3, 5]),
+        "class_labels": torch.tensor([1, 2]),
+        "target": torch.randn(2, 2, 8, 8, generator=generator),
+    }
+
+
+def noisy_images_and_text(generator: torch.Generator) -> dict[str, Tensor]:
+    return {
+        "hidden_states": torch.randn(2, 16, 4, generator=generator),
+        "encoder_hidden_states": torch.randn(2, 5, 16, generator=generator),
+        "pooled_projections": torch.randn(2, 16, generator=generator),
+        "timestep": torch.tensor([0.3, 0.5]),
+        "img_ids": torch.zeros(16, 3),
+        "txt_ids": torch.zeros(5, 3),
+        "target": torch.randn(2, 16, 4, generator=generator),
+    }
+
+
+def contrastive_loss(model: nn.Module, batch: Any) -> Tensor:
+    """CLIP computes its loss when asked to."""
+    return model(**batch, return_loss=True).loss
+
+
+def denoising_loss(model: nn.Module, batch: Any) -> Tensor:
+    """A diffusion model returns a sample; the training loop compares it with the batch's `target`."""
+    inputs = {name: value for name, value in batch.items() if name != "target"}
+    return functional.mse_loss(model(**inputs).sample, batch["target"])
+
+
+IMAGE_TOKEN = VOCABULARY - 1
 LLAMA_MLP = ("gate_proj", "up_proj", "down_proj")
+EXPERTS = {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
+# One stack, or an encoder's and a decoder's, and a loss that the model computes.
 ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": Architecture(
         AutoModelForCausalLM, transformers.GPT2Config(**GPT), ("c_attn",), ("c_fc",), {"fan_in_fan_out": True}
@@ -130,22 +221,187 @@ ARCHITECTURES: dict[str, Architecture] = {
         ("q_proj", "v_proj"),
         ("fc1", "fc2"),
     ),
+    "whisper": Architecture(
+        AutoModelForSpeechSeq2Seq,
+        transformers.WhisperConfig(
+            **TOKENS,
+            decoder_start_token_id=1,
+            num_mel_bins=8,
+            d_model=32,
+            encoder_layers=3,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=48,
+            decoder_ffn_dim=48,
+            max_source_positions=8,
+            max_target_positions=16,
+        ),
+        ("q_proj", "v_proj"),
+        ("fc1", "fc2"),
+        batch=spectrograms_and_text,
+    ),
+    "wav2vec2": Architecture(
+        AutoModelForCTC,
+        transformers.Wav2Vec2Config(
+            **TOKENS,
+            **SIZES,
+            conv_dim=(8, 8),
+            conv_stride=(5, 4),
+            conv_kernel=(10, 4),
+            num_conv_pos_embeddings=4,
+            num_conv_pos_embedding_groups=2,
+            ctc_loss_reduction="mean",
+            # These two leave layers and frames out at random.
+            layerdrop=0.0,
+            apply_spec_augment=False,
+        ),
+        ("q_proj", "v_proj"),
+        ("intermediate_dense", "output_dense"),
+        batch=waves_and_text,
+    ),
+    "mamba": Architecture(
+        AutoModelForCausalLM,
+        transformers.MambaConfig(**TOKENS, hidden_size=32, num_hidden_layers=3, state_size=4, time_step_rank=4),
+        ("in_proj",),
+        ("x_proj",),
+    ),
+    "falcon-mamba": Architecture(
+        AutoModelForCausalLM,
+        transformers.FalconMambaConfig(**TOKENS, hidden_size=32, num_hidden_layers=3, state_size=4, time_step_rank=4),
+        ("in_proj",),
+        ("x_proj",),
+    ),
+    "mamba2": Architecture(
+        AutoModelForCausalLM,
+        transformers.Mamba2Config(
+            **TOKENS,
+            hidden_size=32,
+            num_hidden_layers=3,
+            state_size=4,
+            num_heads=8,
+            head_dim=8,
+            n_groups=2,
+            chunk_size=4,
+        ),
+        ("in_proj",),
+        (),
+    ),
+    "qwen2-moe": Architecture(
+        AutoModelForCausalLM,
+        transformers.Qwen2MoeConfig(**EXPERTS, shared_expert_intermediate_size=16),
+        ("q_proj", "v_proj"),
+        ("shared_expert.up_proj", "shared_expert.down_proj"),
+    ),
+    "qwen3-moe": Architecture(
+        AutoModelForCausalLM,
+        transformers.Qwen3MoeConfig(**EXPERTS, head_dim=8),
+        ("q_proj", "v_proj"),
+        (),
+        {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+    ),
+    "switch": Architecture(
+        AutoModelForSeq2SeqLM,
+        transformers.SwitchTransformersConfig(
+            vocab_size=VOCABULARY,
+            d_model=32,
+            d_kv=8,
+            d_ff=48,
+            num_layers=3,
+            num_decoder_layers=2,
+            num_sparse_encoder_layers=3,
+            num_sparse_decoder_layers=2,
+            num_heads=4,
+            num_experts=4,
+            router_jitter_noise=0.0,
+            decoder_start_token_id=0,
+            pad_token_id=0,
+        ),
+        ("q", "v"),
+        ("wi", "wo"),
+    ),
 }
+
+# Several stacks, or a loss that is computed outside of the model.
+SPECIAL_ARCHITECTURES: dict[str, Architecture] = {
+    "llava": Architecture(
+        AutoModelForImageTextToText,
+        transformers.LlavaConfig(
+            vision_config=transformers.CLIPVisionConfig(**VISION),
+            text_config=transformers.LlamaConfig(**GROUPED),
+            image_token_id=IMAGE_TOKEN,
+        ),
+        ("q_proj", "v_proj"),
+        ("fc1", "fc2", *LLAMA_MLP),
+        batch=images_within_text,
+        layers="language_model.layers",
+    ),
+    "clip": Architecture(
+        AutoModelForZeroShotImageClassification,
+        transformers.CLIPConfig(
+            text_config={**TOKENS, **SIZES, "max_position_embeddings": 16}, vision_config=VISION, projection_dim=16
+        ),
+        ("q_proj", "v_proj"),
+        ("fc1", "fc2"),
+        batch=images_and_captions,
+        layers=["text_model.encoder.layers", "vision_model.encoder.layers"],
+        loss=contrastive_loss,
+    ),
+    "dit": Architecture(
+        Diffusers("DiTTransformer2DModel"),
+        {
+            "num_layers": 3,
+            "num_attention_heads": 4,
+            "attention_head_dim": 8,
+            "in_channels": 2,
+            "out_channels": 2,
+            "sample_size": 8,
+            "patch_size": 2,
+            "norm_num_groups": 2,
+            "num_embeds_ada_norm": 8,
+        },
+        ("to_q", "to_v"),
+        ("ff.net.0.proj",),
+        batch=noisy_images,
+        loss=denoising_loss,
+    ),
+    "flux": Architecture(
+        Diffusers("FluxTransformer2DModel"),
+        {
+            "num_layers": 2,
+            "num_single_layers": 3,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "patch_size": 1,
+            "in_channels": 4,
+            "joint_attention_dim": 16,
+            "pooled_projection_dim": 16,
+            "axes_dims_rope": (2, 2, 4),
+        },
+        ("to_q", "to_v"),
+        ("proj_mlp",),
+        batch=noisy_images_and_text,
+        layers=["transformer_blocks", "single_transformer_blocks"],
+        loss=denoising_loss,
+    ),
+}
+
+ALL_ARCHITECTURES = {**ARCHITECTURES, **SPECIAL_ARCHITECTURES}
 
 
 def make_model(name: str, seed: int = 0, **changes: Any) -> nn.Module:
     """A random model of an architecture; `changes` go into its configuration."""
-    config = copy.deepcopy(ARCHITECTURES[name].config)
+    config = copy.deepcopy(ALL_ARCHITECTURES[name].config)
     config.update(changes)
     torch.manual_seed(seed)
     # Grouped matrix products, the default for experts, know no float64.
     options = {"experts_implementation": "eager"} if name == "mixtral" else {}
-    return ARCHITECTURES[name].auto.from_config(config, **options)
+    return ALL_ARCHITECTURES[name].auto.from_config(config, **options)
 
 
 def make_lora(name: str, **options: Any) -> PeftModel:
     """LoRA with random up-projections on a random model: on its attention and MLP unless `target_modules` says."""
-    architecture = ARCHITECTURES[name]
+    architecture = ALL_ARCHITECTURES[name]
     defaults = {
         "r": 2,
         "init_lora_weights": False,
@@ -162,13 +418,15 @@ def wrap(model: nn.Module, config: Any) -> PeftModel:
 
 
 def make_batch(name: str) -> dict[str, Tensor]:
-    """Two random rows with labels, as the architecture's model takes them."""
+    """Two random rows with labels, as the architecture's loss takes them."""
     generator = torch.Generator().manual_seed(7)
-    auto = ARCHITECTURES[name].auto
+    architecture = ALL_ARCHITECTURES[name]
+    auto = architecture.auto
+    if architecture.batch is not None:
+        return architecture.batch(generator)
     if auto is AutoModelForImageClassification:
-        pixels = torch.randn(2, 3, 32, 32, generator=generator)
-        return {"pixel_values": pixels, "labels": torch.tensor([0, 1])}
-    ids = torch.randint(3, VOCABULARY, (2, 8), generator=generator)
+        return {"pixel_values": random_images(generator), "labels": torch.tensor([0, 1])}
+    ids = random_ids(generator)
     return {"input_ids": ids, "labels": torch.tensor([0, 1]) if auto is AutoModelForSequenceClassification else ids}
 
 
