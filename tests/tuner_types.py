@@ -45,6 +45,8 @@ class Method:
     """Whether it takes the start of the adapter off the wrapped weights, so that its base is not the model's."""
     shared: bool = False
     """Whether layers share parameters, which then train at every step."""
+    begins_in: torch.dtype = torch.float32
+    """The model's precision when the adapter is put on it; everything is measured in float64."""
     needs: str | None = None
     """A package that it needs."""
     inputs: Mapping[str, Any] = field(default_factory=dict)
@@ -90,7 +92,7 @@ def lora_fa(model: PeftModel) -> torch.optim.Optimizer:
 TUNERS: dict[str, Method | Refusal] = {
     "LORA": method("LoraConfig", of=lora(), factor=True),
     "ADALORA": method("AdaLoraConfig", of={"init_r": 3, "target_r": 2, "tinit": 50, "total_step": 100}, factor=True),
-    "ADAMSS": method("AdamssConfig", of={"r": 4, "num_subspaces": 2}, needs="sklearn"),
+    "ADAMSS": method("AdamssConfig", of={"r": 4, "num_subspaces": 2}, begins_in=torch.float64, needs="sklearn"),
     "BOFT": method("BOFTConfig", of={"boft_block_size": 4}),
     "IA3": method("IA3Config", of={"feedforward_modules": ["up_proj"]}),
     "BEFT": method("BeftConfig"),
@@ -223,7 +225,7 @@ def adapt(entry: Method | Refusal, model: nn.Module) -> PeftModel:
 
 def make_adapted(entry: Method, device: str = "cpu") -> PeftModel:
     """A tiny Llama with an adapter that has random values, in float64."""
-    model = adapt(entry, make_base())
+    model = adapt(entry, make_base().to(entry.begins_in))
     randomise(model)
     return model.double().eval().to(device)
 

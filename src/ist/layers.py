@@ -16,6 +16,21 @@ from torch import nn
 __all__ = ["Layer", "discover_layers", "parameters_outside"]
 
 
+NO_PROMPTS = (
+    "is a prompt-learning method: it adds no response to a layer's output that could be suppressed, so the paper "
+    "excludes it"
+)
+
+# Methods of PEFT whose modules look like adapters of a layer, and why none of a layer can be told apart.
+NOT_BY_LAYER = {
+    "SHADOW": "passes a second hidden state of its own from block to block, so no block has a response of its own",
+    "TINYLORA": "keeps the parameters of all modules in one bank, which every layer holds",
+    "TRAINABLE_TOKENS": "trains rows of an embedding, which belongs to no layer",
+    "UNILORA": "trains one bank of parameters for all layers",
+    "XLORA": "trains one gate over whole adapters, which are frozen: no layer has trainable parameters of its own",
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """One block of the model and the adapters in it."""
@@ -109,12 +124,11 @@ def find_adapters(model: nn.Module) -> dict[str, nn.Module]:
 def check_adapters(model: nn.Module, adapters: dict[str, nn.Module]) -> None:
     """Raise ValueError unless the model has adapters that train and none is merged."""
     for config in (getattr(model, "peft_config", None) or {}).values():
-        if getattr(config, "is_prompt_learning", False) or getattr(config, "is_adaption_prompt", False):
-            method = str(getattr(config.peft_type, "value", config.peft_type))
-            raise ValueError(
-                f"{method} is a prompt-learning method: it adds no response to a layer's output that could be "
-                "suppressed, so the paper excludes it. Use an adapter that works layer by layer, such as LoRA."
-            )
+        method = str(getattr(config.peft_type, "value", config.peft_type))
+        is_prompt = getattr(config, "is_prompt_learning", False) or getattr(config, "is_adaption_prompt", False)
+        reason = NO_PROMPTS if is_prompt else NOT_BY_LAYER.get(method)
+        if reason:
+            raise ValueError(f"{method} {reason}. Use an adapter that works layer by layer, such as LoRA.")
     if not adapters:
         raise ValueError(
             f"{base_name(model)} has no adapters: wrap it first, for example "
