@@ -16,6 +16,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
 from torch import Tensor, nn
 
+from . import adapterhub
+
 __all__ = ["has_exact_factor", "scaled_response"]
 
 
@@ -40,13 +42,16 @@ def scaled_response(adapter: nn.Module, beta: float) -> Iterator[None]:
     """Within the context, `adapter` returns `base + β·(full − base)`; afterwards it is as it was.
 
     Args:
-        adapter: a PEFT adapter layer, or one with adapter layers inside itself.
+        adapter: an adapter layer of PEFT or AdapterHub, or one with adapter layers inside itself.
         beta: factor on the response of its active adapters, in [0, 1].
     """
     wrapped = getattr(adapter, "base_layer", None)
     nested = isinstance(wrapped, nn.Module) and hasattr(wrapped, "base_layer")
     if beta == 1:
         yield
+    elif adapterhub.is_adapter(adapter):
+        with adapterhub.scaled_response(adapter, beta):
+            yield
     elif has_exact_factor(adapter) and not nested:
         with scaled_factor(adapter.scaling, beta):  # type: ignore[arg-type]
             yield
