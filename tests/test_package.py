@@ -13,7 +13,7 @@ import ist
 
 SOURCE = Path(ist.__file__).parent
 FLOORS = [
-    {"layers", "config", "sampling", "importance", "probes", "history"},
+    {"adapterhub", "layers", "config", "sampling", "importance", "probes", "history"},
     {"activation", "responses"},
     {"suppression"},
     {"selectors"},

@@ -13,6 +13,8 @@ from typing import cast
 
 from torch import nn
 
+from . import adapterhub
+
 __all__ = ["Layer", "discover_layers", "parameters_outside"]
 
 
@@ -69,7 +71,7 @@ def discover_layers(model: nn.Module, names: str | Sequence[str] | None = None) 
     check_adapters(model, adapters)
     stacks = find_stacks(model, adapters)
     chosen = choose_stacks(model, stacks, names)
-    shared = shared_parameters(chosen, adapters)
+    shared = shared_parameters(chosen, adapters) | adapterhub.pooled_parameters(adapters.values())
     layers: list[Layer] = []
     for stack_name, stack in chosen.items():
         for block_name, block in stack.named_children():
@@ -100,11 +102,11 @@ def parameters_outside(model: nn.Module, layers: Iterable[Layer]) -> dict[str, n
 
 
 def is_adapter(module: nn.Module) -> bool:
-    """Whether `module` is an adapter layer, by the protocol of `peft.tuners.tuners_utils.BaseTunerLayer`.
+    """Whether `module` is an adapter layer, by the protocol of `peft.tuners.tuners_utils.BaseTunerLayer` or AdapterHub.
 
     Modules that PEFT trains whole (`modules_to_save`, trainable tokens) share some of it but add no response.
     """
-    return (
+    return adapterhub.is_adapter(module) or (
         bool(getattr(module, "adapter_layer_names", ()))
         and hasattr(module, "merged_adapters")
         and not hasattr(module, "original_module")
@@ -129,13 +131,17 @@ def check_adapters(model: nn.Module, adapters: dict[str, nn.Module]) -> None:
         reason = NO_PROMPTS if is_prompt else NOT_BY_LAYER.get(method)
         if reason:
             raise ValueError(f"{method} {reason}. Use an adapter that works layer by layer, such as LoRA.")
+    adapterhub.check_adapters(model)
     if not adapters:
         raise ValueError(
             f"{base_name(model)} has no adapters: wrap it first, for example "
             "get_peft_model(model, LoraConfig(target_modules='all-linear'))."
         )
     merged = [
-        name for name, module in adapters.items() for part in module.modules() if is_adapter(part) and part.merged
+        name
+        for name, module in adapters.items()
+        for part in module.modules()
+        if is_adapter(part) and getattr(part, "merged", False)
     ]
     if merged:
         raise ValueError(

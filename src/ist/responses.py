@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from . import adapterhub
 from .config import Damping
 
 __all__ = ["damping_factors", "has_exact_factor", "scaled_response"]
@@ -25,7 +26,7 @@ def scaled_response(adapter: nn.Module, beta: float, damping: Damping = "respons
     """Within the context, `adapter` returns `base + β·(full − base)`; afterwards it is as it was.
 
     Args:
-        adapter: a PEFT adapter layer, or one with adapter layers inside itself.
+        adapter: an adapter layer of PEFT or AdapterHub, or one with adapter layers inside itself.
         beta: factor on the response of its active adapters, in [0, 1].
         damping: `response` is the above. `scaling` multiplies the factor `scaling` wherever a module has one, as the
             paper's authors' code does, whether or not the response follows; modules without one follow the above.
@@ -33,18 +34,24 @@ def scaled_response(adapter: nn.Module, beta: float, damping: Damping = "respons
     if beta == 1:
         yield
         return
-    factors = None
-    if not is_nested(adapter):
-        factors = damping_factors(adapter)
-        if factors is None and damping == "scaling" and isinstance(getattr(adapter, "scaling", None), dict):
-            factors = adapter.scaling
-    with blended_output(adapter, beta) if factors is None else scaled_factors(factors, beta):  # type: ignore[arg-type]
+    if adapterhub.is_adapter(adapter):
+        scaled = adapterhub.scaled_response(adapter, beta)
+    elif has_exact_factor(adapter) or (damping == "scaling" and has_factor(adapter)):
+        scaled = scaled_factors(damping_factors(adapter) or adapter.scaling, beta)  # type: ignore[arg-type]
+    else:
+        scaled = blended_output(adapter, beta)
+    with scaled:
         yield
 
 
 def has_exact_factor(adapter: nn.Module) -> bool:
     """Whether the response of `adapter` is proportional to a factor that it keeps, which makes scaling it free."""
     return not is_nested(adapter) and damping_factors(adapter) is not None
+
+
+def has_factor(adapter: nn.Module) -> bool:
+    """Whether a module keeps a factor by adapter name, proportional to its response or not."""
+    return not is_nested(adapter) and isinstance(getattr(adapter, "scaling", None), dict)
 
 
 def damping_factors(adapter: nn.Module) -> dict[str, Any] | None:
