@@ -7,27 +7,18 @@ python benchmarks/train/run.py commonsense-h100 --data_files a.json b.json --max
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from ist.cli.train import RESULT_FILE, train
-from ist.history import HISTORY_FILE
-
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
 
+from commit import commit  # noqa: E402
 
-def commit() -> str:
-    """The commit of the checkout, marked where files differ from it; `COMMIT` names it where there is no checkout."""
-    if "COMMIT" in os.environ:
-        return os.environ["COMMIT"]
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=HERE, capture_output=True, text=True, check=False
-    )
-    return described.stdout.strip() or "unknown"
+from ist.cli.train import RESULT_FILE, train  # noqa: E402
+from ist.history import HISTORY_FILE  # noqa: E402
 
 
 def main(name: str, flags: list[str], results: Path = HERE / "results") -> Path:
