@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -422,6 +424,37 @@ def test_registration_refuses_a_foreign_method_of_that_name(monkeypatch):
     monkeypatch.setitem(PEFT_TYPE_TO_CONFIG_MAPPING, PeftType("BOTTLENECK"), LoraConfig)
     with pytest.raises(RuntimeError, match="a method BOTTLENECK of its own"):
         register()
+
+
+LOADING = """
+import ist
+from peft import PeftConfig
+try:
+    PeftConfig.from_pretrained({folder!r})
+except KeyError as error:
+    print("refused", error)
+{statement}
+print(type(PeftConfig.from_pretrained({folder!r})).__name__)
+"""
+
+
+@pytest.mark.parametrize("statement", ["import ist.bottleneck", "from ist import BottleneckConfig"])
+def test_a_fresh_process_loads_an_adapter_after_one_import(statement, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    code = LOADING.format(folder=str(tmp_path), statement=statement)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["refused 'BOTTLENECK'", "BottleneckConfig"]
+
+
+def test_model_card_says_once_how_to_load(tmp_path):
+    model = make_model()
+    model.add_adapter("other", BottleneckConfig(bottleneck_size=4))
+    for _ in range(2):
+        model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\n")  # PEFT's own card goes on before it
+    assert card.count("import ist.bottleneck  # before PEFT loads the adapter") == 1
+    assert not (tmp_path / "other" / "README.md").exists()
 
 
 # --- errors ---

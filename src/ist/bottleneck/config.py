@@ -118,9 +118,9 @@ class BottleneckConfig(PeftConfig):
 
 def explain_loading(card: Path) -> None:
     """Add to a model card, once, that PEFT must be told of bottleneck adapters before it can load one."""
-    text = card.read_text(encoding="utf-8") if card.is_file() else None
-    if text is not None and LOADING not in text:
-        card.write_text(f"{text.rstrip()}\n\n{LOADING}", encoding="utf-8")
+    text = card.read_text(encoding="utf-8").rstrip() if card.is_file() else ""
+    if text and LOADING.rstrip() not in text:
+        card.write_text(f"{text}\n\n{LOADING}", encoding="utf-8")
 
 
 def check_choice(name: str, value: Any, allowed: Any) -> None:
