@@ -24,19 +24,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "he": {"placement": "he", "mode": "parallel"},
 }
 
-# By placement, the modules of a block that carry an adapter: on their input (`> up`), on their output (`down >`) or
-# around them (`| up |`). `None` is refused: OPT's and BERT's MLP is no module, Mixtral's experts are parameters.
+# By placement, the modules of a block that carry an adapter: on their input (`→ up`), on their output (`down →`) or
+# around them (`∥ up`). `None` is refused: OPT's and BERT's MLP is no module, Mixtral's experts are parameters.
 Row = dict[str, str | None]
 
 
 def decoder(up: str, down: str, attention: str, mlp: str | None = "mlp", gate: str = "") -> Row:
-    around = f"| {gate} |, | {up} |" if gate else f"| {up} |"
     return {
-        SERIES: f"> {up}, {down} >",
-        PARALLEL: around,
-        "houlsby": f"{attention} >, {down} >",
-        "pfeiffer": f"{down} >",
-        "he": f"| {mlp} |" if mlp else None,
+        SERIES: f"→ {up}, {down} →",
+        PARALLEL: f"∥ {gate}, ∥ {up}" if gate else f"∥ {up}",
+        "houlsby": f"{attention} →, {down} →",
+        "pfeiffer": f"{down} →",
+        "he": f"∥ {mlp}" if mlp else None,
     }
 
 
@@ -60,7 +59,7 @@ PLACES: dict[str, Row] = {
     "vit": VIT,
     "t5": {
         **decoder("DenseReluDense.wi", "DenseReluDense.wo", "", mlp="DenseReluDense"),
-        "houlsby": "SelfAttention.o >, EncDecAttention.o >, DenseReluDense.wo >",
+        "houlsby": "SelfAttention.o →, EncDecAttention.o →, DenseReluDense.wo →",
     },
     "swin": VIT,
 }
@@ -68,7 +67,7 @@ NUM_BLOCKS = dict.fromkeys(ARCHITECTURES, 3) | {"t5": 5, "swin": 7}
 CASES = [(name, placement) for name, row in PLACES.items() for placement in OPTIONS if row[placement]]
 REFUSED = [(name, placement) for name, row in PLACES.items() for placement in OPTIONS if not row[placement]]
 
-POSITIONS = {r"> (\S+)": "input", r"(\S+) >": "output", r"\| (\S+) \|": "parallel"}
+POSITIONS = {r"→ (\S+)": "input", r"(\S+) →": "output", r"∥ (\S+)": "parallel"}
 
 
 def expected_positions(cell: str) -> dict[str, str]:
@@ -253,7 +252,7 @@ def table_rows() -> list[str]:
     rows = []
     for row in PLACES.values():
         line = [", ".join(family(row)), *(f"`{cell}`" if cell else "refused" for cell in row.values())]
-        text = "| " + " | ".join(part.replace("|", "\\|") for part in line) + " |"
+        text = f"| {' | '.join(line)} |"
         if text not in rows:
             rows.append(text)
     return rows
@@ -263,5 +262,5 @@ def test_the_page_has_the_table():
     page = (Path(__file__).parents[1] / "docs" / "bottleneck.md").read_text()
     begin, end = "<!-- places: made from the table of tests/test_bottleneck_places.py -->", "<!-- end of places -->"
     table = page.split(begin)[1].split(end)[0].strip().splitlines()
-    assert table[0] == "| model | " + " | ".join(OPTIONS) + " |"
+    assert table[0] == f"| model | {' | '.join(OPTIONS)} |"
     assert table[2:] == table_rows()
