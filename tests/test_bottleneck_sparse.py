@@ -10,12 +10,13 @@ import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
 
 from ist import SparseTuner
 from ist.bottleneck import BottleneckConfig, BottleneckLayer, prune_adapter
 from ist.bottleneck.sparse import SparseLinear, kept
 from models import ToyModel, toy_batch
-from tiny import snapshot, tiny_batches, tiny_llama, trainable
+from tiny import snapshot, tiny_batches, tiny_llama, tiny_rows, trainable
 
 SIZE = 8
 
@@ -236,6 +237,22 @@ def test_named_adapters_have_masks_of_their_own(tmp_path):
 
 def test_counts_are_of_all_weights():
     assert make_model(sparsity=0.8).get_nb_trainable_parameters() == make_model().get_nb_trainable_parameters()
+
+
+def test_a_trainers_checkpoint_of_a_pruned_adapter_resumes_exactly(tmp_path):
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=4, save_steps=2, learning_rate=0.01, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    model = make_model()
+    prune_adapter(model, tiny_batches(2), 0.7)
+    Trainer(model, arguments, train_dataset=tiny_rows()).train()
+    resumed = make_model(sparsity=0.7, pruning="snip")  # makes room for the checkpoint's masks
+    checkpoint = str(tmp_path / "checkpoint-2")
+    Trainer(resumed, arguments, train_dataset=tiny_rows()).train(resume_from_checkpoint=checkpoint)
+    ours, theirs = model.state_dict(), resumed.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert_pruned_weights_are_zero(resumed)
 
 
 # --- SNIP ---
