@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType
 from torch import nn
-from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, GPTJConfig, LlamaConfig, OPTConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
 from transformers.pytorch_utils import Conv1D
 
 from ist.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel, register
@@ -23,8 +25,6 @@ CONFIGS = {
         **SMALL, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
     ),
     "gpt2": GPT2Config(**SMALL, n_embd=32, n_layer=2, n_head=4, n_positions=32),
-    "gptj": GPTJConfig(**SMALL, n_embd=32, n_layer=2, n_head=4, n_positions=32, rotary_dim=4),
-    "bloom": BloomConfig(**SMALL, hidden_size=32, n_layer=2, n_head=4),
     "opt": OPTConfig(
         **SMALL,
         hidden_size=32,
@@ -215,48 +215,10 @@ def test_works_under_autocast():
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
 
 
-# --- the places ---
+# --- the places (those of each architecture: test_bottleneck_places.py) ---
 
 SERIES, PARALLEL, HOULSBY = {"mode": "series"}, {"mode": "parallel"}, {"placement": "houlsby"}
 PFEIFFER, HE = {"placement": "pfeiffer"}, {"mode": "parallel", "placement": "he"}
-PLACES = [
-    ("llama", SERIES, {"mlp.up_proj": "input", "mlp.down_proj": "output"}),
-    ("llama", PARALLEL, {"mlp.up_proj": "parallel", "mlp.gate_proj": "parallel"}),
-    ("llama", HOULSBY, {"self_attn.o_proj": "output", "mlp.down_proj": "output"}),
-    ("llama", PFEIFFER, {"mlp.down_proj": "output"}),
-    ("llama", HE, {"mlp": "parallel"}),
-    ("gpt2", SERIES, {"mlp.c_fc": "input", "mlp.c_proj": "output"}),
-    ("gpt2", PARALLEL, {"mlp.c_fc": "parallel"}),
-    ("gpt2", HOULSBY, {"attn.c_proj": "output", "mlp.c_proj": "output"}),
-    ("gpt2", PFEIFFER, {"mlp.c_proj": "output"}),
-    ("gpt2", HE, {"mlp": "parallel"}),
-    ("gptj", SERIES, {"mlp.fc_in": "input", "mlp.fc_out": "output"}),
-    ("gptj", PARALLEL, {"mlp.fc_in": "parallel"}),
-    ("gptj", HOULSBY, {"attn.out_proj": "output", "mlp.fc_out": "output"}),
-    ("gptj", HE, {"mlp": "parallel"}),
-    ("bloom", SERIES, {"mlp.dense_h_to_4h": "input", "mlp.dense_4h_to_h": "output"}),
-    ("bloom", PARALLEL, {"mlp.dense_h_to_4h": "parallel"}),
-    ("bloom", HOULSBY, {"self_attention.dense": "output", "mlp.dense_4h_to_h": "output"}),
-    ("bloom", HE, {"mlp": "parallel"}),
-    ("opt", SERIES, {"fc1": "input", "fc2": "output"}),
-    ("opt", PARALLEL, {"fc1": "parallel"}),
-    ("opt", HOULSBY, {"self_attn.out_proj": "output", "fc2": "output"}),
-    ("opt", PFEIFFER, {"fc2": "output"}),
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "expected"), PLACES, ids=lambda value: value if isinstance(value, str) else None
-)
-def test_placement_and_untrained_adapter_is_bit_identical(name, options, expected):
-    before = logits(make_base(name))
-    model = make_model(name, **options)
-    assert adapters(model) == expected
-    assert len(model.targeted_module_names) == 2 * len(expected)  # both layers
-    assert torch.equal(logits(model), before)
-    assert not torch.equal(logits(randomise(model)), before)
-    with model.disable_adapter():
-        assert torch.equal(logits(model), before)
 
 
 @pytest.mark.parametrize(
@@ -464,6 +426,36 @@ def test_registration_refuses_a_foreign_method_of_that_name(monkeypatch):
         register()
 
 
+LOADING = """
+import sys
+import ist
+from peft import PeftConfig
+try:
+    PeftConfig.from_pretrained(sys.argv[1])
+except KeyError as error:
+    print("refused", error)
+import ist.bottleneck
+print(type(PeftConfig.from_pretrained(sys.argv[1])).__name__)
+"""
+
+
+def test_a_fresh_process_loads_an_adapter_after_one_import(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    run = subprocess.run([sys.executable, "-c", LOADING, tmp_path], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["refused 'BOTTLENECK'", "BottleneckConfig"]
+
+
+def test_model_card_says_once_how_to_load(tmp_path):
+    model = make_model()
+    model.add_adapter("other", BottleneckConfig(bottleneck_size=4))
+    for _ in range(2):
+        model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\n")  # PEFT's own card goes on before it
+    assert card.count("import ist.bottleneck  # before PEFT loads the adapter") == 1
+    assert not (tmp_path / "other" / "README.md").exists()
+
+
 # --- errors ---
 
 
@@ -491,6 +483,12 @@ def test_registration_refuses_a_foreign_method_of_that_name(monkeypatch):
         ({"mode": "parallel", "output_modules": ["fc2"]}, "has no effect in mode='parallel'"),
         ({"output_modules": ["fc2"]}, "output_modules=['fc2'] needs target_modules"),
         ({"target_modules": ".*fc1", "layers_to_transform": [0]}, "layers_to_transform has no effect"),
+        ({"sparsity": 1.0}, "sparsity=1.0 is not a fraction in [0, 1): 0.8 prunes 80% of the weights, 0 none."),
+        ({"sparsity": -0.1}, "sparsity=-0.1 is not a fraction"),
+        ({"sparsity": float("nan")}, "sparsity=nan is not a fraction"),
+        ({"sparsity": True}, "sparsity=True is not a fraction"),
+        ({"sparsity": "0.8"}, "sparsity='0.8' is not a fraction"),
+        ({"pruning": "grasp"}, "pruning='grasp' is unknown: choose one of 'random', 'magnitude', 'snip'"),
     ],
 )
 def test_bad_settings(options, message):

@@ -1,7 +1,8 @@
 """Series and parallel bottleneck adapters for PEFT, which ships none.
 
 Importing this package makes `BOTTLENECK` a method that `peft` knows, so it has to be imported before such an adapter
-is loaded from disk.
+is loaded from disk: `import ist.bottleneck`, or `from ist import BottleneckConfig`. A bare `import ist` imports
+nothing and is not enough.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from peft.utils import PeftType, register_peft_method
 from .config import PEFT_TYPE, BottleneckConfig
 from .layer import BottleneckLayer
 from .model import BottleneckModel
+from .snip import prune_adapter
 
-__all__ = ["BottleneckConfig", "BottleneckLayer", "BottleneckModel", "register"]
+__all__ = ["BottleneckConfig", "BottleneckLayer", "BottleneckModel", "prune_adapter", "register"]
 
 
 def register() -> None:

@@ -1,23 +1,36 @@
-"""The settings of a bottleneck adapter, and the names under which models keep the projections it goes to."""
+"""The settings of a bottleneck adapter."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 from peft import PeftConfig
 from peft.utils import PeftType
 from torch import Tensor
 from torch.nn import functional
 
+from .places import PLACEMENT_MODES, Mode, Placement
+from .sparse import PRUNINGS, check_sparsity
+
 __all__ = ["BottleneckConfig"]
 
-Mode = Literal["series", "parallel"]
-Placement = Literal["paper", "houlsby", "pfeiffer", "he"]
-
 PEFT_TYPE = "BOTTLENECK"
+
+LOADING = """## Loading this adapter
+
+PEFT learns of bottleneck adapters from the package `ist-peft`:
+
+```python
+import ist.bottleneck  # before PEFT loads the adapter
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base_model, "path/to/this/adapter")
+```
+"""
 
 NON_LINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -26,40 +39,6 @@ NON_LINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": functional.tanh,
     "leaky_relu": functional.leaky_relu,
 }
-
-PLACEMENT_MODES: dict[str, tuple[Mode, ...]] = {
-    "paper": ("series", "parallel"),
-    "houlsby": ("series",),
-    "pfeiffer": ("series",),
-    "he": ("parallel",),
-}
-
-# Ends of module names. A fused gate-and-up projection counts as Up: the gate then shares its adapter.
-MLP_INPUT = (
-    "up_proj",
-    "gate_up_proj",
-    "fc_in",
-    "fc1",
-    "mlp.c_fc",
-    "dense_h_to_4h",
-    "DenseReluDense.wi",
-    "DenseReluDense.wi_1",
-    "ffn.lin1",
-)
-MLP_GATE = ("gate_proj", "DenseReluDense.wi_0")
-MLP_OUTPUT = ("down_proj", "fc_out", "fc2", "mlp.c_proj", "dense_4h_to_h", "DenseReluDense.wo", "ffn.lin2")
-ATTENTION_OUTPUT = (
-    "o_proj",
-    "out_proj",
-    "attn.c_proj",
-    "crossattention.c_proj",
-    "attention.dense",
-    "self_attention.dense",
-    "self_attn.dense",
-    "SelfAttention.o",
-    "EncDecAttention.o",
-    "attention.out_lin",
-)
 
 
 @dataclass
@@ -90,6 +69,15 @@ class BottleneckConfig(PeftConfig):
     scaling: float = 1.0
     """Finite factor on what the adapter adds."""
 
+    sparsity: float = 0.0
+    """Fraction in [0, 1) of the adapter's weights that are pruned before training (SparseAdapter, He et al., 2022):
+    they are zero and stay so. Counts such as `print_trainable_parameters` name all weights, pruned ones among them."""
+
+    pruning: str = "random"
+    """Which weights to prune where `sparsity` is not 0: `random`; `magnitude`, the smallest of `W_down` as drawn
+    (`W_up` starts at zero, so its mask is drawn at random); or `snip`, none until `ist.bottleneck.prune_adapter` has
+    seen data."""
+
     target_modules: list[str] | str | None = None
     """Ends of the names of the modules to adapt, or a regular expression for whole names. `None` finds them by
     `placement`, and the ends that were found replace it when the model is made."""
@@ -117,8 +105,22 @@ class BottleneckConfig(PeftConfig):
         self.peft_type = PeftType(PEFT_TYPE)
         check_choice("mode", self.mode, PLACEMENT_MODES["paper"])
         check_choice("non_linearity", self.non_linearity, NON_LINEARITIES)
+        check_choice("pruning", self.pruning, PRUNINGS)
         check_numbers(self)
+        check_sparsity(self.sparsity)
         check_places(self)
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save the settings as PEFT does, and say in the model card beside them, if there is one, how to load."""
+        super().save_pretrained(save_directory, **kwargs)
+        explain_loading(Path(save_directory) / "README.md")
+
+
+def explain_loading(card: Path) -> None:
+    """Add to a model card, once, that PEFT must be told of bottleneck adapters before it can load one."""
+    text = card.read_text(encoding="utf-8").rstrip() if card.is_file() else ""
+    if text and LOADING.rstrip() not in text:
+        card.write_text(f"{text}\n\n{LOADING}", encoding="utf-8")
 
 
 def check_choice(name: str, value: Any, allowed: Any) -> None:

@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from .config import NON_LINEARITIES, BottleneckConfig
+from .sparse import sparse_pair
 
 __all__ = ["BottleneckLayer", "Position"]
 
@@ -81,9 +82,11 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.bottleneck_non_linearity[adapter_name] = config.non_linearity
         self.bottleneck_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         # nn.Linear draws its weight by kaiming_uniform with a = sqrt(5), which is the start that W_down is to have.
-        self.bottleneck_down[adapter_name] = nn.Linear(width_in, config.bottleneck_size, bias=False)
-        self.bottleneck_up[adapter_name] = nn.Linear(config.bottleneck_size, width_out, bias=False)
-        nn.init.zeros_(self.bottleneck_up[adapter_name].weight)  # type: ignore[arg-type]
+        down = nn.Linear(width_in, config.bottleneck_size, bias=False)
+        up = nn.Linear(config.bottleneck_size, width_out, bias=False)
+        nn.init.zeros_(up.weight)
+        down, up = sparse_pair(down, up, sparsity=config.sparsity, pruning=config.pruning)
+        self.bottleneck_down[adapter_name], self.bottleneck_up[adapter_name] = down, up
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 

@@ -1,71 +1,19 @@
-"""Where bottleneck adapters go in a model, and the PEFT tuner that puts them there."""
+"""The PEFT tuner that puts bottleneck adapters on the modules of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import accumulate
+import re
+import warnings
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
-from .config import ATTENTION_OUTPUT, MLP_GATE, MLP_INPUT, MLP_OUTPUT, BottleneckConfig
+from .config import BottleneckConfig
 from .layer import MERGE_REFUSAL, BottleneckLayer, Position
+from .places import ATTENTION_OUTPUT, MLP, MLP_INPUT, MLP_OUTPUT, ends_with, placement_targets
 
-__all__ = ["BottleneckModel", "placement_targets"]
-
-MLP = (*MLP_INPUT, *MLP_GATE, *MLP_OUTPUT)
-
-# What a placement consists of, by mode: groups of names of which each must occur, then names that may occur.
-GROUPS: dict[tuple[str, str], tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]] = {
-    ("series", "paper"): ((MLP_INPUT, MLP_OUTPUT), ()),
-    ("parallel", "paper"): ((MLP_INPUT,), MLP_GATE),
-    ("series", "houlsby"): ((ATTENTION_OUTPUT, MLP_OUTPUT), ()),
-    ("series", "pfeiffer"): ((MLP_OUTPUT,), ()),
-}
-
-
-def ends_with(name: str, ends: Iterable[str]) -> bool:
-    """Whether the last components of a module's dotted name are one of `ends`."""
-    return any(name == end or name.endswith(f".{end}") for end in ends)
-
-
-def ends_found(names: Iterable[str], ends: Iterable[str]) -> set[str]:
-    """Those of `ends` in which one of the names ends."""
-    names = list(names)
-    return {end for end in ends if any(ends_with(name, (end,)) for name in names)}
-
-
-def placement_targets(names: Iterable[str], mode: str, placement: str) -> list[str]:
-    """The ends of the names of the modules to adapt, sorted; empty if the model lacks a part that the placement needs.
-
-    Args:
-        names: dotted names of the model's linear modules.
-        mode: `series` or `parallel`.
-        placement: `paper`, `houlsby`, `pfeiffer` or `he`.
-    """
-    names = list(names)
-    if placement == "he":
-        return mlp_names(names)
-    required, optional = GROUPS[mode, placement]
-    found = [ends_found(names, group) for group in required]
-    return sorted(set().union(*found, ends_found(names, optional))) if all(found) else []
-
-
-def mlp_names(names: Iterable[str]) -> list[str]:
-    """The last names of the modules that hold the linear modules of one MLP, and no other linear modules."""
-    children: dict[str, list[str]] = {}
-    holds_others: set[str] = set()
-    for name in names:
-        children.setdefault(name.rpartition(".")[0], []).append(name)
-        if not ends_with(name, MLP):
-            holds_others.update(accumulate(name.split("."), "{}.{}".format))
-    found = [
-        parent
-        for parent, inside in children.items()
-        if ends_found(inside, MLP_INPUT) and ends_found(inside, MLP_OUTPUT) and parent not in holds_others
-    ]
-    return sorted({parent.rpartition(".")[2] for parent in found if parent})
+__all__ = ["BottleneckModel"]
 
 
 def linear_widths(module: nn.Module) -> tuple[int, int] | None:
@@ -120,6 +68,54 @@ def base_names(model: nn.Module) -> dict[str, str]:
     return names
 
 
+def fused_experts(model: nn.Module) -> list[str]:
+    """The last names of MLP projections that are parameters of three dimensions instead of modules, sorted."""
+    names = {name for name, parameter in model.named_parameters() if parameter.dim() == 3 and ends_with(name, MLP)}
+    return sorted({name.rpartition(".")[2] for name in names})
+
+
+def resolve_placement(config: BottleneckConfig, model: nn.Module) -> None:
+    """Put the names that the placement stands for in this model in its place.
+
+    Raises:
+        ValueError: the model lacks a projection that the placement needs.
+    """
+    placement = config.placement or "paper"
+    modules = dict(model.named_modules())
+    names = [before for name, before in base_names(model).items() if linear_widths(modules[name])]
+    targets, alike = placement_targets(names, config.mode, placement)
+    experts = fused_experts(model)
+    model_name = type(model).__name__
+    if experts and not targets:
+        raise ValueError(
+            f"The experts of {model_name} are fused into parameters ({', '.join(experts)}), not linear modules, so "
+            f"placement={placement!r} finds no MLP: pass target_modules with the attention's projections, such as "
+            "['o_proj'], or use peft.LoraConfig(target_parameters=…), which reaches the experts."
+        )
+    if not targets:
+        hint = " (its MLP is no module of its own, so use mode='parallel' alone)" if placement == "he" else ""
+        raise ValueError(
+            f"The projections for placement={placement!r}, mode={config.mode!r} were not found in {model_name}{hint}: "
+            "pass target_modules with the names of its linear modules."
+        )
+    if experts:
+        warnings.warn(
+            f"Experts of {model_name} are fused into parameters ({', '.join(experts)}) and get no adapters: only "
+            f"the linear modules {', '.join(targets)} do.",
+            stacklevel=2,
+        )
+    config.target_modules, config.placement = targets, None
+    if alike:
+        config.exclude_modules = joined(config.exclude_modules, alike)
+
+
+def joined(excluded: list[str] | str | None, ends: list[str]) -> list[str] | str:
+    """Names to leave out, as a list of ends or a regular expression as `excluded` is, and the ends of names `ends`."""
+    if isinstance(excluded, str):
+        return rf"(?:{excluded})|(?:.*\.)?(?:{'|'.join(map(re.escape, ends))})"
+    return [*(excluded or ()), *(end for end in ends if end not in (excluded or ()))]
+
+
 class BottleneckModel(BaseTuner):
     """The PEFT tuner behind `BottleneckConfig`; `peft.get_peft_model(model, BottleneckConfig(...))` makes it.
 
@@ -135,16 +131,7 @@ class BottleneckModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: BottleneckConfig, model_config: dict[str, Any]) -> BottleneckConfig:  # type: ignore[override]
         """Replace the placement by the names that it stands for in this model, as the saved file will hold them."""
         if peft_config.target_modules is None:
-            placement = peft_config.placement or "paper"
-            modules = dict(self.model.named_modules())
-            names = [before for name, before in base_names(self.model).items() if linear_widths(modules[name])]
-            targets = placement_targets(names, peft_config.mode, placement)
-            if not targets:
-                raise ValueError(
-                    f"The projections for placement={placement!r}, mode={peft_config.mode!r} were not found in "
-                    f"{type(self.model).__name__}: pass target_modules with the names of its linear modules."
-                )
-            peft_config.target_modules, peft_config.placement = targets, None
+            resolve_placement(peft_config, self.model)
         if peft_config.mode == "series" and peft_config.output_modules is None:
             peft_config.output_modules = [*MLP_OUTPUT, *ATTENTION_OUTPUT]
         return peft_config
