@@ -215,3 +215,18 @@ def test_a_sparse_training_on_a_quantised_base(folder, adapter):
             assert all(f".layers.{active}." in name for name in moved)
             tuner.end_step(optimizer)
         assert tuner.last_update is not None
+
+
+@pytest.mark.parametrize("name", ["4 bits", "8 bits"])
+def test_gradients_still_pass_after_the_layers_were_measured(folder: Path, name: str) -> None:
+    """On some CPUs bitsandbytes repacks a 4-bit weight when it evaluates, and torch then finds no gradient for it."""
+    model = get_peft_model(load(folder, name), LoraConfig(target_modules=["q_proj", "down_proj"]))  # type: ignore[arg-type]
+    batches = tiny_batches(2)
+    with SparseTuner(model, num_active_layers=2, update_interval=1, probe_batches=batches) as tuner:
+        for batch in batches:
+            tuner.begin_step()
+            model(**batch).loss.backward()
+            assert all(parameter.grad is not None for parameter in trainable(model))
+            model.zero_grad()
+            tuner.end_step()
+        assert tuner.last_update is not None

@@ -115,10 +115,16 @@ def check_scalar(loss: Any) -> Tensor:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Within the context every module evaluates (no dropout); afterwards each is in the mode that it was in."""
+    """Within the context every module evaluates (no dropout); afterwards each is in the mode that it was in.
+
+    A 4-bit module of bitsandbytes stays in training: it computes the same in both modes, but on some CPUs it repacks
+    its weight at its first evaluation, and no gradient comes through it from then on.
+    """
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()
+        for module in training:
+            module.training = type(module).__name__ == "Linear4bit"
         yield
     finally:
         for module in training:
