@@ -49,6 +49,7 @@ test-adapterhub: $(HUB)/.test ## the tests of adapters from AdapterHub
 
 tables: $(VENV)/.dev ## the tables in the texts, from the JSON files of benchmarks
 	$(BIN)/python benchmarks/train/table.py
+	$(BIN)/python benchmarks/methods/table.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -60,19 +60,21 @@ class Record(TrainerCallback):
         self.ranks.append(num_ranks(model))
 
 
-def train(folder: Path, model: PeftModel, *callbacks: TrainerCallback, max_steps: int = NUM_STEPS) -> None:
+def train(folder: Path, model: PeftModel, *callbacks: TrainerCallback, resume: str | None = None) -> None:
     args = TrainingArguments(
         output_dir=str(folder),
-        max_steps=max_steps,
+        max_steps=NUM_STEPS,
         per_device_train_batch_size=4,
         learning_rate=1e-2,
-        save_strategy="no",
+        save_steps=2,
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    Trainer(model=model, args=args, train_dataset=tiny_rows(), callbacks=list(callbacks)).train()
+    Trainer(model=model, args=args, train_dataset=tiny_rows(), callbacks=list(callbacks)).train(
+        resume_from_checkpoint=resume
+    )
 
 
 def test_the_budget_is_reached_while_layers_are_frozen(tmp_path: Path) -> None:
@@ -89,6 +91,29 @@ def test_the_budget_is_reached_while_layers_are_frozen(tmp_path: Path) -> None:
     assert callback.tuner is not None
     assert callback.tuner.last_update is not None
     assert callback.tuner.last_update.skipped is None
+
+
+@pytest.mark.parametrize("step", [2, 8, 12, 14])
+def test_a_run_resumes_at_every_stage_of_the_schedule(tmp_path: Path, step: int) -> None:
+    """Before it allocates, while it does, at its last allocation and after: the budget is reached all the same."""
+    model, resumed = make_model(), make_model()
+    train(tmp_path, model, IST(num_active_layers=2))
+    train(tmp_path, resumed, IST(num_active_layers=2), resume=str(tmp_path / f"checkpoint-{step}"))
+    assert num_ranks(resumed) == num_ranks(model) == TARGET_RANK * NUM_MODULES
+    pattern = resumed.peft_config["default"].rank_pattern  # type: ignore[attr-defined]
+    assert sum(sum(ranks) for ranks in pattern.values()) == TARGET_RANK * NUM_MODULES
+    if step == 14:
+        assert pattern == model.peft_config["default"].rank_pattern  # type: ignore[attr-defined]
+
+
+def test_a_run_that_never_allocated_saves_all_its_ranks(tmp_path: Path) -> None:
+    model = make_model(total_step=100, tinit=50)
+    with SparseTuner(model, probe_batches=tiny_batches(1)) as tuner:
+        tuner.begin_step()
+        model(**tiny_batches(1)[0]).loss.backward()
+        tuner.after_optimizer_step()
+        tuner.end_step()
+    assert model.peft_config["default"].rank_pattern is None  # type: ignore[attr-defined]
 
 
 def test_with_all_layers_active_it_is_pefts_own_loop() -> None:

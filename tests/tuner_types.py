@@ -44,7 +44,7 @@ class Method:
     changes_base: bool = False
     """Whether it takes the start of the adapter off the wrapped weights, so that its base is not the model's."""
     shared: bool = False
-    """Whether layers share parameters, which then train at every step."""
+    """Whether something beside the layers trains, at every step: what layers share, or an embedding's rows."""
     begins_in: torch.dtype = torch.float32
     """The model's precision when the adapter is put on it; everything is measured in float64."""
     needs: str | None = None
@@ -166,6 +166,9 @@ VARIANTS: dict[str, Method] = {
         prepare=initialise_eva,
     ),
     "LoRA with biases": method("LoraConfig", of=lora(lora_bias=True), factor=True),
+    "LoRA and trainable tokens": method(
+        "LoraConfig", of=lora(trainable_token_indices=list(range(16))), factor=True, shared=True
+    ),
     "LoRA-FA": method("LoraConfig", of=lora(), factor=True, optimizer=lora_fa),
     "LoKr, decomposed (KronA)": method("LoKrConfig", of={"r": 2, "decompose_both": True}, factor=True),
     "Super-Tuning with LoRA": method("SupertuningConfig", of={"r": 2}),

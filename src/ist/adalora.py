@@ -58,6 +58,9 @@ class RankAllocation:
     gradient. While this object is open, `update_and_allocate` works with idle layers, whoever calls it, and a second
     call for the same step does nothing.
 
+    PEFT also saves only the ranks that are left, into which no optimizer state fits: the pattern of ranks is therefore
+    kept here while training lasts, and checkpoints hold all ranks, the switched-off ones as zeros.
+
     Args:
         tuner: PEFT's AdaLoRA tuner; it is as before after `close`.
     """
@@ -66,6 +69,7 @@ class RankAllocation:
         self._tuner = tuner
         self._done = False
         self._last_step: int | None = None
+        self._pattern: dict[str, list[bool]] | None = None
         tuner.update_and_allocate = self._allocate
         tuner.rankallocator.update_ipt = self._update_sensitivities
 
@@ -77,12 +81,26 @@ class RankAllocation:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole schedule."""
-        config = self._tuner.peft_config[self._tuner.trainable_adapter_name]
-        return cast("int", cast("AdaLoraConfig", config).total_step)
+        return cast("int", self._config.total_step)
 
-    def begin_step(self) -> None:
-        """Expect one allocation from now on."""
+    @property
+    def _last_allocation(self) -> int:
+        """The step at which the ranks are settled."""
+        return self.total_steps - cast("int", self._config.tfinal)
+
+    @property
+    def _config(self) -> AdaLoraConfig:
+        return cast("AdaLoraConfig", self._tuner.peft_config[self._tuner.trainable_adapter_name])
+
+    def begin_step(self, step: int) -> None:
+        """Expect one allocation from now on.
+
+        Args:
+            step: optimizer steps done so far.
+        """
         self._done = False
+        if step > self._last_allocation and self._pattern is None:  # Resumed after the ranks were settled.
+            self._pattern = ranks_left(self._tuner)
 
     def allocate(self, step: int) -> None:
         """Allocate, unless the training loop has done so since the step began.
@@ -96,7 +114,9 @@ class RankAllocation:
             self._allocate(step)
 
     def close(self) -> None:
-        """Leave the tuner as PEFT made it."""
+        """Leave the tuner as PEFT made it, with the ranks that are left."""
+        if self._pattern is not None:
+            self._config.rank_pattern = self._pattern
         for owner, name in ((self._tuner, "update_and_allocate"), (self._tuner.rankallocator, "update_ipt")):
             if getattr(vars(owner).get(name), "__self__", None) is self:
                 del vars(owner)[name]
@@ -106,7 +126,11 @@ class RankAllocation:
         self._done = True
         if global_step != self._last_step:
             self._last_step = global_step
+            if global_step == self._last_allocation and not self._tuner.rankallocator.ipt:  # Resumed just here.
+                self._update_sensitivities(self._tuner.model)
+            self._config.rank_pattern = self._pattern
             type(self._tuner).update_and_allocate(self._tuner, global_step)
+            self._pattern, self._config.rank_pattern = self._config.rank_pattern, None
 
     def _update_sensitivities(self, model: nn.Module) -> None:
         """`RankAllocator.update_ipt` for the parameters that have a gradient.
@@ -120,6 +144,13 @@ class RankAllocation:
             if "lora_" in name and allocator.adapter_name in name and name not in allocator.ipt:
                 for averages in (allocator.ipt, allocator.exp_avg_ipt, allocator.exp_avg_unc):
                     averages[name] = torch.zeros_like(parameter)
+
+
+def ranks_left(tuner: AdaLoraModel) -> dict[str, list[bool]]:
+    """The pattern of ranks as PEFT writes it, from the singular values that are not 0."""
+    mark = f"lora_E.{tuner.trainable_adapter_name}"
+    parameters = tuner.model.named_parameters()
+    return {name: (values != 0).view(-1).tolist() for name, values in parameters if mark in name}
 
 
 class WithGradient:

@@ -153,7 +153,7 @@ class SparseTuner:
         active = self.selector.choose(self.num_steps)
         self._activation.activate(active)
         if self.rank_allocation:
-            self.rank_allocation.begin_step()
+            self.rank_allocation.begin_step(self.num_steps)
         if self.history:
             self.history.write("step", step=self.num_steps + 1, active=list(active))
         return active
