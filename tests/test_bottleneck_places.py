@@ -63,6 +63,13 @@ PLACES: dict[str, Row] = {
     },
     "swin": VIT,
 }
+# Not in the table: whether the paper's placement finds its projections there, or what it says.
+OTHERS: dict[str, str | None] = {
+    "whisper": None,
+    "qwen2-moe": None,
+    "qwen3-moe": "are fused into parameters",
+    **dict.fromkeys(("wav2vec2", "mamba", "falcon-mamba", "mamba2", "switch"), "were not found"),
+}
 NUM_BLOCKS = dict.fromkeys(ARCHITECTURES, 3) | {"t5": 5, "swin": 7}
 CASES = [(name, placement) for name, row in PLACES.items() for placement in OPTIONS if row[placement]]
 REFUSED = [(name, placement) for name, row in PLACES.items() for placement in OPTIONS if not row[placement]]
@@ -130,8 +137,21 @@ def hook_equation(base: nn.Module, name: str, position: str, w_down: Tensor, w_u
         module.register_forward_hook(lambda _, args, y: y + response(args[0]))
 
 
-def test_the_table_names_every_architecture():
-    assert PLACES.keys() == ARCHITECTURES.keys()
+def test_every_architecture_is_decided_on():
+    assert PLACES.keys() | OTHERS.keys() == ARCHITECTURES.keys()
+
+
+@pytest.mark.parametrize("mode", ["series", "parallel"])
+@pytest.mark.parametrize(("name", "message"), OTHERS.items())
+@pytest.mark.filterwarnings("ignore:.*experts:UserWarning")
+def test_the_papers_placement_on_the_others(name, message, mode):
+    model = make_model(name)
+    if message is None:
+        assert positions(adapted(model, mode=mode))
+        return
+    with pytest.raises(ValueError, match=rf"{message}.*target_modules") as caught:
+        adapted(model, mode=mode)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "placement"), CASES)

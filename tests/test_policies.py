@@ -216,6 +216,21 @@ def test_parameters_that_two_layers_share_train_at_every_step() -> None:
     check(train_sparsely(model, tiny_batches(2)), names_with(model, "lora_") - shared, shared)
 
 
+def test_a_module_that_two_blocks_call_trains_at_every_step_and_is_not_damped() -> None:
+    """Damping it in one block would damp it in the other too."""
+    stack = Stack(blocks=nn.ModuleList(ToyBlock() for _ in range(3)))
+    model = wrap(stack, LoraConfig(r=2, target_modules=["up", "down"]))
+    blocks: Any = model.get_submodule("base_model.model.blocks")
+    blocks[2].up = blocks[0].up
+    layers = discover_layers(model)
+    assert [sorted(name.rsplit(".", 1)[1] for name in layer.adapters) for layer in layers] == [
+        ["down"],
+        ["down", "up"],
+        ["down"],
+    ]
+    assert len(parameters_outside(model, layers)) == 2
+
+
 def test_a_block_that_is_used_for_all_layers_is_no_choice() -> None:
     """As ALBERT does: one block, many times."""
     block = ToyBlock()

@@ -7,6 +7,7 @@ whose elements hold adapters. No class name is looked up, so a new architecture 
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -72,6 +73,7 @@ def discover_layers(model: nn.Module, names: str | Sequence[str] | None = None) 
     stacks = find_stacks(model, adapters)
     chosen = choose_stacks(model, stacks, names)
     shared = shared_parameters(chosen, adapters) | adapterhub.pooled_parameters(adapters.values())
+    adapters = without_shared_modules(chosen, adapters)
     layers: list[Layer] = []
     for stack_name, stack in chosen.items():
         for block_name, block in stack.named_children():
@@ -184,7 +186,8 @@ def choose_stacks(
     if not outermost:
         raise ValueError(
             f"Found no stack of at least 2 blocks with adapters in {base_name(model)}, and choosing among layers needs "
-            "at least 2: put adapters on more layers (target_modules, layers_to_transform), or train without IST."
+            "at least 2 (one that is used for several layers is one block): put adapters on more layers "
+            "(target_modules, layers_to_transform), or train without IST."
         )
     if len(outermost) > 1 and not is_encoder_decoder(model):
         raise ValueError(
@@ -230,6 +233,16 @@ def make_layer(index: int, name: str, block: nn.Module, adapters: dict[str, nn.M
         if parameter.requires_grad and id(parameter) not in shared
     }
     return Layer(index, name, block, own, tuple(parameters.values()))
+
+
+def without_shared_modules(stacks: dict[str, nn.Module], adapters: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The adapters that stand in at most one block.
+
+    One that several blocks call is no layer's own: it trains at every step and is not damped.
+    """
+    blocks = [block for stack in stacks.values() for _, block in stack.named_children()]
+    places = Counter(id(part) for block in blocks for part in block.modules())
+    return {name: module for name, module in adapters.items() if places[id(module)] <= 1}
 
 
 def shared_parameters(stacks: dict[str, nn.Module], adapters: dict[str, nn.Module]) -> set[int]:
