@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-__all__ = ["ISTConfig", "LayerCounts"]
+__all__ = ["ISTConfig", "LayerCounts", "resolve_config"]
 
 Policy = Literal["uniform", "proportional"]
 CandidateSet = Literal["unsuppressed", "suppressed"]
@@ -191,6 +192,26 @@ class ISTConfig:
         if unknown:
             raise ValueError(f"Unknown option {', '.join(unknown)}: the options of ISTConfig are {', '.join(known)}.")
         return cls(**options)
+
+
+def resolve_config(config: ISTConfig | None, options: Mapping[str, Any]) -> ISTConfig:
+    """The configuration given as an object or as keywords.
+
+    Raises:
+        ValueError: both are given, or an option is unknown or not allowed.
+    """
+    if config is not None and not isinstance(config, ISTConfig):
+        raise ValueError(
+            f"config={config!r} is a {type(config).__name__}, not an ISTConfig: give the options as keywords, as in "
+            "num_active_layers=8."
+        )
+    if config is None:
+        return ISTConfig.from_options(**options)
+    if options:
+        raise ValueError(
+            f"Both a config and the options {', '.join(options)} were given: give all options in one of the two ways."
+        )
+    return config
 
 
 _CHOICES: dict[str, Any] = {

@@ -11,7 +11,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from .sampling import keyed_generator, keyed_seed
 
-__all__ = ["DatasetProbes", "IterableProbes", "ProbeStream", "RecordedProbes", "private_randomness", "to_device"]
+__all__ = [
+    "DatasetProbes",
+    "IterableProbes",
+    "ProbeStream",
+    "RecordedProbes",
+    "private_randomness",
+    "probe_stream",
+    "to_device",
+]
 
 Batch = Mapping[str, Any]
 
@@ -214,3 +222,34 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(to_device(item, device) for item in value)
     return value
+
+
+def probe_stream(source: Iterable[Mapping[str, Any]] | ProbeStream | None, model: nn.Module, seed: int) -> ProbeStream:
+    """The stream that `source` means: itself, an own pass over its data, or the last training batch where it is None.
+
+    Args:
+        source: a `ProbeStream`, a `DataLoader`, another iterable of batches, or None.
+        model: whose training batches are recorded where there is no source.
+        seed: of an own pass.
+
+    Raises:
+        ValueError: the source cannot be iterated.
+    """
+    if source is None:
+        return RecordedProbes(model)
+    if hasattr(source, "batch") and hasattr(source, "close"):
+        return cast("ProbeStream", source)
+    if isinstance(source, DataLoader) and is_drawable(source):
+        return DatasetProbes(source.dataset, source.batch_size or 1, source.collate_fn, seed)
+    if not isinstance(source, Iterable):
+        raise ValueError(
+            f"probe_batches is a {type(source).__name__}, which cannot be iterated: give a DataLoader, a list of "
+            "batches, or None to measure on the last training batch."
+        )
+    return IterableProbes(source, seed)
+
+
+def is_drawable(loader: DataLoader[Any]) -> bool:
+    """Whether batches can be drawn from the dataset of a loader without touching the loader."""
+    drawable = not isinstance(loader.dataset, IterableDataset) and hasattr(loader.dataset, "__len__")
+    return drawable and loader.batch_size is not None and len(loader.dataset) > 0  # type: ignore[arg-type]

@@ -11,16 +11,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from ._version import __version__
 from .activation import LayerActivation
 from .adalora import RankAllocation, find_adalora
-from .config import Damping, ISTConfig
+from .config import Damping, ISTConfig, resolve_config
 from .history import History
 from .layers import Layer, discover_layers, parameters_outside
 from .lora_fa import IdlePairs, is_lora_fa
-from .probes import DatasetProbes, IterableProbes, ProbeStream, RecordedProbes, private_randomness, to_device
+from .probes import ProbeStream, private_randomness, probe_stream, to_device
 from .resume import STATE_FORMAT, check_same_run
 from .sampling import keyed_seed
 from .selectors import ImportanceUpdate, SelectorFactory, selector_factory
@@ -95,7 +94,7 @@ class SparseTuner:
         self._idle_pairs: IdlePairs | None = None
         self._warned_no_batch = False
         self._warned_not_allocated = False
-        self._probes = self._make_probes(probe_batches)
+        self._probes = probe_stream(probe_batches, model, self.config.seed)
         adalora = find_adalora(model)
         self._activation = LayerActivation(self.layers, readers=() if adalora is None else (adalora,))
         self.rank_allocation = None if adalora is None else RankAllocation(adalora)
@@ -258,22 +257,6 @@ class SparseTuner:
         self.probe_seconds += time.perf_counter() - start
         return losses
 
-    def _make_probes(self, probe_batches: Iterable[Mapping[str, Any]] | ProbeStream | None) -> ProbeStream:
-        if probe_batches is None:
-            return RecordedProbes(self.model)
-        if hasattr(probe_batches, "batch") and hasattr(probe_batches, "close"):
-            return probe_batches  # type: ignore[return-value]
-        if isinstance(probe_batches, DataLoader) and is_drawable(probe_batches):
-            return DatasetProbes(
-                probe_batches.dataset, probe_batches.batch_size or 1, probe_batches.collate_fn, self.config.seed
-            )
-        if not isinstance(probe_batches, Iterable):
-            raise ValueError(
-                f"probe_batches is a {type(probe_batches).__name__}, which cannot be iterated: give a DataLoader, a "
-                "list of batches, or None to measure on the last training batch."
-            )
-        return IterableProbes(probe_batches, self.config.seed)
-
     def _warn_no_batch(self) -> None:
         if not self._warned_no_batch:
             self._warned_no_batch = True
@@ -321,12 +304,6 @@ def warn_of_missing_parameters(optimizer: Any, layers: Sequence[Layer]) -> None:
         )
 
 
-def is_drawable(loader: DataLoader[Any]) -> bool:
-    """Whether batches can be drawn from the dataset of a loader without touching the loader."""
-    drawable = not isinstance(loader.dataset, IterableDataset) and hasattr(loader.dataset, "__len__")
-    return drawable and loader.batch_size is not None and len(loader.dataset) > 0  # type: ignore[arg-type]
-
-
 def check_one_process() -> None:
     """Raise ValueError where several processes train together, which would each learn an importance of their own."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -336,23 +313,3 @@ def check_one_process() -> None:
                 f"{world_size} processes train together, and this version is for one: start a single process, with "
                 "gradient_accumulation_steps for a larger batch."
             )
-
-
-def resolve_config(config: ISTConfig | None, options: Mapping[str, Any]) -> ISTConfig:
-    """The configuration given as an object or as keywords.
-
-    Raises:
-        ValueError: both are given, or an option is unknown or not allowed.
-    """
-    if config is not None and not isinstance(config, ISTConfig):
-        raise ValueError(
-            f"config={config!r} is a {type(config).__name__}, not an ISTConfig: give the options as keywords, as in "
-            "num_active_layers=8."
-        )
-    if config is None:
-        return ISTConfig.from_options(**options)
-    if options:
-        raise ValueError(
-            f"Both a config and the options {', '.join(options)} were given: give all options in one of the two ways."
-        )
-    return config

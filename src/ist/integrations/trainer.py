@@ -15,12 +15,12 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, ExportableState
 
-from ..config import ISTConfig
+from ..config import ISTConfig, resolve_config
 from ..history import HISTORY_FILE, History
 from ..probes import DatasetProbes, ProbeStream
 from ..selectors import SelectorFactory, selector_factory
 from ..suppression import LossFunction
-from ..tuner import SparseTuner, resolve_config
+from ..tuner import SparseTuner
 
 __all__ = ["IST"]
 
