@@ -409,6 +409,13 @@ def test_what_is_blended(base: Any, full: Any, expected: Any) -> None:
     assert actual == expected
 
 
+def test_a_mapping_is_refused_in_one_line() -> None:
+    outputs = {"hidden": torch.tensor([1.0])}
+    with pytest.raises(ValueError, match="returned a dict, whose response cannot be scaled") as caught:
+        blend(outputs, outputs, 0.25)
+    assert "\n" not in str(caught.value)
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -317,7 +317,7 @@ def test_a_selector_of_ones_own() -> None:
     ("change", "message"),
     [
         ({"format": 0}, "format 0"),
-        ({"layers": ["a", "b"]}, "of 2 layers from a, and this model has 4"),
+        ({"layers": ["a", "b"]}, "of 2 layers, a among them, and this model has 4, with base_model"),
         ({"selector_type": "RandomSelector"}, "began with RandomSelector and would go on with LearnedSelector"),
         ({"config": {"mu": 3.0}}, r"mu was 3.0 and is 10.0"),
         ({"selector": {"importance": [0.0, 1.0], "num_updates": 1}}, "2 scores"),

@@ -142,7 +142,7 @@ TUNERS: dict[str, Method | Refusal] = {
     "CPT": refusal("CPTConfig", "prompt-learning", task_type="CAUSAL_LM"),
     "CARTRIDGE": refusal("CartridgeConfig", "prompt-learning", num_virtual_tokens=2, task_type="CAUSAL_LM"),
     "ADAPTION_PROMPT": refusal(
-        "AdaptionPromptConfig", "prompt-learning", adapter_len=2, adapter_layers=2, task_type="CAUSAL_LM"
+        "AdaptionPromptConfig", "gated prompts", adapter_len=2, adapter_layers=2, task_type="CAUSAL_LM"
     ),
     "XLORA": Refusal(lambda model: x_lora(model), "gate"),
     "UNILORA": refusal("UniLoraConfig", "one bank", target_modules=list(TARGETS)),

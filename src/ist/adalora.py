@@ -58,8 +58,9 @@ class RankAllocation:
     gradient. While this object is open, `update_and_allocate` works with idle layers, whoever calls it, and a second
     call for the same step does nothing.
 
-    PEFT also saves only the ranks that are left, into which no optimizer state fits: the pattern of ranks is therefore
-    kept here while training lasts, and checkpoints hold all ranks, the switched-off ones as zeros.
+    With a pattern of ranks in its configuration PEFT saves only those that are left, into which no optimizer state and
+    no earlier checkpoint fits. The pattern is therefore kept here, and what is saved holds all ranks, the switched-off
+    ones as zeros, which computes the same.
 
     Args:
         tuner: PEFT's AdaLoRA tuner; it is as before after `close`.
@@ -114,9 +115,7 @@ class RankAllocation:
             self._allocate(step)
 
     def close(self) -> None:
-        """Leave the tuner as PEFT made it, with the ranks that are left."""
-        if self._pattern is not None:
-            self._config.rank_pattern = self._pattern
+        """Leave the tuner as PEFT made it."""
         for owner, name in ((self._tuner, "update_and_allocate"), (self._tuner.rankallocator, "update_ipt")):
             if getattr(vars(owner).get(name), "__self__", None) is self:
                 del vars(owner)[name]
@@ -133,17 +132,26 @@ class RankAllocation:
             self._pattern, self._config.rank_pattern = self._config.rank_pattern, None
 
     def _update_sensitivities(self, model: nn.Module) -> None:
-        """`RankAllocator.update_ipt` for the parameters that have a gradient.
+        """`RankAllocator.update_ipt` for the parameters that have a gradient; nothing where one is not finite.
+
+        Such gradients come with a step that fp16's scaler skips, and would stay in the averages for ever.
 
         A layer that was never active starts from 0, which is what the loss feels of it: its singular values are 0, and
         with them every `w·∂L/∂w`.
         """
         allocator = self._tuner.rankallocator
-        type(allocator).update_ipt(allocator, WithGradient(model))
+        if gradients_are_finite(model):
+            type(allocator).update_ipt(allocator, WithGradient(model))
         for name, parameter in model.named_parameters():
             if "lora_" in name and allocator.adapter_name in name and name not in allocator.ipt:
                 for averages in (allocator.ipt, allocator.exp_avg_ipt, allocator.exp_avg_unc):
                     averages[name] = torch.zeros_like(parameter)
+
+
+def gradients_are_finite(model: nn.Module) -> bool:
+    """Whether all gradients of a model are finite; waits for the device once."""
+    finite = [p.grad.isfinite().all() for p in model.parameters() if p.grad is not None]
+    return bool(torch.stack([flag.to(finite[0].device) for flag in finite]).all()) if finite else True
 
 
 def ranks_left(tuner: AdaLoraModel) -> dict[str, list[bool]]:

@@ -26,6 +26,8 @@ NO_PROMPTS = (
 
 # Methods of PEFT whose modules look like adapters of a layer, and why none of a layer can be told apart.
 NOT_BY_LAYER = {
+    "ADAPTION_PROMPT": "adds gated prompts inside attention modules that lack peft's switch for adapters, so a layer's "
+    "output without them cannot be had",
     "SHADOW": "passes a second hidden state of its own from block to block, so no block has a response of its own",
     "TINYLORA": "keeps the parameters of all modules in one bank, which every layer holds",
     "TRAINABLE_TOKENS": "trains rows of an embedding, which belongs to no layer",
@@ -129,8 +131,7 @@ def check_adapters(model: nn.Module, adapters: dict[str, nn.Module]) -> None:
     """Raise ValueError unless the model has adapters that train and none is merged."""
     for config in (getattr(model, "peft_config", None) or {}).values():
         method = str(getattr(config.peft_type, "value", config.peft_type))
-        is_prompt = getattr(config, "is_prompt_learning", False) or getattr(config, "is_adaption_prompt", False)
-        reason = NO_PROMPTS if is_prompt else NOT_BY_LAYER.get(method)
+        reason = NO_PROMPTS if getattr(config, "is_prompt_learning", False) else NOT_BY_LAYER.get(method)
         if reason:
             raise ValueError(f"{method} {reason}. Use an adapter that works layer by layer, such as LoRA.")
     adapterhub.check_adapters(model)

@@ -7,6 +7,7 @@ TypeError.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ class IdlePairs:
 
     Args:
         optimizer: PEFT's `LoraFAOptimizer`; it is as before after `close`.
+        idle: gives the ids of the parameters of idle layers.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, idle: Callable[[], Collection[int]]) -> None:
+        self._idle = idle
         self._hidden: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._handles = (
             optimizer.register_step_pre_hook(lambda *_: self._hide(optimizer)),
@@ -35,19 +38,20 @@ class IdlePairs:
             handle.remove()
 
     def _hide(self, optimizer: torch.optim.Optimizer) -> None:
-        """Before a step: leave in each group what has a gradient, or belongs to something that has."""
+        """Before a step: take out of each group the pairs with a parameter of an idle layer."""
         self._show()
+        idle = self._idle()
         for group in optimizer.param_groups:
             names = group["names"]
-            trained = {pair_name(n) for n, p in zip(names, group["params"], strict=True) if p.grad is not None}
-            keep = [position for position, name in enumerate(names) if pair_name(name) in trained]
+            hidden = {pair_name(n) for n, p in zip(names, group["params"], strict=True) if id(p) in idle}
+            keep = [position for position, name in enumerate(names) if pair_name(name) not in hidden]
             lists = [key for key, value in group.items() if isinstance(value, list) and len(value) == len(names)]
             self._hidden.append((group, {key: group[key] for key in lists}))
             for key in lists:
                 group[key] = [group[key][position] for position in keep]
 
     def _show(self) -> None:
-        """After a step, also after one that raised: the very same lists come back."""
+        """After a step, or before the next where one raised: the very same lists come back."""
         for group, lists in self._hidden:
             group.update(lists)
         self._hidden.clear()

@@ -8,7 +8,7 @@ adapters off: `base + β·(full − base)`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -141,7 +141,15 @@ def blend(base: Any, full: Any, beta: float) -> Any:
     """`base + β·(full − base)` of a tensor, or of each floating-point tensor in a tuple or list.
 
     What is no such tensor (a cache, a shape, None) has no response and is returned as the full module gave it.
+
+    Raises:
+        ValueError: the output is a mapping, in which nothing tells what the response is.
     """
+    if isinstance(full, Mapping) and any(isinstance(v, Tensor) and v.is_floating_point() for v in full.values()):
+        raise ValueError(
+            f"An adapted module returned a {type(full).__name__}, whose response cannot be scaled: adapt modules that "
+            "return tensors, such as linear ones with LoRA."
+        )
     if isinstance(full, (tuple, list)):
         parts = [blend(b, f, beta) for b, f in zip(base, full, strict=True)]
         return type(full)(*parts) if hasattr(full, "_fields") else type(full)(parts)

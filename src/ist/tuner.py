@@ -97,11 +97,11 @@ class SparseTuner:
         self._probes = probe_stream(probe_batches, model, self.config.seed)
         adalora = find_adalora(model)
         self._activation = LayerActivation(self.layers, readers=() if adalora is None else (adalora,))
-        self.rank_allocation = None if adalora is None else RankAllocation(adalora)
-        """AdaLoRA's, or None for other methods."""
         self._announce()
         if history is not None:
             self.record_to(history)
+        self.rank_allocation = None if adalora is None else RankAllocation(adalora)
+        """AdaLoRA's, or None for other methods."""
 
     @property
     def active_layers(self) -> tuple[int, ...] | None:
@@ -141,7 +141,7 @@ class SparseTuner:
         warn_of_missing_parameters(optimizer, self.layers)
         if self._idle_pairs:
             self._idle_pairs.close()
-        self._idle_pairs = IdlePairs(optimizer) if is_lora_fa(optimizer) else None
+        self._idle_pairs = IdlePairs(optimizer, self._idle_parameters) if is_lora_fa(optimizer) else None
 
     def begin_step(self) -> tuple[int, ...]:
         """Choose the layers of the next optimizer step and freeze the adapters of all others.
@@ -256,6 +256,12 @@ class SparseTuner:
         self._num_probes += 1
         self.probe_seconds += time.perf_counter() - start
         return losses
+
+    def _idle_parameters(self) -> set[int]:
+        """The ids of the parameters that the current step leaves alone."""
+        active = self.active_layers
+        idle = () if active is None else (layer for layer in self.layers if layer.index not in active)
+        return {id(parameter) for layer in idle for parameter in layer.parameters}
 
     def _warn_no_batch(self) -> None:
         if not self._warned_no_batch:

@@ -171,7 +171,8 @@ class IST(TrainerCallback, ExportableState):
 
     def close(self) -> None:
         """Leave the model as PEFT made it. The Trainer does not say when a training ends with an exception: between
-        forwards the model is then as PEFT made it all the same, and this (or the next training) takes the hooks off.
+        forwards its weights and flags are then as PEFT made them all the same, and this (or the next training) takes
+        the hooks off.
         """
         if self.tuner:
             self.tuner.close()
