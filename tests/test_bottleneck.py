@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
 from transformers.pytorch_utils import Conv1D
 
+from bottlenecks import randomise
 from ist.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel, register
 from ist.responses import scaled_response
 
@@ -48,16 +49,6 @@ def make_model(name: str = "llama", **options) -> PeftModel:
     base = make_base(name)
     torch.manual_seed(1)
     return get_peft_model(base, BottleneckConfig(**{"bottleneck_size": 4, **options})).eval()
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    """Give every up-projection values, as training would."""
-    generator = torch.Generator().manual_seed(2)
-    for module in model.modules():
-        if isinstance(module, BottleneckLayer):
-            for up in module.bottleneck_up.values():
-                up.weight.data.normal_(generator=generator)
-    return model
 
 
 def logits(model: nn.Module) -> torch.Tensor:

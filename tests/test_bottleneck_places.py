@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, RobertaConfig
 
+from bottlenecks import randomise
 from ist.bottleneck import BottleneckConfig, BottleneckLayer
 from models import ARCHITECTURES, SIZES, TOKENS, make_batch, make_model
 
@@ -103,15 +104,6 @@ def adapted(base: nn.Module, **options: Any) -> PeftModel:
     model = get_peft_model(base, BottleneckConfig(**{"bottleneck_size": 4, **options}))
     assert isinstance(model, PeftModel)
     return model.eval()
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(2)
-    for module in model.modules():
-        if isinstance(module, BottleneckLayer):
-            for up in module.bottleneck_up.values():
-                up.weight.data.normal_(generator=generator)
-    return model
 
 
 def output(model: nn.Module, name: str) -> Tensor:

@@ -13,7 +13,7 @@ import ist
 
 SOURCE = Path(ist.__file__).parent
 FLOORS = [
-    {"adapterhub", "layers", "config", "sampling", "importance", "probes", "history"},
+    {"adalora", "adapterhub", "config", "history", "importance", "layers", "lora_fa", "probes", "resume", "sampling"},
     {"activation", "responses"},
     {"suppression"},
     {"selectors"},

@@ -67,17 +67,13 @@ class RankAllocation:
     """
 
     def __init__(self, tuner: AdaLoraModel) -> None:
+        self.done = False
+        """Whether ranks were allocated since the step began."""
         self._tuner = tuner
-        self._done = False
         self._last_step: int | None = None
         self._pattern: dict[str, list[bool]] | None = None
         tuner.update_and_allocate = self._allocate
         tuner.rankallocator.update_ipt = self._update_sensitivities
-
-    @property
-    def done(self) -> bool:
-        """Whether ranks were allocated since the step began."""
-        return self._done
 
     @property
     def total_steps(self) -> int:
@@ -99,7 +95,7 @@ class RankAllocation:
         Args:
             step: optimizer steps done so far.
         """
-        self._done = False
+        self.done = False
         if step > self._last_allocation and self._pattern is None:  # Resumed after the ranks were settled.
             self._pattern = ranks_left(self._tuner)
 
@@ -111,7 +107,7 @@ class RankAllocation:
         Args:
             step: optimizer steps done before this one.
         """
-        if not self._done:
+        if not self.done:
             self._allocate(step)
 
     def close(self) -> None:
@@ -122,7 +118,7 @@ class RankAllocation:
 
     def _allocate(self, global_step: int) -> None:
         """`AdaLoraModel.update_and_allocate`, once for each step."""
-        self._done = True
+        self.done = True
         if global_step != self._last_step:
             self._last_step = global_step
             if global_step == self._last_allocation and not self._tuner.rankallocator.ipt:  # Resumed just here.

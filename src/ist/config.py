@@ -106,8 +106,8 @@ class ISTConfig:
 
     damping: Damping | None = None
     """What `β` multiplies in a suppressed layer: the adapters' `response`, exactly (eq. 8), or the factor `scaling` of
-    its modules, whatever their response makes of it. Both are the same for LoRA; of DoRA's response the latter leaves
-    more than `β`."""
+    its modules, whatever their response makes of it. Both are the same for LoRA; DoRA's response does not
+    follow its factor."""
 
     probe_batch_size: int | None = None
     """Examples in a probe batch. `None` is the training batch's size under `paper`, and 16 under `reference`."""

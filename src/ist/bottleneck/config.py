@@ -13,6 +13,7 @@ from peft.utils import PeftType
 from torch import Tensor
 from torch.nn import functional
 
+from ..config import check_choice, is_number
 from .places import PLACEMENT_MODES, Mode, Placement
 from .sparse import PRUNINGS, check_sparsity
 
@@ -123,12 +124,6 @@ def explain_loading(card: Path) -> None:
         card.write_text(f"{text}\n\n{LOADING}", encoding="utf-8")
 
 
-def check_choice(name: str, value: Any, allowed: Any) -> None:
-    """Raise ValueError unless `value` is one of `allowed`."""
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(map(repr, allowed))}.")
-
-
 def check_numbers(config: BottleneckConfig) -> None:
     """Raise ValueError unless size, dropout and scaling are numbers in their ranges."""
     size, dropout, scaling = config.bottleneck_size, config.dropout, config.scaling
@@ -138,11 +133,6 @@ def check_numbers(config: BottleneckConfig) -> None:
         raise ValueError(f"dropout={dropout!r} is not a probability in [0, 1): use 0 for none.")
     if not is_number(scaling) or not math.isfinite(scaling):
         raise ValueError(f"scaling={scaling!r} is not a finite number: use 1 to add the adapter's output as it is.")
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is a real number other than a truth value."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_places(config: BottleneckConfig) -> None:

@@ -7,12 +7,13 @@ and loaded with the adapter.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from ..config import is_number
 
 __all__ = ["SparseLinear", "check_sparsity", "kept", "sparse_pair"]
 
@@ -83,6 +84,5 @@ def random_scores(weight: Tensor) -> Tensor:
 
 def check_sparsity(sparsity: Any) -> None:
     """Raise ValueError unless `sparsity` is a number in [0, 1)."""
-    is_number = isinstance(sparsity, (int, float)) and not isinstance(sparsity, bool)
-    if not is_number or not math.isfinite(sparsity) or not 0 <= sparsity < 1:
+    if not is_number(sparsity) or not 0 <= sparsity < 1:
         raise ValueError(f"sparsity={sparsity!r} is not a fraction in [0, 1): 0.8 prunes 80% of the weights, 0 none.")

@@ -1,0 +1,18 @@
+"""What the tests of bottleneck adapters share."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ist.bottleneck import BottleneckLayer
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Give every up-projection values, as training would."""
+    generator = torch.Generator().manual_seed(2)
+    for module in model.modules():
+        if isinstance(module, BottleneckLayer):
+            for up in module.bottleneck_up.values():
+                up.weight.data.normal_(generator=generator)
+    return model
