@@ -34,7 +34,7 @@ demo: $(VENV)/.demo ## fine-tune the quickstart model
 	$(BIN)/ist train
 
 test: $(VENV)/.dev ## the test suite with coverage
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not distributed and not nightly" --cov --cov-report term
 
 test-slow: $(VENV)/.dev ## the quickstart, in full
 	$(BIN)/python -m pytest -m slow --timeout 1800 --durations 5
