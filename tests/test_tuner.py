@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -352,24 +350,3 @@ def test_bad_arguments_change_nothing(arguments: dict[str, Any], message: str) -
         SparseTuner(model, **arguments)
     assert "\n" not in str(error.value)
     assert traces(model) == before
-
-
-def test_several_processes_are_refused(tmp_path: Path) -> None:
-    """Two real processes: each says so instead of learning an importance of its own."""
-    code = f"""
-import sys, torch.distributed as dist
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from ist import SparseTuner
-from tiny import tiny_lora
-dist.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=int(sys.argv[1]), world_size=2)
-try:
-    SparseTuner(tiny_lora())
-except ValueError as error:
-    print(error)
-"""
-    processes = [
-        subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, rank], stdout=subprocess.PIPE, text=True)
-        for rank in "01"
-    ]
-    said = [process.communicate(timeout=120)[0] for process in processes]
-    assert all("2 processes train together, and this version is for one" in line for line in said)

@@ -6,17 +6,22 @@ stays `None`, nothing is saved for it, and an optimizer passes it by, weight dec
 the adapters' own forward the model is as PEFT made it, whatever happens: after an exception, in a checkpoint that
 another callback writes, for `disable_adapter()` or `set_adapter()` in the middle of a step. Activation checkpointing
 works too, since its recomputation calls the same modules again.
+
+Where a gradient reaches an idle parameter all the same (zeros from DistributedDataParallel, a penalty on the weights),
+it is dropped before an optimizer's step.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from .layers import Layer
+from .sharding import inner_units
 
 __all__ = ["LayerActivation"]
 
@@ -35,13 +40,14 @@ class LayerActivation:
     def __init__(self, layers: Sequence[Layer], readers: Sequence[nn.Module] = ()) -> None:
         self._layers = layers
         self._active: tuple[int, ...] | None = None
+        self._idle: tuple[nn.Parameter, ...] = ()
         self._gates: list[list[AdapterGate]] = []
         for module in (*readers, *(adapter for layer in layers for adapter in layer.adapters.values())):
             remove_earlier_gates(module)
         for layer in layers:
             own = {id(parameter) for parameter in layer.parameters}
-            self._gates.append([AdapterGate(module, own) for module in (*readers, *layer.adapters.values())])
-        self._remove_hooks = weakref.finalize(self, remove_all, self._gates)
+            self._gates.append([g for module in (*readers, *layer.adapters.values()) for g in make_gates(module, own)])
+        self._remove_hooks = weakref.finalize(self, remove_all, self._gates, drop_before_steps(self))
 
     @property
     def active(self) -> tuple[int, ...] | None:
@@ -55,24 +61,28 @@ class LayerActivation:
         """
         self._active = tuple(sorted(active))
         for layer, gates in zip(self._layers, self._gates, strict=True):
-            idle = layer.index not in active
             for gate in gates:
-                gate.idle = idle
-            if idle:
-                for parameter in layer.parameters:
-                    parameter.grad = None
+                gate.idle = layer.index not in active
+        idle = (layer for layer in self._layers if layer.index not in active)
+        self._idle = tuple(parameter for layer in idle for parameter in layer.parameters)
+        self.drop_idle_gradients()
 
     def activate_all(self) -> None:
         """From now on train every layer."""
         self._active = None
+        self._idle = ()
         for gates in self._gates:
             for gate in gates:
                 gate.idle = False
 
+    def idle_parameters(self) -> tuple[nn.Parameter, ...]:
+        """The parameters that the current step leaves alone."""
+        return self._idle
+
     def drop_idle_gradients(self) -> None:
-        """Drop what reached idle parameters past their adapters' forward, such as a loss on the weights themselves."""
-        if self._active is not None:
-            self.activate(self._active)
+        """Drop what reached idle parameters past their adapters' forward. Optimizers of torch call it before a step."""
+        for parameter in self._idle:
+            parameter.grad = None
 
     def close(self) -> None:
         """Take every hook off the model again."""
@@ -80,22 +90,42 @@ class LayerActivation:
         self._remove_hooks()
 
 
-class AdapterGate:
-    """Keeps the parameters `own` of one module out of the graph while `idle`."""
+def make_gates(adapter: nn.Module, own: set[int]) -> Iterator[AdapterGate]:
+    """The gates that keep the parameters `own` of an adapter out of the graph.
 
-    def __init__(self, adapter: nn.Module, own: set[int]) -> None:
+    One, unless FSDP gathers a part of the adapter by itself: the weights that compute are there only during the
+    forward of that part, which then has a gate too.
+    """
+    slots: dict[nn.Module, list[Slot]] = {adapter: []}
+    units = inner_units(adapter)
+
+    def visit(module: nn.Module, gate: nn.Module) -> None:
+        gate = module if module in units else gate
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in own:
+                slots.setdefault(gate, []).append((module, name))
+        for child in module.children():
+            visit(child, gate)
+
+    visit(adapter, adapter)
+    return (AdapterGate(module, module_slots) for module, module_slots in slots.items())
+
+
+Slot = tuple[nn.Module, str]
+"""A module and the name that it knows one of its parameters by: sharding engines replace the parameter objects."""
+
+
+class AdapterGate:
+    """Keeps the parameters in `slots` out of the graph during the forward of `module`, while `idle`."""
+
+    def __init__(self, module: nn.Module, slots: Sequence[Slot]) -> None:
         self.idle = False
-        # Slots rather than parameters: sharding engines replace the parameter objects of a module.
-        self._slots = [
-            (module._parameters, name)
-            for module in adapter.modules()
-            for name, parameter in module.named_parameters(recurse=False)
-            if id(parameter) in own
-        ]
+        self._slots = slots
         self._frozen: list[nn.Parameter] = []
+        self._hidden: list[tuple[nn.Module, str, Tensor]] = []
         self._handles = (
-            adapter.register_forward_pre_hook(self.freeze),
-            adapter.register_forward_hook(self.thaw, always_call=True),
+            module.register_forward_pre_hook(self.freeze),
+            module.register_forward_hook(self.thaw, always_call=True),
         )
 
     def remove(self) -> None:
@@ -105,30 +135,55 @@ class AdapterGate:
 
     def freeze(self, *_: Any) -> None:
         """Before the forward: freeze what trains at this moment."""
-        if self.idle:
-            for parameters, name in self._slots:
-                parameter = parameters[name]
-                if parameter is not None and parameter.requires_grad:
-                    parameter.requires_grad_(False)
-                    self._frozen.append(parameter)
+        if not self.idle:
+            return
+        for module, name in self._slots:
+            parameter = module._parameters.get(name)
+            if parameter is not None and parameter.requires_grad:
+                parameter.requires_grad_(False)
+                self._frozen.append(parameter)
+            elif parameter is None and isinstance(view := module.__dict__.get(name), Tensor):
+                # FSDP1 computes with views into its flat parameter, which are attributes and not parameters.
+                module.__dict__[name] = view.detach()
+                self._hidden.append((module, name, view))
 
     def thaw(self, *_: Any) -> None:
         """After the forward, also after one that raised: undo `freeze`."""
         for parameter in self._frozen:
             parameter.requires_grad_(True)
+        for module, name, view in self._hidden:
+            module.__dict__[name] = view
         self._frozen.clear()
+        self._hidden.clear()
 
 
-def remove_all(gates: Iterable[Iterable[AdapterGate]]) -> None:
-    """Remove the gates of all layers."""
+def drop_before_steps(activation: LayerActivation) -> Any:
+    """Have every optimizer's step drop the gradients of idle layers first, in whatever loop it is called.
+
+    Returns:
+        A handle whose `remove` ends that.
+    """
+    reference = weakref.ref(activation)
+
+    def drop(*_: Any) -> None:
+        if alive := reference():
+            alive.drop_idle_gradients()
+
+    return register_optimizer_step_pre_hook(drop)
+
+
+def remove_all(gates: Iterable[Iterable[AdapterGate]], step_hook: Any) -> None:
+    """Remove the gates of all layers and the hook on optimizers."""
+    step_hook.remove()
     for layer in gates:
         for gate in layer:
             gate.remove()
 
 
 def remove_earlier_gates(adapter: nn.Module) -> None:
-    """Remove the gate of a training that ended with an exception, which would freeze layers of this one."""
-    for hook in list(adapter._forward_pre_hooks.values()):
-        gate = getattr(hook, "__self__", None)
-        if isinstance(gate, AdapterGate):
-            gate.remove()
+    """Remove the gates of a training that ended with an exception, which would freeze layers of this one."""
+    for module in adapter.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            gate = getattr(hook, "__self__", None)
+            if isinstance(gate, AdapterGate):
+                gate.remove()

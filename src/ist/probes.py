@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from .sampling import keyed_generator, keyed_seed
 
@@ -50,30 +50,44 @@ class ProbeStream(Protocol):
 class DatasetProbes:
     """Probe batches drawn from a map-style dataset: whole epochs in an own shuffled order.
 
+    Several processes take turns in that order, so that two with batches of 4 draw what one draws with batches of 8.
+
     Args:
         dataset: has a length and gives an example for an index.
-        batch_size: examples in a batch.
+        batch_size: examples in a batch, of each process.
         collate: makes a batch of a list of examples.
-        seed: of the order.
+        seed: of the order, the same in every process.
+        rank: of this process.
+        num_ranks: processes that train together.
     """
 
-    def __init__(self, dataset: Any, batch_size: int, collate: Callable[[list[Any]], Batch], seed: int) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        collate: Callable[[list[Any]], Batch],
+        seed: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__") or len(dataset) == 0:
             raise ValueError(
                 f"Probe batches cannot be drawn from a {type(dataset).__name__} that is empty or can only be iterated: "
                 "give a dataset with a length above 0 and examples by index."
             )
         self._dataset = dataset
-        self._batch_size = min(batch_size, len(dataset))
+        self._rank, self._num_ranks = rank, num_ranks
+        self._batch_size = min(batch_size, max(1, len(dataset) // num_ranks))
         self._collate = private_copy(collate)
         self._seed = seed
 
     def batch(self, index: int) -> Batch:
-        """The `index`-th batch; batches of one epoch share no example."""
-        batches_per_epoch = len(self._dataset) // self._batch_size
-        epoch, position = divmod(index, batches_per_epoch)
-        order = torch.randperm(len(self._dataset), generator=keyed_generator(self._seed, "probe order", epoch))
-        chosen = order[position * self._batch_size : (position + 1) * self._batch_size].tolist()
+        """The `index`-th batch; batches of one epoch share no example, on any rank (given one for each)."""
+        num_examples = len(self._dataset)
+        epoch, position = divmod(index, max(1, num_examples // (self._batch_size * self._num_ranks)))
+        order = torch.randperm(num_examples, generator=keyed_generator(self._seed, "probe order", epoch))
+        start = (position * self._num_ranks + self._rank) * self._batch_size % num_examples
+        chosen = order[start : start + self._batch_size].tolist()
         fetch_many = getattr(self._dataset, "__getitems__", None)
         examples = fetch_many(chosen) if fetch_many else [self._dataset[i] for i in chosen]
         return self._collate(examples)
@@ -88,12 +102,14 @@ class IterableProbes:
     Args:
         batches: such as a `DataLoader`; it must start afresh each time it is iterated. It may be the training's own.
         seed: for what the iterable draws from the global generators, which are put back afterwards.
+        rank: of this process, which takes every `num_ranks`-th batch; 0 where the iterable gives each process its own.
+        num_ranks: processes that share the iterable's batches.
 
     Raises:
         ValueError: it can be iterated only once, or measuring would advance a generator that training may use.
     """
 
-    def __init__(self, batches: Iterable[Batch], seed: int) -> None:
+    def __init__(self, batches: Iterable[Batch], seed: int, rank: int = 0, num_ranks: int = 1) -> None:
         if isinstance(batches, Iterator):
             raise ValueError(
                 f"probe_batches is a one-way iterator ({type(batches).__name__}) that runs dry: give something that "
@@ -103,12 +119,14 @@ class IterableProbes:
             batches = private_loader(batches)
         self._batches = batches
         self._seed = seed
+        self._rank, self._num_ranks = rank, num_ranks
         self._iterator: Iterator[Batch] = iter(())
         self._epoch = -1
         self._next_index = 0
 
     def batch(self, index: int) -> Batch | None:
         """The `index`-th batch; going back starts from the beginning."""
+        index = index * self._num_ranks + self._rank
         if index < self._next_index:
             self._iterator, self._epoch, self._next_index = iter(()), -1, 0
         batch = None
@@ -224,13 +242,22 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value
 
 
-def probe_stream(source: Iterable[Mapping[str, Any]] | ProbeStream | None, model: nn.Module, seed: int) -> ProbeStream:
+def probe_stream(
+    source: Iterable[Mapping[str, Any]] | ProbeStream | None,
+    model: nn.Module,
+    seed: int,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> ProbeStream:
     """The stream that `source` means: itself, an own pass over its data, or the last training batch where it is None.
 
     Args:
-        source: a `ProbeStream`, a `DataLoader`, another iterable of batches, or None.
+        source: a `ProbeStream` (which gives each process what it should have), a `DataLoader`, another iterable of
+            batches, or None.
         model: whose training batches are recorded where there is no source.
         seed: of an own pass.
+        rank: of this process.
+        num_ranks: processes that train together; each measures on a share of its own.
 
     Raises:
         ValueError: the source cannot be iterated.
@@ -240,13 +267,24 @@ def probe_stream(source: Iterable[Mapping[str, Any]] | ProbeStream | None, model
     if hasattr(source, "batch") and hasattr(source, "close"):
         return cast("ProbeStream", source)
     if isinstance(source, DataLoader) and is_drawable(source):
-        return DatasetProbes(source.dataset, source.batch_size or 1, source.collate_fn, seed)
+        return DatasetProbes(source.dataset, source.batch_size or 1, source.collate_fn, seed, rank, num_ranks)
     if not isinstance(source, Iterable):
         raise ValueError(
             f"probe_batches is a {type(source).__name__}, which cannot be iterated: give a DataLoader, a list of "
             "batches, or None to measure on the last training batch."
         )
-    return IterableProbes(source, seed)
+    if is_shared_out(source):
+        rank, num_ranks = 0, 1
+    return IterableProbes(source, seed, rank, num_ranks)
+
+
+def is_shared_out(source: Any) -> bool:
+    """Whether a loader gives each process batches of its own, as Accelerate's do and those with their samplers."""
+    samplers = (getattr(source, "sampler", None), getattr(source, "batch_sampler", None))
+    return type(source).__module__.startswith("accelerate.") or any(
+        isinstance(sampler, DistributedSampler) or type(sampler).__module__.startswith("accelerate.")
+        for sampler in samplers
+    )
 
 
 def is_drawable(loader: DataLoader[Any]) -> bool:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ._version import __version__
 from .activation import LayerActivation
 from .adalora import RankAllocation, find_adalora
-from .config import Damping, ISTConfig, resolve_config
+from .config import ISTConfig, resolve_config
+from .ddp import TiedOutputs, unwrap_ddp
+from .distributed import current_ranks
 from .history import History
 from .layers import Layer, discover_layers, parameters_outside
 from .lora_fa import IdlePairs, is_lora_fa
-from .probes import ProbeStream, private_randomness, probe_stream, to_device
+from .measurement import Measurement
+from .probes import ProbeStream, probe_stream
 from .resume import STATE_FORMAT, check_same_run
-from .sampling import keyed_seed
 from .selectors import ImportanceUpdate, SelectorFactory, selector_factory
-from .suppression import LossFunction, candidate_losses, model_loss
+from .sharding import check_not_tensor_parallel
+from .suppression import LossFunction, model_loss
 
 __all__ = ["SparseTuner"]
 
@@ -77,26 +79,28 @@ class SparseTuner:
         **options: Any,
     ) -> None:
         self.config = resolve_config(config, options)
-        check_one_process()
-        self.model = model
+        self.model = model = unwrap_ddp(model)
+        check_not_tensor_parallel(model)
         self.layers = discover_layers(model, layers)
         self.selector = selector_factory(selector)(self.config, len(self.layers))
+        self.ranks = current_ranks()
+        """The processes that train together."""
+        self.ranks.check_same("what is trained", self._identity())
         self.history: History | None = None
         self.num_steps = 0
         """Optimizer steps done."""
         self.last_update: ImportanceUpdate | None = None
         """The latest turn of the importance loop."""
-        self.probe_seconds = 0.0
-        """Time spent in the importance loop."""
-        self._loss_function = loss_function or model_loss
-        self._num_probes = 0
         self._optimizer: Any = None
         self._idle_pairs: IdlePairs | None = None
-        self._warned_no_batch = False
         self._warned_not_allocated = False
-        self._probes = probe_stream(probe_batches, model, self.config.seed)
+        probes = probe_stream(probe_batches, model, self.config.seed, self.ranks.rank, self.ranks.size)
+        self._measurement = Measurement(
+            model, self.layers, probes, self.config, loss_function or model_loss, self.ranks
+        )
         adalora = find_adalora(model)
         self._activation = LayerActivation(self.layers, readers=() if adalora is None else (adalora,))
+        self._tied_outputs = TiedOutputs(model, self._activation.idle_parameters)
         self._announce()
         if history is not None:
             self.record_to(history)
@@ -108,13 +112,28 @@ class SparseTuner:
         """The layers that the current step trains; None between steps, when the model is as PEFT made it."""
         return self._activation.active
 
+    @property
+    def probe_seconds(self) -> float:
+        """Time spent in the importance loop."""
+        return self._measurement.seconds
+
+    @property
+    def reduced_bytes(self) -> tuple[int, int]:
+        """Bytes of gradients that DistributedDataParallel averaged so far, and those of training every layer; zeros
+        without it, and where it has a communication hook of the user's.
+        """
+        reduced = self._tied_outputs.reduced
+        return reduced.num_bytes, reduced.num_bytes_all
+
     def record_to(self, history: History, **versions: str) -> None:
         """From now on write steps and updates to `history`, after a line that says what is being run.
 
         Args:
-            history: where to write.
+            history: where to write. Of several processes the first one writes.
             versions: of the packages to name beside this one and torch.
         """
+        if not self.ranks.is_main:
+            return
         self.history = history
         history.write(
             "run",
@@ -148,8 +167,12 @@ class SparseTuner:
 
         Returns:
             Indices of the active layers in ascending order.
+
+        Raises:
+            ValueError: on every rank, where the processes do not train the same step or layers.
         """
         active = self.selector.choose(self.num_steps)
+        self.ranks.check_same("the layers of the next step", {"step": self.num_steps + 1, "active": list(active)})
         self._activation.activate(active)
         if self.rank_allocation:
             self.rank_allocation.begin_step(self.num_steps)
@@ -158,8 +181,8 @@ class SparseTuner:
         return active
 
     def before_optimizer_step(self) -> None:
-        """Drop gradients of idle layers. Needed between backward and optimizer step only where a loss of your own
-        reaches the adapters' weights past their forward, as a penalty on them does; `IST` always calls it.
+        """Drop gradients that reached idle layers past their adapters' forward. Every optimizer of torch does it at
+        its step by itself; call this before the step of any other. `IST` always calls it.
         """
         self._activation.drop_idle_gradients()
 
@@ -184,7 +207,7 @@ class SparseTuner:
         self._warn_if_not_allocated()
         self._activation.activate_all()
         self.num_steps += 1
-        update = self.selector.learn(self.num_steps, self._measure)
+        update = self.selector.learn(self.num_steps, self._measurement)
         if update is not None:
             self.last_update = update
             if self.history:
@@ -197,8 +220,9 @@ class SparseTuner:
             self.rank_allocation.close()
         if self._idle_pairs:
             self._idle_pairs.close()
+        self._tied_outputs.close()
         self._activation.close()
-        self._probes.close()
+        self._measurement.close()
 
     def __enter__(self) -> SparseTuner:
         return self
@@ -213,12 +237,10 @@ class SparseTuner:
         """
         return {
             "format": STATE_FORMAT,
-            "config": dataclasses.asdict(self.config),
-            "layers": [layer.name for layer in self.layers],
+            **self._identity(),
             "num_steps": self.num_steps,
-            "num_probes": self._num_probes,
+            "num_probes": self._measurement.num_probes,
             "last_update": self.last_update and self.last_update.state_dict(),
-            "selector_type": type(self.selector).__name__,
             "selector": self.selector.state_dict(),
         }
 
@@ -231,46 +253,21 @@ class SparseTuner:
         check_same_run(state, self.state_dict())
         self.selector.load_state_dict(dict(state["selector"]))
         self.num_steps = int(state["num_steps"])
-        self._num_probes = int(state["num_probes"])
+        self._measurement.num_probes = int(state["num_probes"])
         saved_update = state.get("last_update")
         self.last_update = saved_update and ImportanceUpdate.from_state_dict(saved_update)
 
-    def _measure(self, candidates: Sequence[tuple[int, ...]]) -> Tensor | None:
-        """Losses of candidate sets on the next probe batch; training notices nothing of it."""
-        start = time.perf_counter()
-        device = next(self.model.parameters()).device
-        with private_randomness(keyed_seed(self.config.seed, "probe", self._num_probes), device):
-            batch = self._probes.batch(self._num_probes)
-            if batch is None:
-                self._warn_no_batch()
-                return None
-            losses = candidate_losses(
-                self.model,
-                self.layers,
-                candidates,
-                to_device(batch, device),
-                self.config.beta,
-                self._loss_function,
-                cast("Damping", self.config.damping),
-            )
-        self._num_probes += 1
-        self.probe_seconds += time.perf_counter() - start
-        return losses
+    def _identity(self) -> dict[str, Any]:
+        """What all processes of a run and a resumed run have in common, as plain JSON values."""
+        return {
+            "config": dataclasses.asdict(self.config),
+            "layers": [layer.name for layer in self.layers],
+            "selector_type": type(self.selector).__name__,
+        }
 
     def _idle_parameters(self) -> set[int]:
         """The ids of the parameters that the current step leaves alone."""
-        active = self.active_layers
-        idle = () if active is None else (layer for layer in self.layers if layer.index not in active)
-        return {id(parameter) for layer in idle for parameter in layer.parameters}
-
-    def _warn_no_batch(self) -> None:
-        if not self._warned_no_batch:
-            self._warned_no_batch = True
-            warnings.warn(
-                "There is no batch to measure the layers' importance on, so the choice stays as it is: give "
-                "probe_batches with at least one batch, or call the model with keyword arguments.",
-                stacklevel=4,
-            )
+        return set(map(id, self._activation.idle_parameters()))
 
     def _warn_if_not_allocated(self) -> None:
         if self.rank_allocation and not self.rank_allocation.done and not self._warned_not_allocated:
@@ -308,14 +305,3 @@ def warn_of_missing_parameters(optimizer: Any, layers: Sequence[Layer]) -> None:
             "trained: make it from all parameters that require a gradient, before the first begin_step().",
             stacklevel=4,
         )
-
-
-def check_one_process() -> None:
-    """Raise ValueError where several processes train together, which would each learn an importance of their own."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        world_size = torch.distributed.get_world_size()
-        if world_size > 1:
-            raise ValueError(
-                f"{world_size} processes train together, and this version is for one: start a single process, with "
-                "gradient_accumulation_steps for a larger batch."
-            )

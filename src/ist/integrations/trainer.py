@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import CallbackHandler, ExportableState
 
 from ..config import ISTConfig, resolve_config
+from ..distributed import current_ranks
 from ..history import HISTORY_FILE, History
 from ..probes import DatasetProbes, ProbeStream
 from ..selectors import SelectorFactory, selector_factory
@@ -84,13 +85,16 @@ class IST(TrainerCallback, ExportableState):
                 f"restore_callback_states_from_checkpoint=True rebuilt IST without {', '.join(self._lost_arguments)}, "
                 "which no checkpoint can hold: leave that flag off, IST restores its state without it."
             )
-        for engine, given in (("DeepSpeed", args.deepspeed), ("FSDP", args.fsdp)):
-            if given:
-                raise ValueError(f"{engine} is on, and this version cannot freeze layers under it: train without it.")
+        if args.deepspeed:
+            raise ValueError(
+                "DeepSpeed is on, whose optimizers move idle layers too (weight decay, momentum): train with DDP or "
+                "FSDP2."
+            )
         if args.n_gpu > 1:
             raise ValueError(
                 f"The Trainer would spread the model over {args.n_gpu} GPUs by nn.DataParallel, whose replicas cannot "
-                "be frozen apart: show it one GPU, as in CUDA_VISIBLE_DEVICES=0."
+                "be frozen apart: start one process for each GPU with `accelerate launch` or `torchrun`, or show the "
+                "Trainer one GPU, as in CUDA_VISIBLE_DEVICES=0."
             )
         stand_before_reporters(self)
         model = kwargs["model"]
@@ -105,7 +109,7 @@ class IST(TrainerCallback, ExportableState):
         try:
             tuner.attach_optimizer(kwargs["optimizer"])
             self._resume(tuner, state)
-            if state.is_world_process_zero:
+            if tuner.ranks.is_main:
                 history = History(Path(args.output_dir or ".") / HISTORY_FILE, resume_step=state.global_step or None)
                 tuner.record_to(history, transformers=transformers.__version__)
         except Exception:
@@ -215,7 +219,8 @@ class IST(TrainerCallback, ExportableState):
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             return None
         batch_size = self.config.probe_batch_size or state.train_batch_size or args.train_batch_size
-        return DatasetProbes(dataset, batch_size, train_dataloader.collate_fn, self.config.seed)
+        ranks = current_ranks()
+        return DatasetProbes(dataset, batch_size, train_dataloader.collate_fn, self.config.seed, ranks.rank, ranks.size)
 
 
 def warn_of_unfinished_schedule(tuner: SparseTuner, num_steps: int) -> None:

@@ -1,0 +1,134 @@
+"""The losses of candidate sets on the next probe batch, the same on every rank, without a trace in the training."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .config import Damping, ISTConfig
+from .distributed import Ranks
+from .layers import Layer
+from .probes import ProbeStream, private_randomness, to_device
+from .sampling import keyed_seed
+from .sharding import compute_device, is_sharded
+from .suppression import LossFunction, candidate_losses
+
+__all__ = ["Measurement"]
+
+
+class Measurement:
+    """Measures candidate sets for a selector; what fails skips the update, is said once, and training goes on.
+
+    The mean over ranks is taken of the losses, before they become rewards: two ranks with batches of 4 then learn what
+    one rank learns from a batch of 8. The mean of the rewards `exp(−L)` would be another number.
+
+    Args:
+        model: the model in training, inside of DistributedDataParallel's wrapper.
+        layers: all layers of the model that carry adapters.
+        probes: gives this rank's share of the probe batches.
+        config: hyperparameters.
+        loss_function: `(model, batch) -> loss`, a scalar in nats.
+        ranks: the processes that train together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[Layer],
+        probes: ProbeStream,
+        config: ISTConfig,
+        loss_function: LossFunction,
+        ranks: Ranks,
+    ) -> None:
+        self.num_probes = 0
+        """Probe batches measured so far on each rank."""
+        self.seconds = 0.0
+        """Time spent."""
+        self._model = model
+        self._layers = layers
+        self._probes = probes
+        self._config = config
+        self._loss_function = loss_function
+        self._ranks = ranks
+        self._sharded = is_sharded(model)
+        self._warned: set[str] = set()
+
+    def __call__(self, candidates: Sequence[tuple[int, ...]]) -> Tensor | None:
+        """Losses in nats, float64 of shape `[N_c]` on the CPU; None where nothing could be measured."""
+        start = time.perf_counter()
+        ranks = self._ranks
+        ranks.check_same("the candidate layers", [self.num_probes, [list(candidate) for candidate in candidates]])
+        device = compute_device(self._model)
+        key = self.num_probes * ranks.size + ranks.rank
+        with private_randomness(keyed_seed(self._config.seed, "probe", key), device):
+            batch = self._next_batch()
+            if not ranks.all(batch is not None):
+                self._warn_no_batch()
+                return None
+            losses = self._losses(candidates, to_device(batch, device)) if batch is not None else None
+        self.num_probes += 1
+        if not ranks.all(losses is not None):
+            return None
+        self.seconds += time.perf_counter() - start
+        return losses if losses is None else torch.tensor(ranks.mean(losses.tolist()), dtype=torch.float64)
+
+    def close(self) -> None:
+        """Let go of the probe batches."""
+        self._probes.close()
+
+    def _next_batch(self) -> Mapping[str, Any] | None:
+        try:
+            return self._probes.batch(self.num_probes)
+        except (OSError, RuntimeError) as error:  # such as workers of a loader that were killed
+            self._warn(
+                "batch",
+                f"No probe batch could be read ({shorten(error)}), so this importance update is skipped; training goes "
+                "on. Further ones will be skipped without a word.",
+            )
+            return None
+
+    def _losses(self, candidates: Sequence[tuple[int, ...]], batch: Mapping[str, Any]) -> Tensor | None:
+        try:
+            return candidate_losses(
+                self._model,
+                self._layers,
+                candidates,
+                batch,
+                self._config.beta,
+                self._loss_function,
+                cast("Damping", self._config.damping),
+            )
+        except torch.OutOfMemoryError:
+            if self._sharded and self._ranks.size > 1:
+                raise  # The other ranks wait in this forward for this one's part of the weights.
+        self._warn(
+            "memory",
+            "The GPU ran out of memory inside a probe, so this importance update is skipped; training goes on. Further "
+            "ones will be skipped without a word: set probe_batch_size to less than the training's batch size.",
+        )
+        torch.cuda.empty_cache()
+        return None
+
+    def _warn_no_batch(self) -> None:
+        if "batch" not in self._warned:
+            self._warn(
+                "batch",
+                "There is no batch to measure the layers' importance on, so the choice stays as it is: give "
+                "probe_batches with at least one batch, or call the model with keyword arguments.",
+            )
+
+    def _warn(self, kind: str, message: str) -> None:
+        """Say something once."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, stacklevel=6)
+
+
+def shorten(error: Exception) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

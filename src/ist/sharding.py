@@ -1,0 +1,65 @@
+"""What FSDP and tensor parallelism do to a model, as far as layers that sit a step out are concerned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+__all__ = ["check_not_tensor_parallel", "compute_device", "inner_units", "is_sharded"]
+
+
+def sharded_units(module: nn.Module) -> list[nn.Module]:
+    """The modules in `module`, itself included, whose weights `fully_shard` (FSDP2) gathers for their own forward."""
+    if not dist.is_available():
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+def wrapped_units(module: nn.Module) -> list[Any]:
+    """The wrappers of FSDP1 in `module`, itself included."""
+    if not dist.is_available():
+        return []
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return [part for part in module.modules() if isinstance(part, FullyShardedDataParallel)]
+
+
+def inner_units(module: nn.Module) -> set[nn.Module]:
+    """The modules in `module` whose forward begins when FSDP has gathered their own weights."""
+    return {*sharded_units(module), *(unit.module for unit in wrapped_units(module))}
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a forward of the model is a collective, because each rank holds a part of the weights."""
+    return bool(sharded_units(model) or wrapped_units(model))
+
+
+def compute_device(model: nn.Module) -> torch.device:
+    """Where the model computes: where its weights are, or with FSDP's CPU offload where they are brought to."""
+    device = next(model.parameters()).device
+    if device.type == "cpu" and torch.cuda.is_available() and is_sharded(model):
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def check_not_tensor_parallel(model: nn.Module) -> None:
+    """Refuse a model whose single weights are split over ranks.
+
+    Raises:
+        ValueError: it is split so.
+    """
+    size = max((getattr(module, "_tp_size", None) or 1 for module in model.modules()), default=1)
+    if size == 1 and dist.is_available() and not is_sharded(model):
+        from torch.distributed.tensor import DTensor
+
+        size = max((p.device_mesh.size() for p in model.parameters() if isinstance(p, DTensor)), default=1)
+    if size > 1:
+        raise ValueError(
+            f"The model's weights are split over {size} ranks by tensor parallelism, and IST cannot train a layer's "
+            "adapters apart there: use FSDP2 (fully_shard) or DistributedDataParallel."
+        )
