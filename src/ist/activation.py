@@ -121,8 +121,8 @@ class AdapterGate:
     def __init__(self, module: nn.Module, slots: Sequence[Slot]) -> None:
         self.idle = False
         self._slots = slots
-        self._frozen: list[nn.Parameter] = []
-        self._hidden: list[tuple[nn.Module, str, Tensor]] = []
+        self._frozen: list[Tensor] = []
+        self._hidden: list[tuple[dict[str, Any], str, Tensor]] = []
         self._handles = (
             module.register_forward_pre_hook(self.freeze),
             module.register_forward_hook(self.thaw, always_call=True),
@@ -138,21 +138,23 @@ class AdapterGate:
         if not self.idle:
             return
         for module, name in self._slots:
-            parameter = module._parameters.get(name)
-            if parameter is not None and parameter.requires_grad:
-                parameter.requires_grad_(False)
-                self._frozen.append(parameter)
-            elif parameter is None and isinstance(view := module.__dict__.get(name), Tensor):
-                # FSDP1 computes with views into its flat parameter, which are attributes and not parameters.
-                module.__dict__[name] = view.detach()
-                self._hidden.append((module, name, view))
+            holder = module.__dict__ if name in module.__dict__ else module._parameters
+            weight = holder.get(name)
+            if weight is None or not weight.requires_grad:
+                continue
+            if weight.is_leaf:
+                weight.requires_grad_(False)
+                self._frozen.append(weight)
+            else:  # FSDP1 computes with views into its flat parameter.
+                holder[name] = weight.detach()
+                self._hidden.append((holder, name, weight))
 
     def thaw(self, *_: Any) -> None:
         """After the forward, also after one that raised: undo `freeze`."""
         for parameter in self._frozen:
             parameter.requires_grad_(True)
-        for module, name, view in self._hidden:
-            module.__dict__[name] = view
+        for holder, name, weight in self._hidden:
+            holder[name] = weight
         self._frozen.clear()
         self._hidden.clear()
 

@@ -36,6 +36,8 @@ class ReducedGradients:
 
     def __init__(self, idle: Callable[[], frozenset[int]]) -> None:
         self.idle = idle
+        self.group: dist.ProcessGroup | None = None
+        """DDP's processes."""
         self.num_bytes = 0
         """Sent by this rank into reductions so far, as DDP counts: each gradient once, however it travels."""
         self.num_bytes_all = 0
@@ -56,8 +58,8 @@ class ReducedGradients:
         packed = buffer
         if sum(gradient.numel() for gradient in active) < buffer.numel():
             packed = torch.cat([gradient.flatten() for gradient in active])
-        packed.div_(dist.get_world_size())
-        work: Any = dist.all_reduce(packed, async_op=True)
+        packed.div_(dist.get_world_size(self.group))
+        work: Any = dist.all_reduce(packed, group=self.group, async_op=True)
 
         def unpack(future: torch.futures.Future[list[Tensor]]) -> Tensor:
             reduced = future.value()[0]
@@ -72,7 +74,7 @@ class ReducedGradients:
         return work.get_future().then(unpack)
 
 
-def reduce_bucket(state: ReducedGradients, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def reduce_bucket(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are strings.
     """What DDP calls for each bucket of gradients that is ready."""
     return state.reduce(bucket)
 
@@ -116,6 +118,7 @@ class TiedOutputs:
             if isinstance(state, ReducedGradients):  # of an earlier training with this wrapper
                 state.idle = self._idle_ids
                 self.reduced = state
+        self.reduced.group = wrapper.process_group
         if not wrapper._comm_hooks:
             wrapper.register_comm_hook(self.reduced, reduce_bucket)
 

@@ -1,0 +1,40 @@
+"""One process of a launch that trains every case of the matrix, one after the other: `engine_worker.py FOLDER CASE…`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import engines
+import torch
+from torch import distributed as dist
+
+
+def main(folder: Path, cases: list[str]) -> None:
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    for case in cases:
+        engine, checkpointing, accumulation = case.split(":")
+        try:
+            result = engines.train(engines.ENGINES[engine][1], rank, size, checkpointing, int(accumulation))
+            weights = result.pop("weights")
+            result["ranks_agree"] = engines.ranks_agree(weights)
+            if rank == 0:
+                torch.save(weights, folder / f"{case}.pt")
+        except Exception as error:
+            result = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+        (folder / f"{case}.{rank}.json").write_text(json.dumps(result))
+        if "error" in result:
+            break  # The ranks may be out of step from here.
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,59 @@
+"""Start the same command in several processes, as torchrun does."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def launch(
+    command: Sequence[str | Path],
+    num_processes: int,
+    timeout: float = 240,
+    env: Mapping[str, str] | None = None,
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run `python *command` in processes that know each other, and wait for all of them.
+
+    Returns:
+        Exit status and output of each. When one fails, the others have ten seconds to end.
+    """
+    shared = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+        "TOKENIZERS_PARALLELISM": "false",
+        **(env or {}),
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(num_processes)
+    ]
+    finished = []
+    try:
+        for process in processes:
+            out, err = process.communicate(timeout=timeout)
+            finished.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+            timeout = timeout if process.returncode == 0 else 10
+    finally:
+        for process in processes:
+            process.kill()
+    return finished
