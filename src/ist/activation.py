@@ -146,7 +146,7 @@ class AdapterGate:
                 weight.requires_grad_(False)
                 self._frozen.append(weight)
             else:  # FSDP1 computes with views into its flat parameter.
-                holder[name] = weight.detach()
+                holder[name] = weight.detach()  # type: ignore[assignment]
                 self._hidden.append((holder, name, weight))
 
     def thaw(self, *_: Any) -> None:

@@ -57,12 +57,12 @@ class Ranks:
         """
         if self.size == 1:
             return
-        text = json.dumps(value, sort_keys=True)
+        text = json.dumps(value)
         digests = self._gather(torch.tensor([digest(what), digest(text)]))
         if all(torch.equal(other, digests[0]) for other in digests):
             return
         values: list[Any] = [None] * self.size
-        for rank, encoded in enumerate(self._gather_bytes(json.dumps([what, value], sort_keys=True).encode())):
+        for rank, encoded in enumerate(self._gather_bytes(json.dumps([what, value]).encode())):
             values[rank] = json.loads(encoded)
         raise ValueError(
             f"The processes disagree on {disagreement(values)}. Start every process with the same command, seed, model "

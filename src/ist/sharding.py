@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-__all__ = ["check_not_tensor_parallel", "compute_device", "inner_units", "is_sharded"]
+__all__ = ["check_engine", "compute_device", "inner_units", "is_sharded"]
 
 
 def sharded_units(module: nn.Module) -> list[nn.Module]:
@@ -47,12 +47,24 @@ def compute_device(model: nn.Module) -> torch.device:
     return device
 
 
-def check_not_tensor_parallel(model: nn.Module) -> None:
-    """Refuse a model whose single weights are split over ranks.
+def check_engine(model: nn.Module) -> None:
+    """Refuse what cannot train the adapters of single layers.
 
     Raises:
-        ValueError: it is split so.
+        ValueError: the model is under tensor parallelism, or under FSDP1 in a form that hides the parameters or holds
+            a gradient back once a unit was idle (`NO_SHARD`, which PyTorch also takes for a single process).
     """
+    for unit in wrapped_units(model):
+        if not unit._use_orig_params:
+            raise ValueError(
+                "FSDP1 hides the adapters in flat parameters: set use_orig_params=True (fsdp_use_orig_params in "
+                "Accelerate), or better use FSDP2 (fsdp_version: 2)."
+            )
+        if unit.sharding_strategy.name == "NO_SHARD":
+            raise ValueError(
+                "FSDP1 shards nothing here (NO_SHARD, or a single process), and then no gradient comes to layers that "
+                "sat a step out: use DDP, FSDP2 (fsdp_version: 2), or for one process no engine."
+            )
     size = max((getattr(module, "_tp_size", None) or 1 for module in model.modules()), default=1)
     if size == 1 and dist.is_available() and not is_sharded(model):
         from torch.distributed.tensor import DTensor

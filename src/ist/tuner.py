@@ -24,7 +24,7 @@ from .measurement import Measurement
 from .probes import ProbeStream, probe_stream
 from .resume import STATE_FORMAT, check_same_run
 from .selectors import ImportanceUpdate, SelectorFactory, selector_factory
-from .sharding import check_not_tensor_parallel
+from .sharding import check_engine
 from .suppression import LossFunction, model_loss
 
 __all__ = ["SparseTuner"]
@@ -80,12 +80,13 @@ class SparseTuner:
     ) -> None:
         self.config = resolve_config(config, options)
         self.model = model = unwrap_ddp(model)
-        check_not_tensor_parallel(model)
+        check_engine(model)
         self.layers = discover_layers(model, layers)
         self.selector = selector_factory(selector)(self.config, len(self.layers))
         self.ranks = current_ranks()
         """The processes that train together."""
-        self.ranks.check_same("what is trained", self._identity())
+        identity = self._identity()
+        self.ranks.check_same("what is trained", {**identity.pop("config"), **identity})
         self.history: History | None = None
         self.num_steps = 0
         """Optimizer steps done."""

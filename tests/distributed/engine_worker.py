@@ -1,4 +1,4 @@
-"""One process of a launch that trains every case of the matrix, one after the other: `engine_worker.py FOLDER CASE…`."""
+"""One process of a launch that trains one case after the other: `engine_worker.py FOLDER CASE…`."""
 
 from __future__ import annotations
 

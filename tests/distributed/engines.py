@@ -97,7 +97,8 @@ def train(
 
     Returns:
         active sets, losses of candidate sets, importance, the steps in which a gradient other than zero reached an
-        idle weight, in which an idle weight or its optimizer state moved or an active layer did not, final adapter weights, and bytes that DDP reduced.
+        idle weight, in which an idle weight or its optimizer state moved or an active layer did not, final adapter
+        weights, and bytes that DDP reduced.
     """
     model: nn.Module = tiny_lora(NUM_LAYERS)
     use_reentrant = CHECKPOINTING[checkpointing]
