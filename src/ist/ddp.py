@@ -93,7 +93,7 @@ class TiedOutputs:
         handle = model.register_forward_hook(lambda *arguments: (alive := tie_outputs()) and alive(*arguments))
         self._stop = weakref.finalize(self, handle.remove)
         self._wrapper: weakref.ref[DistributedDataParallel] | None = None
-        self.reduced = ReducedGradients(self._idle_ids)
+        self.reduced = ReducedGradients(lambda: frozenset(map(id, idle())))
 
     def close(self) -> None:
         """Stop watching; DDP then averages all gradients."""
@@ -116,14 +116,11 @@ class TiedOutputs:
         """Average active gradients only, unless the user has a communication hook, which then averages all."""
         for _, state in wrapper._comm_hooks:
             if isinstance(state, ReducedGradients):  # of an earlier training with this wrapper
-                state.idle = self._idle_ids
+                state.idle = self.reduced.idle
                 self.reduced = state
         self.reduced.group = wrapper.process_group
         if not wrapper._comm_hooks:
             wrapper.register_comm_hook(self.reduced, reduce_bucket)
-
-    def _idle_ids(self) -> frozenset[int]:
-        return frozenset(map(id, self._idle()))
 
 
 def tie(outputs: Any, parameters: Sequence[nn.Parameter], zeros: bool = False) -> Any:
