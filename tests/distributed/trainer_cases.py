@@ -1,0 +1,65 @@
+"""One training by transformers' Trainer, for any engine and number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tiny import tiny_lora, tiny_rows
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from ist import IST
+
+GLOBAL_BATCH = 8
+FSDP = {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
+ENGINES: dict[str, dict[str, Any]] = {
+    "DDP": {},
+    "DDP, find_unused_parameters=False": {"ddp_find_unused_parameters": False},
+    "DDP, static_graph=True": {"ddp_static_graph": True},
+    "FSDP2": {"fsdp": True, "fsdp_config": {**FSDP, "version": 2}},
+    "FSDP2, activation checkpointing": {
+        "fsdp": True,
+        "fsdp_config": {**FSDP, "version": 2, "activation_checkpointing": True},
+    },
+    # FSDP1 through Accelerate asks for an accelerator; test_engines.py has it on the CPU.
+}
+
+
+class Actives(TrainerCallback):
+    """The layers of each step, as this rank chose them."""
+
+    def __init__(self, ist: IST) -> None:
+        self._ist = ist
+        self.sets: list[list[int]] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self._ist.tuner
+        self.sets.append(list(self._ist.tuner.active_layers or ()))
+
+
+def make_trainer(folder: Path, num_processes: int, engine: str = "DDP", steps: int = 50, **options: Any) -> Any:
+    """A Trainer whose steps are of `GLOBAL_BATCH` rows, whatever the number of processes, and its callbacks."""
+    ist = IST(num_active_layers=2, update_interval=5, mu=20.0, seed=3)
+    actives = Actives(ist)
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": GLOBAL_BATCH // num_processes,
+        "max_steps": steps,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.1,
+        "logging_steps": 10,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "seed": 11,
+        "disable_tqdm": True,
+        "ddp_backend": "gloo" if num_processes > 1 else None,
+        **(ENGINES[engine] if num_processes > 1 else {}),
+        **options,
+    }
+    trainer = Trainer(
+        model=tiny_lora(),
+        args=TrainingArguments(output_dir=str(folder), **settings),
+        train_dataset=tiny_rows(256),  # type: ignore[arg-type]
+        callbacks=[ist, actives],
+    )
+    return trainer, ist, actives
