@@ -13,7 +13,7 @@ PIP := $(BIN)/python $(INSTALL)
 # AdapterHub's library pins transformers 4.
 HUB := .venv-adapterhub
 
-.PHONY: demo test test-slow test-adapterhub tables lint types format check clean
+.PHONY: demo test test-dist test-slow test-adapterhub tables lint types format check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,10 @@ demo: $(VENV)/.demo ## fine-tune the quickstart model
 test: $(VENV)/.dev ## the test suite with coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not distributed and not nightly" --cov --cov-report term
 
+test-dist: $(VENV)/.dev ## every engine in real processes; notes for the table of docs/distributed.md go to .matrix
+	rm -rf .matrix
+	OMP_NUM_THREADS=1 IST_MATRIX=.matrix $(BIN)/python -m pytest -m "distributed and not nightly" --timeout 600 --durations 5
+
 test-slow: $(VENV)/.dev ## the quickstart, in full
 	$(BIN)/python -m pytest -m slow --timeout 1800 --durations 5
 
@@ -50,6 +54,7 @@ test-adapterhub: $(HUB)/.test ## the tests of adapters from AdapterHub
 tables: $(VENV)/.dev ## the tables in the texts, from the JSON files of benchmarks
 	$(BIN)/python benchmarks/train/table.py
 	$(BIN)/python benchmarks/methods/table.py
+	$(BIN)/python benchmarks/distributed/table.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

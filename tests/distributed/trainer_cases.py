@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tiny import tiny_lora, tiny_rows
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ist import IST
+from tiny import tiny_lora, tiny_rows
 
 GLOBAL_BATCH = 8
 FSDP = {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}

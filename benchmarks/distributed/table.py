@@ -1,0 +1,118 @@
+"""Make the tables in docs/distributed.md: what the distributed tests saw, and what a step costs.
+
+The first comes from the notes that `make test-dist` leaves in `.matrix`, which are gathered into
+`results/matrix.json`; the second from the JSON files of run.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from commit import commit  # noqa: E402
+
+ROOT = HERE.parents[1]
+PAGE = ROOT / "docs" / "distributed.md"
+NOTES = ROOT / ".matrix"
+MATRIX = HERE / "results" / "matrix.json"
+MATRIX_MARKS = (
+    "<!-- matrix: made by `make tables` from the notes of `make test-dist` -->",
+    "<!-- end of matrix -->",
+)
+COST_MARKS = (
+    "<!-- cost: made by `make tables` from benchmarks/distributed/results -->",
+    "<!-- end of cost -->",
+)
+
+
+def gather(notes: Path, file: Path) -> None:
+    """Put the notes of a test run into one file, with the commit and the versions that were tested."""
+    rows = [json.loads(note.read_text(encoding="utf-8")) for note in sorted(notes.glob("*.json"))]
+    result = {
+        "commit": commit(),
+        "device": "CPU, gloo",
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
+        "rows": rows,
+    }
+    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def source(result: dict[str, Any]) -> str:
+    """Where figures come from."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    return f"{result['device']}, commit {result['commit']} ({versions})"
+
+
+def matrix_table(result: dict[str, Any]) -> str:
+    """Engine × option × processes."""
+    counts = sorted({row["processes"] for row in result["rows"]})
+    seen: dict[tuple[str, str], dict[int, str]] = {}
+    for row in result["rows"]:
+        seen.setdefault((row["engine"], row["option"]), {})[row["processes"]] = row["outcome"]
+    titles = [f"{count} process{'es' if count > 1 else ''}" for count in counts]
+    lines = [f"| engine | option | {' | '.join(titles)} |", "|---" * (2 + len(counts)) + "|"]
+    marks = {"right": "✓"}
+    for (engine, option), outcomes in seen.items():
+        cells = [marks.get(outcomes.get(count, "–"), outcomes.get(count, "–")) for count in counts]
+        lines.append(f"| {engine} | {option} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Tested: {source(result)}."])
+
+
+def megabytes(count: float) -> str:
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+
+
+def cost_table(result: dict[str, Any]) -> str:
+    """Time, bytes and memory of a step."""
+    header = ("processes", "engine", "method", "step", "step with probes", "gradients sent", "memory of each rank")
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for row in result["rows"]:
+        cells = (
+            str(row["processes"]),
+            {"none": "–", "ddp": "DDP", "fsdp2": "FSDP2"}[row["engine"]],
+            {"lora": "LoRA", "ist": "LoRA + IST"}[row["method"]],
+            f"{row['median_step_seconds'] * 1e3:.0f} ms",
+            f"{row['mean_step_seconds'] * 1e3:.0f} ms" if row["method"] == "ist" else "–",
+            megabytes(row["reduced_bytes_per_step"]) if row["processes"] > 1 else "–",
+            ", ".join(megabytes(count) for count in row["peak_memory_bytes"]),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    config = result["config"]
+    shape = config["model"]
+    setting = (
+        f"A Llama of {shape['num_hidden_layers']} layers, width {shape['hidden_size']}, {config['dtype']}, "
+        f"LoRA of rank {config['lora']['r']}, {config['batch_size']} × {config['length']} tokens a process; medians of "
+        f"{config['steps']} steps, {result['repeats']} repeats. {source(result)}."
+    )
+    return "\n".join([*lines, "", setting])
+
+
+def fill(page: str, marks: tuple[str, str], text: str) -> str:
+    """The page with `text` between the marks."""
+    begin, end = map(re.escape, marks)
+    filled, count = re.subn(f"{begin}.*?{end}", lambda _: f"{marks[0]}\n\n{text}\n\n{marks[1]}", page, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"{PAGE} lacks the line {marks[0]}")
+    return filled
+
+
+def main() -> None:
+    if NOTES.is_dir():
+        gather(NOTES, MATRIX)
+    page = PAGE.read_text(encoding="utf-8")
+    if MATRIX.is_file():
+        page = fill(page, MATRIX_MARKS, matrix_table(json.loads(MATRIX.read_text(encoding="utf-8"))))
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((HERE / "results").glob("*.json"))]
+    costs = [cost_table(result) for result in results if result.get("name")]
+    PAGE.write_text(fill(page, COST_MARKS, "\n\n".join(costs)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
