@@ -13,7 +13,7 @@ PIP := $(BIN)/python $(INSTALL)
 # AdapterHub's library pins transformers 4.
 HUB := .venv-adapterhub
 
-.PHONY: demo test test-dist test-slow test-adapterhub tables lint types format check clean
+.PHONY: demo test test-dist test-nightly test-slow test-adapterhub tables lint types format check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,9 @@ test: $(VENV)/.dev ## the test suite with coverage
 test-dist: $(VENV)/.dev ## every engine in real processes; notes for the table of docs/distributed.md go to .matrix
 	rm -rf .matrix
 	OMP_NUM_THREADS=1 IST_MATRIX=.matrix $(BIN)/python -m pytest -m "distributed and not nightly" --timeout 600 --durations 5
+
+test-nightly: $(VENV)/.dev ## many random kills; their figures go to .matrix/kills
+	OMP_NUM_THREADS=1 IST_MATRIX=.matrix $(BIN)/python -m pytest -m nightly --timeout 3600 --durations 5
 
 test-slow: $(VENV)/.dev ## the quickstart, in full
 	$(BIN)/python -m pytest -m slow --timeout 1800 --durations 5

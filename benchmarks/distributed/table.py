@@ -26,6 +26,10 @@ MATRIX_MARKS = (
     "<!-- matrix: made by `make tables` from the notes of `make test-dist` -->",
     "<!-- end of matrix -->",
 )
+KILL_MARKS = (
+    "<!-- kills: made by `make tables` from the figures of `make test-nightly` -->",
+    "<!-- end of kills -->",
+)
 COST_MARKS = (
     "<!-- cost: made by `make tables` from benchmarks/distributed/results -->",
     "<!-- end of cost -->",
@@ -63,6 +67,34 @@ def matrix_table(result: dict[str, Any]) -> str:
         cells = [marks.get(outcomes.get(count, "–"), outcomes.get(count, "–")) for count in counts]
         lines.append(f"| {engine} | {option} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Tested: {source(result)}."])
+
+
+def gather_kills(folder: Path, results: Path) -> None:
+    """Keep the figures of the kill tests, with the commit that was tested."""
+    for file in sorted(folder.glob("kills-*.json")):
+        result = {"commit": commit(), **json.loads(file.read_text(encoding="utf-8"))}
+        (results / file.name).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def kill_table(results: list[dict[str, Any]]) -> str:
+    """How many kills, what they hit, and what a resumed training then differed in."""
+    header = ("processes", "kills", "left an unfinished checkpoint", "steps done again", "runs that ended otherwise")
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for result in results:
+        kills = [kill for run in result["runs"] for kill in run["kills"]]
+        lost = [kill["steps_lost"] for kill in kills]
+        otherwise = sum(1 for run in result["runs"] if run.get("differing") != [])
+        cells = (
+            str(result["processes"]),
+            str(len(kills)),
+            str(sum(1 for kill in kills if kill["damaged"])),
+            f"{sum(lost) / len(lost):.1f} on average, {max(lost)} at most",
+            f"{otherwise} of {len(result['runs'])}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    first = results[0]
+    setting = f"{first['steps']} steps, a checkpoint every {first['save_steps']}; CPU, commit {first['commit']}."
+    return "\n".join([*lines, "", setting])
 
 
 def megabytes(count: float) -> str:
@@ -110,6 +142,11 @@ def main() -> None:
     if MATRIX.is_file():
         page = fill(page, MATRIX_MARKS, matrix_table(json.loads(MATRIX.read_text(encoding="utf-8"))))
     results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((HERE / "results").glob("*.json"))]
+    if (NOTES / "kills").is_dir():
+        gather_kills(NOTES / "kills", HERE / "results")
+    kills = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((HERE / "results").glob("kills-*.json"))]
+    if kills:
+        page = fill(page, KILL_MARKS, kill_table(kills))
     costs = [cost_table(result) for result in results if result.get("name")]
     PAGE.write_text(fill(page, COST_MARKS, "\n\n".join(costs)), encoding="utf-8")
 

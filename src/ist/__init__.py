@@ -32,7 +32,9 @@ __all__ = [
     "RandomSelector",
     "SparseTuner",
     "__version__",
+    "check_checkpoint",
     "discover_layers",
+    "last_checkpoint",
     "read_history",
 ]
 
@@ -47,7 +49,9 @@ _MODULES = {
     "LearnedSelector": ".selectors",
     "RandomSelector": ".selectors",
     "SparseTuner": ".tuner",
+    "check_checkpoint": ".checkpoints",
     "discover_layers": ".layers",
+    "last_checkpoint": ".checkpoints",
     "read_history": ".history",
 }
 

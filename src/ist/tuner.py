@@ -17,6 +17,7 @@ from .adalora import RankAllocation, find_adalora
 from .config import ISTConfig, resolve_config
 from .ddp import TiedOutputs, unwrap_ddp
 from .distributed import current_ranks
+from .fingerprint import base_fingerprint
 from .history import History
 from .layers import Layer, discover_layers, parameters_outside
 from .lora_fa import IdlePairs, is_lora_fa
@@ -85,6 +86,7 @@ class SparseTuner:
         self.selector = selector_factory(selector)(self.config, len(self.layers))
         self.ranks = current_ranks()
         """The processes that train together."""
+        self._base = base_fingerprint(model)
         identity = self._identity()
         self.ranks.check_same("what is trained", {**identity.pop("config"), **identity})
         self.history: History | None = None
@@ -249,7 +251,8 @@ class SparseTuner:
         """Go on from a state that `state_dict` returned.
 
         Raises:
-            ValueError: the state is of another model or configuration; nothing has been changed then.
+            ValueError: the state is of another model, configuration or number of processes; nothing has been changed
+                then.
         """
         check_same_run(state, self.state_dict())
         self.selector.load_state_dict(dict(state["selector"]))
@@ -264,6 +267,8 @@ class SparseTuner:
             "config": dataclasses.asdict(self.config),
             "layers": [layer.name for layer in self.layers],
             "selector_type": type(self.selector).__name__,
+            "num_processes": self.ranks.size,
+            "base_fingerprint": self._base,
         }
 
     def _idle_parameters(self) -> set[int]:

@@ -14,11 +14,14 @@ import transformers
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..checkpoints import check_checkpoint, seal_checkpoint
 from ..config import ISTConfig, resolve_config
 from ..distributed import current_ranks
 from ..history import HISTORY_FILE, History
 from ..probes import DatasetProbes, ProbeStream
+from ..resume import COURSE, changed_course
 from ..selectors import SelectorFactory, selector_factory
 from ..suppression import LossFunction
 from ..tuner import SparseTuner
@@ -72,6 +75,7 @@ class IST(TrainerCallback, ExportableState):
         self._loss_function = loss_function
         self._probe_dataset = probe_dataset
         self._lost_arguments: list[str] = []
+        self._course: dict[str, Any] = {}
 
     # The Trainer calls these in the order in which they stand here.
 
@@ -108,7 +112,9 @@ class IST(TrainerCallback, ExportableState):
         )
         try:
             tuner.attach_optimizer(kwargs["optimizer"])
-            self._resume(tuner, state)
+            given = args.to_dict()
+            self._course = {name: given[name] for name in COURSE if name in given}
+            self._resume(tuner, args, state)
             if tuner.ranks.is_main:
                 history = History(Path(args.output_dir or ".") / HISTORY_FILE, resume_step=state.global_step or None)
                 tuner.record_to(history, transformers=transformers.__version__)
@@ -145,6 +151,13 @@ class IST(TrainerCallback, ExportableState):
         """Measure and learn where it is time to."""
         if self.tuner:
             self.tuner.end_step(kwargs.get("optimizer"))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Seal the checkpoint when every rank has written its files, so that a damaged one is told from a whole one."""
+        if self.tuner:
+            self.tuner.ranks.wait()
+            if self.tuner.ranks.is_main and (folder := checkpoint_folder(args, state)).is_dir():
+                seal_checkpoint(folder)
 
     def on_log(
         self,
@@ -197,12 +210,14 @@ class IST(TrainerCallback, ExportableState):
             "args": arguments,
             "attributes": {"_lost_arguments": lost},
             "tuner": self.tuner.state_dict() if self.tuner else None,
+            "course": self._course,
         }
 
-    def _resume(self, tuner: SparseTuner, state: TrainerState) -> None:
+    def _resume(self, tuner: SparseTuner, args: TrainingArguments, state: TrainerState) -> None:
         if state.global_step == 0:
             return
-        saved = (saved_states(state).get(type(self).__name__) or {}).get("tuner")
+        own = saved_states(state).get(type(self).__name__) or {}
+        saved = own.get("tuner")
         if saved is None or saved["num_steps"] != state.global_step:
             warnings.warn(
                 f"The checkpoint of step {state.global_step} holds no IST state of that step: the importance of the "
@@ -212,6 +227,15 @@ class IST(TrainerCallback, ExportableState):
             tuner.num_steps = state.global_step
             return
         tuner.load_state_dict(saved)
+        checkpoint = checkpoint_folder(args, state)
+        if checkpoint.is_dir():
+            check_checkpoint(checkpoint)
+        if changed := changed_course(own.get("course") or {}, self._course):
+            warnings.warn(
+                f"The run began with other arguments ({'; '.join(changed)}): it goes on with the new ones, and not as "
+                "it would have gone on.",
+                stacklevel=2,
+            )
 
     def _probe_stream(self, args: TrainingArguments, state: TrainerState, train_dataloader: Any) -> ProbeStream | None:
         """An own stream over the probe dataset or the training set; None for data that cannot be drawn from."""
@@ -231,6 +255,11 @@ def warn_of_unfinished_schedule(tuner: SparseTuner, num_steps: int) -> None:
             f"its budget is not reached: set total_step={num_steps} in AdaLoraConfig.",
             stacklevel=2,
         )
+
+
+def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where the Trainer keeps the checkpoint of this step."""
+    return Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 def saved_states(state: TrainerState) -> dict[str, Any]:
