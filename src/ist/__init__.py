@@ -14,6 +14,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .bottleneck import BottleneckConfig
+    from .checkpoints import check_checkpoint, last_checkpoint
     from .config import ISTConfig
     from .history import History, read_history
     from .integrations.trainer import IST
