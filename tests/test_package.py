@@ -13,10 +13,11 @@ import ist
 
 SOURCE = Path(ist.__file__).parent
 FLOORS = [
-    {"adalora", "adapterhub", "config", "history", "importance", "layers", "lora_fa", "probes", "resume", "sampling"},
-    {"activation", "responses"},
+    {"adalora", "adapterhub", "checkpoints", "config", "ddp", "distributed", "history", "importance"}
+    | {"layers", "lora_fa", "probes", "resume", "sampling", "sharding"},
+    {"activation", "fingerprint", "responses"},
     {"suppression"},
-    {"selectors"},
+    {"measurement", "selectors"},
     {"tuner"},
     {"integrations"},
     {"cli"},

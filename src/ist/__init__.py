@@ -1,8 +1,8 @@
 """Importance-aware Sparse Tuning: fine-tune the adapters of the layers that matter.
 
 The method is that of Yao et al., "Layer-wise Importance Matters" (Findings of EMNLP 2024). Read the modules in the
-order in which a step runs through them: `layers`, `sampling`, `activation`, `probes`, `suppression`, `importance`,
-and `tuner`, which ties them together.
+order in which a step runs through them: `layers`, `sampling`, `activation`, `probes`, `suppression`, `measurement`,
+`importance`, and `tuner`, which ties them together; then `distributed`, `ddp`, `sharding` and `checkpoints`.
 """
 
 from __future__ import annotations

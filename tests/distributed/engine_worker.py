@@ -19,15 +19,24 @@ from torch import distributed as dist
 def main(folder: Path, cases: list[str]) -> None:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    if engines.DEVICE.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "nccl" if engines.DEVICE.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=60))
     for case in cases:
         engine, checkpointing, accumulation = case.split(":")
         try:
-            result = engines.train(engines.ENGINES[engine][1], rank, size, checkpointing, int(accumulation))
+            result = engines.train(
+                engines.GPU_ENGINES.get(engine, engines.ENGINES.get(engine))[1],
+                rank,
+                size,
+                checkpointing,
+                int(accumulation),
+            )
             weights = result.pop("weights")
             result["ranks_agree"] = engines.ranks_agree(weights)
             if rank == 0:
-                torch.save(weights, folder / f"{case}.pt")
+                torch.save({name: weight.cpu() for name, weight in weights.items()}, folder / f"{case}.pt")
         except Exception as error:
             result = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
         (folder / f"{case}.{rank}.json").write_text(json.dumps(result))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -21,6 +22,9 @@ NUM_LAYERS = 4
 GLOBAL_BATCH = 8
 NUM_STEPS = 9
 OPTIONS: dict[str, Any] = {"num_active_layers": 2, "update_interval": 3, "num_candidates": 3, "mu": 50.0, "seed": 5}
+
+DEVICE = torch.device(os.environ.get("IST_TEST_DEVICE", "cpu"))
+"""Where the worker trains; NCCL is the backend for `cuda`."""
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -85,6 +89,10 @@ ENGINES: dict[str, tuple[str, Wrap]] = {
     "fsdp1": ("FSDP1, use_orig_params, unit: decoder layer", fsdp1()),
     "fsdp1-units": ("FSDP1, use_orig_params, units: layers and LoRA matrices", fsdp1(own_units=True)),
 }
+GPU_ENGINES: dict[str, tuple[str, Wrap]] = {
+    **{name: engine for name, engine in ENGINES.items() if not name.startswith("fsdp1")},
+    "fsdp2-offload": ("FSDP2, CPU offload", fsdp2(offload_policy=CPUOffloadPolicy())),
+}
 LOW_PRECISION = ("fsdp2-bf16",)
 
 CHECKPOINTING: dict[str, bool | None] = {"none": None, "reentrant": True, "non-reentrant": False}
@@ -100,7 +108,7 @@ def train(
         idle weight, in which an idle weight or its optimizer state moved or an active layer did not, final adapter
         weights, and bytes that DDP reduced.
     """
-    model: nn.Module = tiny_lora(NUM_LAYERS)
+    model: nn.Module = tiny_lora(NUM_LAYERS).to(DEVICE)
     use_reentrant = CHECKPOINTING[checkpointing]
     if use_reentrant is not None:
         model.enable_input_require_grads()  # type: ignore[operator]
@@ -123,7 +131,7 @@ def train(
         before = [(p, local(p).clone(), states(optimizer, p)) for p in (*idle, *busy)]
         for micro in range(accumulation):
             start = (step * accumulation + micro) * GLOBAL_BATCH + rank * share
-            batch = collate(rows[start : start + share])
+            batch = {key: value.to(DEVICE) for key, value in collate(rows[start : start + share]).items()}
             last = micro == accumulation - 1
             synchronise(wrapped, last)
             (wrapped(**batch).loss / accumulation).backward()
@@ -190,7 +198,7 @@ def full_weights(model: nn.Module) -> dict[str, Tensor]:
                 if "lora" in name
             }
     return {
-        name.removeprefix("module."): (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
+        name.removeprefix("module."): (p.to(DEVICE).full_tensor() if isinstance(p, DTensor) else p).detach().clone()
         for name, p in model.named_parameters()
         if "lora" in name
     }

@@ -28,9 +28,13 @@ CASES = [
     # DDP's own search for unused parameters fails with reentrant checkpointing, without IST too.
     if (engine, checkpointing) != ("ddp-unused", "reentrant")
 ]
+GPU_CASES = [
+    f"{engine}:{checkpointing}:{accumulation}"
+    for engine, checkpointing, accumulation in itertools.product(engines.GPU_ENGINES, ("none", "non-reentrant"), (1, 2))
+]
 FAMILIES = ("ddp", "fsdp2", "fsdp1")
 
-Results = Callable[[str, int], list[dict[str, Any]]]
+Results = Callable[..., list[dict[str, Any]]]
 
 
 @cache
@@ -44,15 +48,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What each rank saw in a case; all cases of a family of engines come from one launch."""
 
     @cache
-    def family_run(family: str, num_processes: int) -> tuple[Path, str]:
-        folder = tmp_path_factory.mktemp(f"{family}-{num_processes}")
-        cases = [case for case in CASES if case.startswith(family)]
-        finished = launch([WORKER, folder, *cases], num_processes)
+    def family_run(family: str, num_processes: int, device: str) -> tuple[Path, str]:
+        folder = tmp_path_factory.mktemp(f"{family}-{num_processes}-{device}")
+        cases = [case for case in (CASES if device == "cpu" else GPU_CASES) if case.startswith(family)]
+        finished = launch([WORKER, folder, *cases], num_processes, env={"IST_TEST_DEVICE": device})
         return folder, "\n".join(process.stderr[-2000:] for process in finished)
 
-    def of_case(case: str, num_processes: int) -> list[dict[str, Any]]:
+    def of_case(case: str, num_processes: int, device: str = "cpu") -> list[dict[str, Any]]:
         family = next(family for family in FAMILIES if case.startswith(family))
-        folder, errors = family_run(family, num_processes)
+        folder, errors = family_run(family, num_processes, device)
         ranks = []
         for rank in range(num_processes):
             file = folder / f"{case}.{rank}.json"
@@ -65,18 +69,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return of_case
 
 
-def needs_two(case: str) -> bool:
-    """FSDP1 shards nothing on one process, and is refused there."""
-    return case.startswith("fsdp1")
-
-
-@pytest.mark.parametrize(
-    ("case", "num_processes"), [(case, n) for n in (1, 2) for case in CASES if n == 2 or not needs_two(case)]
-)
-def test_engine(case: str, num_processes: int, results: Results) -> None:
-    engine, checkpointing, accumulation = case.split(":")
+def check(ranks: list[dict[str, Any]], case: str) -> None:
+    """What has to hold on every engine."""
+    engine, _, accumulation = case.split(":")
     expected = reference(int(accumulation))
-    ranks = results(case, num_processes)
     for seen in ranks:
         assert seen["idle_moved"] == [], "an idle weight or its optimizer state moved"
         assert seen["idle_reached"] == [], "a gradient was computed for an idle weight"
@@ -97,8 +93,32 @@ def test_engine(case: str, num_processes: int, results: Results) -> None:
     if engine.startswith("ddp"):
         sent, full = ranks[0]["reduced_bytes"]
         assert 0 < sent < full, "gradients of idle layers were sent"
-    option = f"checkpointing {checkpointing}, accumulation {accumulation}"
-    note(engines.ENGINES[engine][0], option, num_processes, "right", "test_engine")
+
+
+def option(case: str) -> str:
+    _, checkpointing, accumulation = case.split(":")
+    return f"checkpointing {checkpointing}, accumulation {accumulation}"
+
+
+@pytest.mark.parametrize(
+    # FSDP1 shards nothing on one process, and is refused there.
+    ("case", "num_processes"),
+    [(case, n) for n in (1, 2) for case in CASES if n == 2 or not case.startswith("fsdp1")],
+)
+def test_engine(case: str, num_processes: int, results: Results) -> None:
+    check(results(case, num_processes), case)
+    note(engines.ENGINES[case.split(":")[0]][0], option(case), num_processes, "right", "test_engine")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("case", GPU_CASES)
+def test_engine_on_gpus(case: str, num_processes: int, results: Results) -> None:
+    if torch.cuda.device_count() < num_processes:
+        pytest.skip(f"needs {num_processes} GPUs")
+    check(results(case, num_processes, "cuda"), case)
+    name = engines.GPU_ENGINES[case.split(":")[0]][0]
+    note(f"GPU, NCCL: {name}", option(case), num_processes, "right", "test_engine_on_gpus")
 
 
 def test_reduced_bytes_are_those_of_the_active_layers(results: Results) -> None:
