@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 FOLDER = "IST_MATRIX"
@@ -14,6 +15,6 @@ def note(engine: str, option: str, processes: int, outcome: str, test: str) -> N
     """Note the outcome of one case: `right`, or what was seen instead."""
     if folder := os.environ.get(FOLDER):
         fields = {"engine": engine, "option": option, "processes": processes, "outcome": outcome, "test": test}
-        name = f"{engine} {option} {processes}".replace("/", "-").replace(" ", "_")
+        name = re.sub(r"\W+", "-", f"{engine} {option} {processes}")
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / f"{name}.json").write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 from transformers import TrainerCallback
 
 from ..integrations.trainer import IST
@@ -22,10 +23,16 @@ __all__ = ["Display", "TrainingProgress", "device_name", "layer_map", "peak_memo
 
 
 class Display:
-    """The console of a run. On a terminal the progress line moves; elsewhere each log is a line."""
+    """The console of a run. On a terminal the progress line moves; elsewhere each log is a line.
 
-    def __init__(self) -> None:
-        self.console = Console(highlight=False)
+    Names and texts come out as they are: nothing in them is taken for rich's markup.
+
+    Args:
+        quiet: for the processes beside the main one.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(highlight=False, markup=False, quiet=quiet)
 
     def begin(self, run: Any, trainer: Any) -> None:
         """What is about to be trained."""
@@ -33,10 +40,13 @@ class Display:
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in model.parameters())
         self.console.print(
-            f"[bold]{run.recipe}[/bold]: {run.model.model_name_or_path}, {run.ist.adapter}, {run.ist.method}"
+            Text(run.recipe, "bold"),
+            f": {run.model.model_name_or_path}, {run.ist.adapter}, {run.ist.method}",
+            sep="",
         )
         self.console.print(
             f"{total / 1e6:.1f} M parameters, {trainable / 1e6:.2f} M of them in adapters, on {trainer.args.device}"
+            + (f", {trainer.args.world_size} processes" if trainer.args.world_size > 1 else "")
         )
         if run.ist.method != "all":
             layers = discover_layers(model, run.ist.layers)

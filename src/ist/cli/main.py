@@ -24,10 +24,16 @@ An error is one line; IST_DEBUG=1 shows where it comes from.
 
 
 def train(arguments: Sequence[str]) -> None:
-    """Fine-tune a model."""
+    """Fine-tune a model; exits with 130 or 143 where a signal stopped it."""
+    from .interrupt import Stopped
     from .train import train
 
-    train(arguments)
+    try:
+        train(arguments)
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            say("train", str(stopped))
+        raise SystemExit(stopped.status) from None
 
 
 def recipes(arguments: Sequence[str]) -> None:
@@ -66,22 +72,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"there is no command {command!r}: choose one of {', '.join(COMMANDS)}.")
         COMMANDS[command](arguments[1:])
     except KeyboardInterrupt:
-        print(
-            f"ist {command}: stopped; --resume_from_checkpoint true goes on from the last checkpoint", file=sys.stderr
-        )
+        say(command, "stopped; --resume_from_checkpoint last goes on from the last checkpoint")
         return 130
     except ModuleNotFoundError as error:
         if os.environ.get("IST_DEBUG"):
             raise
         extra = "report" if command == "report" else "train"
-        print(f"ist {command}: error: {error}: install it with pip install 'ist-peft[{extra}]'", file=sys.stderr)
+        say(command, f"error: {error}: install it with pip install 'ist-peft[{extra}]'")
         return 2
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("IST_DEBUG"):
             raise
-        print(f"ist {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        say(command, f"error: {' '.join(str(error).split())}")
         return 2
     return 0
+
+
+def say(command: str, message: str) -> None:
+    """One line on stderr, which names the process where several were started."""
+    rank = int(os.environ.get("RANK", "0"))
+    print(f"ist {command}: {f'[rank {rank}] ' if rank else ''}{message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 import warnings
 from collections.abc import Sequence
@@ -18,13 +19,17 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import SFTTrainer, get_dataset, get_quantization_config
 
+from ..checkpoints import check_checkpoint, last_checkpoint
 from ..data.instructions import read_instructions
 from ..data.word_problems import WordProblem, to_prompt_completion, word_problems
+from ..distributed import Ranks, current_ranks
 from ..evaluation import exact_answers
 from ..history import HISTORY_FILE
 from ..integrations.trainer import IST
+from ..sharding import is_sharded
 from .arguments import RunArguments, parse_arguments
 from .display import Display, TrainingProgress, device_name, peak_memory
+from .interrupt import Interrupt, Stopped
 from .quickstart_model import quickstart_model_path
 
 __all__ = ["train"]
@@ -59,33 +64,42 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
     run = parse_arguments(arguments)
     if run.ist.method != "all" and run.training.n_gpu > 1:
         raise ValueError(
-            f"This version trains on one GPU, and {run.training.n_gpu} are seen: set CUDA_VISIBLE_DEVICES=0."
+            f"{run.training.n_gpu} GPUs are seen by one process: start one for each with `accelerate launch -m ist "
+            "train …` or `torchrun`, or set CUDA_VISIBLE_DEVICES=0."
         )
-    folder = prepare_folder(run.training.output_dir)
-    display = Display()
+    ranks = current_ranks()
+    folder = prepare_folder(run.training.output_dir, ranks)
+    checkpoint = find_checkpoint(run.training.resume_from_checkpoint, folder)
+    display = Display(quiet=not ranks.is_main)
     data = load_data(run)
     trainer = make_trainer(run, data)
     display.begin(run, trainer)
-    before = judge(trainer, data, display, "before")
+    before = judge(trainer, data, display, "before", ranks)
     callback = next((cb for cb in trainer.callback_handler.callbacks if isinstance(cb, IST)), None)
     progress = TrainingProgress(display, callback)
     trainer.add_callback(progress)
+    interrupt = Interrupt()
+    trainer.add_callback(interrupt)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     try:
-        output = trainer.train(resume_from_checkpoint=resume_argument(run.training.resume_from_checkpoint))
+        with interrupt:
+            output = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     finally:
         progress.stop()
+    if interrupt.number is not None:
+        raise Stopped(output.global_step, folder, interrupt.number)
     seconds = time.perf_counter() - start
     memory = peak_memory()
-    after = judge(trainer, data, display, "after")
+    after = judge(trainer, data, display, "after", ranks)
     trainer.save_model(str(folder))
     result = {
         "recipe": run.recipe,
         "model": run.model.model_name_or_path,
         "method": run.ist.method,
         "device": device_name(),
+        "num_processes": ranks.size,
         "versions": {name: version(name) for name in ("ist-peft", "torch", "transformers", "peft", "trl")},
         "num_steps": output.global_step,
         "train_loss": output.training_loss,
@@ -94,8 +108,12 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         "before": before,
         "after": after,
     }
-    (folder / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    display.end(result, folder, draw_pictures(folder))
+    if ranks.is_main:
+        (folder / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        display.end(result, folder, draw_pictures(folder))
+    if ranks.size > 1:
+        ranks.wait()
+        torch.distributed.destroy_process_group()
     return result
 
 
@@ -228,21 +246,25 @@ def make_trainer(run: RunArguments, data: TaskData) -> SFTTrainer:
     return trainer
 
 
-def judge(trainer: SFTTrainer, data: TaskData, display: Display, when: str) -> dict[str, float]:
-    """The validation loss and, for word problems, the share of exact answers."""
+def judge(trainer: SFTTrainer, data: TaskData, display: Display, when: str, ranks: Ranks) -> dict[str, float]:
+    """The validation loss and, for word problems, the share of exact answers; the same on every rank."""
     figures: dict[str, float] = {}
     if data.evaluation is not None:
         with display.waiting(f"validation loss {when} training"):
             figures["loss"] = trainer.evaluate()["eval_loss"]
     if data.problems:
         with display.waiting(f"{len(data.problems)} held-out problems {when} training"):
-            answers = exact_answers(trainer.model, trainer.processing_class, data.problems)
-        figures["accuracy"] = sum(answer.correct for answer in answers) / len(answers)
+            # Each rank answers its share, unless it holds but a part of the weights: then all answer all together.
+            shared = not is_sharded(cast("Any", trainer.model))
+            own = data.problems[ranks.rank :: ranks.size] if shared else data.problems
+            answers = exact_answers(trainer.model, trainer.processing_class, own) if own else []
+            correct = ranks.mean([float(sum(answer.correct for answer in answers))])[0]
+        figures["accuracy"] = correct * (ranks.size if shared else 1) / len(data.problems)
     display.judged(when, figures)
     return figures
 
 
-def prepare_folder(name: str | None) -> Path:
+def prepare_folder(name: str | None, ranks: Ranks) -> Path:
     """The run's folder, made and tried before anything is computed.
 
     Raises:
@@ -251,7 +273,7 @@ def prepare_folder(name: str | None) -> Path:
     folder = Path(name or "runs/ist")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / ".writable"
+        trial = folder / f".writable-{ranks.rank}"
         trial.touch()
         trial.unlink()
     except OSError as error:
@@ -272,9 +294,30 @@ def draw_pictures(folder: Path) -> Path | None:
     return draw_report(folder)
 
 
-def resume_argument(value: str | None) -> str | bool | None:
-    """`--resume_from_checkpoint true` means the last checkpoint in the run's folder."""
-    return True if str(value).lower() in ("true", "last") else value
+def find_checkpoint(value: str | None, folder: Path) -> Path | None:
+    """The checkpoint to go on from.
+
+    Args:
+        value: a checkpoint's folder; `last` (or `true`): the last whole one in the run's folder; `auto`: the same, or a
+            fresh start where there is none. A process that torchrun starts again goes on as with `auto`.
+        folder: of the run.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    if value is None:
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        return last_checkpoint(folder) if restarted else None
+    if value.lower() not in ("auto", "last", "true"):
+        check_checkpoint(value)
+        return Path(value)
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None and value.lower() != "auto":
+        raise ValueError(
+            f"{folder} holds no whole checkpoint to resume from: leave --resume_from_checkpoint out, or give `auto`, "
+            "which then starts afresh."
+        )
+    return checkpoint
 
 
 def quiet_libraries() -> None:
