@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,15 @@ ENGINES: dict[str, dict[str, Any]] = {
     "DDP, find_unused_parameters=False": {"ddp_find_unused_parameters": False},
     "DDP, static_graph=True": {"ddp_static_graph": True},
     "FSDP2": {"fsdp": True, "fsdp_config": {**FSDP, "version": 2}},
-    "FSDP2, activation checkpointing": {
+    "FSDP2, gradient_checkpointing": {
         "fsdp": True,
-        "fsdp_config": {**FSDP, "version": 2, "activation_checkpointing": True},
+        "fsdp_config": {**FSDP, "version": 2},
+        "gradient_checkpointing": True,
+    },
+    "DDP, gradient_checkpointing, accumulation 2": {
+        "gradient_checkpointing": True,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": GLOBAL_BATCH // 4,
     },
     # FSDP1 through Accelerate asks for an accelerator; test_engines.py has it on the CPU.
 }
@@ -37,8 +44,18 @@ class Actives(TrainerCallback):
         self.sets.append(list(self._ist.tuner.active_layers or ()))
 
 
-def make_trainer(folder: Path, num_processes: int, engine: str = "DDP", steps: int = 50, **options: Any) -> Any:
-    """A Trainer whose steps are of `GLOBAL_BATCH` rows, whatever the number of processes, and its callbacks."""
+def make_trainer(
+    folder: Path,
+    num_processes: int,
+    engine: str = "DDP",
+    steps: int = 50,
+    prepare: Callable[[], None] | None = None,
+    **options: Any,
+) -> Any:
+    """A Trainer whose steps are of `GLOBAL_BATCH` rows, whatever the number of processes, and its callbacks.
+
+    `prepare` is called when the processes know each other, and before the Trainer is made.
+    """
     ist = IST(num_active_layers=2, update_interval=5, mu=20.0, seed=3)
     actives = Actives(ist)
     settings: dict[str, Any] = {
@@ -56,9 +73,12 @@ def make_trainer(folder: Path, num_processes: int, engine: str = "DDP", steps: i
         **(ENGINES[engine] if num_processes > 1 else {}),
         **options,
     }
+    arguments = TrainingArguments(output_dir=str(folder), **settings)
+    if prepare:
+        prepare()
     trainer = Trainer(
         model=tiny_lora(),
-        args=TrainingArguments(output_dir=str(folder), **settings),
+        args=arguments,
         train_dataset=tiny_rows(256),  # type: ignore[arg-type]
         callbacks=[ist, actives],
     )
