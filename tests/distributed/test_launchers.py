@@ -1,0 +1,144 @@
+"""The commands that docs/distributed.md quotes, run as quoted: only model, data and length are put in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from launch import free_port
+from matrix import note
+
+from ist import read_history
+
+pytestmark = pytest.mark.distributed
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+PAGE = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
+NUM_STEPS = 8
+
+
+def quoted(start: str) -> list[str]:
+    """The one command of the page that starts so."""
+    (command,) = [command for command in COMMANDS if command.startswith(start)]
+    return shlex.split(command)
+
+
+def run(command: list[str], model: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A quoted command with a tiny model, a free port and a short timeout, in the project's folder."""
+    flags = {
+        "--model_name_or_path": model,
+        "--task": "word-problems",
+        "--num_train_problems": 64,
+        "--num_test_problems": 8,
+        "--output_dir": folder,
+        "--max_steps": NUM_STEPS,
+        "--save_steps": 2,
+        "--update_interval": 2,
+        "--per_device_train_batch_size": 2,
+        "--lora_r": 4,
+        "--use_cpu": "true",
+        "--bf16": "false",
+        # After a restart gloo's first connection hangs now and then; torchrun then starts once more.
+        "--ddp_timeout": 20,
+    }
+    port = ["--main_process_port" if command[0] == "accelerate" else "--master-port", str(free_port())]
+    port = [] if "--standalone" in command else port
+    place = 2 if command[0] == "accelerate" else 1
+    command = [str(BIN / command[0]), *command[1:place], *port, *command[place:]]
+    command = [part for part in command if part not in ("--recipe", "quickstart")]
+    return subprocess.run(
+        [*command, *(str(part) for flag in flags.items() for part in flag)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [event["step"] for event in read_history(folder) if event["event"] == "step"]
+
+
+def check_run(process: subprocess.CompletedProcess[str], folder: Path) -> None:
+    """Finished, told once, and all there."""
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout.count("adapter: ") == 1, "one process speaks"
+    result = json.loads((folder / "ist_result.json").read_text())
+    assert (result["num_processes"], result["num_steps"]) == (2, NUM_STEPS)
+    assert set(result["before"]) == set(result["after"]) == {"loss", "accuracy"}
+    assert steps_of(folder) == list(range(1, NUM_STEPS + 1))
+    assert load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("start", ["accelerate launch", "torchrun --nproc-per-node 2 -m"])
+def test_the_quoted_command_runs(start: str, tiny_model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    check_run(run(quoted(start), tiny_model_folder, folder), folder)
+    note(start.removesuffix(" --nproc-per-node 2 -m"), "the quoted command", 2, "right", "test_the_quoted_command_runs")
+
+
+def test_a_killed_process_is_started_again_and_goes_on(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """torchrun's elastic restart: rank 1 kills itself once, in the middle of a run."""
+    folder = tmp_path / "run"
+    site = tmp_path / "site"
+    site.mkdir()
+    killer = site / "killer.py"
+    killer.write_text(
+        "import os, signal, sys\n"
+        "from transformers import TrainerCallback\n"
+        "import ist.cli.train as command\n"
+        "class Kill(TrainerCallback):\n"
+        "    def on_step_end(self, args, state, control, **kwargs):\n"
+        "        first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
+        "        if first and state.global_step == 5 and os.environ['RANK'] == '1':\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "make_trainer = command.make_trainer\n"
+        "def with_kill(*arguments):\n"
+        "    trainer = make_trainer(*arguments)\n"
+        "    trainer.add_callback(Kill())\n"
+        "    return trainer\n"
+        "command.make_trainer = with_kill\n"
+        "from ist.cli.main import main\n"
+        "sys.exit(main())\n"
+    )
+    command = quoted("torchrun --standalone --nproc-per-node 2 --max-restarts")
+    module = command.index("-m")
+    process = run([*command[:module], str(killer), *command[module + 2 : -2]], tiny_model_folder, folder)
+    check_run(process, folder)
+    runs = [event for event in read_history(folder) if event["event"] == "run"]
+    assert [event["step"] for event in runs] == [0, 4], "it went on from checkpoint-4"
+    note("torchrun --max-restarts", "SIGKILL of one rank", 2, "right", "test_a_killed_process_is_started_again")
+
+
+def test_an_error_names_the_rank_and_is_one_line(tiny_model_folder: Path, tmp_path: Path) -> None:
+    process = run([*quoted("torchrun --nproc-per-node 2 -m"), "--num_active_layers", "9"], tiny_model_folder, tmp_path)
+    assert process.returncode != 0
+    lines = [line for line in process.stderr.splitlines() if "ist train: " in line]
+    assert lines
+    assert all(re.search(r"ist train: (\[rank 1\] )?error: num_active_layers", line) for line in lines)
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples" / "distributed").glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_reads_the_configuration(file: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(file))
+    assert config.num_processes == 2
+    assert f"examples/distributed/{file.name}" in file.read_text().splitlines()[0]
+    assert f"examples/distributed/{file.name})" in PAGE
