@@ -65,7 +65,7 @@ def test_a_stream_that_fails_skips_the_update() -> None:
             pass
 
     with pytest.warns(UserWarning, match=r"No probe batch could be read \(DataLoader worker") as said:
-        tuner, weights, updates = train(tiny_lora(lora_dropout=0.1), probe_batches=Failing())
+        tuner, _, updates = train(tiny_lora(lora_dropout=0.1), probe_batches=Failing())
     assert len([w for w in said if "probe batch" in str(w.message)]) == 1
     assert [update is not None for update in updates] == [False, False, False, True, False, False]
     assert tuner.state_dict()["num_probes"] == 1

@@ -56,9 +56,7 @@ def make_trainer(
 
     `prepare` is called when the processes know each other, and before the Trainer is made.
     """
-    ist = IST(
-        num_active_layers=2, update_interval=5, mu=20.0, seed=3, probe_batch_size=GLOBAL_BATCH // num_processes
-    )
+    ist = IST(num_active_layers=2, update_interval=5, mu=20.0, seed=3, probe_batch_size=GLOBAL_BATCH // num_processes)
     actives = Actives(ist)
     settings: dict[str, Any] = {
         "per_device_train_batch_size": GLOBAL_BATCH // num_processes,

@@ -18,6 +18,7 @@ from trl.scripts.utils import DatasetMixtureConfig
 from ..bottleneck import BottleneckConfig
 from ..config import ISTConfig, check_choice, check_whole
 from ..selectors import SELECTORS
+from .recipe_safety import check_safe
 
 __all__ = ["ISTArguments", "RunArguments", "find_recipe", "parse_arguments"]
 
@@ -145,7 +146,7 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
     Without a recipe, a model and data, the recipe is the quickstart.
 
     Raises:
-        ValueError: a flag or key is unknown, or a value is not allowed.
+        ValueError: a flag or key is unknown, a value is not allowed, or a recipe has what only the command line may.
     """
     dataclass_types = (ISTArguments, ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig)
     parser = OneLineParser(cast("Any", dataclass_types), prog="ist train", allow_abbrev=False)
@@ -157,6 +158,7 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
         file = find_recipe(recipe)
         name = file.stem
         defaults = read_recipe(file)
+        check_safe(defaults, file.name)
         check_keys(f"{file.name}", defaults, parser.flags())
     parser.set_defaults_with_config(**{"output_dir": f"runs/{name}", **device_defaults(rest, defaults), **defaults})
     _, unknown = parser.parse_known_args(rest)
