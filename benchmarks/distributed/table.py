@@ -1,7 +1,7 @@
 """Make the tables in docs/distributed.md: what the distributed tests saw, and what a step costs.
 
 The first comes from the notes that `make test-dist` leaves in `.matrix`, which are gathered into
-`results/matrix.json`; the second from the JSON files of run.py.
+`results/matrix.json` (`matrix-NAME.json` for other machines); the second from the JSON files of run.py.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ COST_MARKS = (
 )
 
 
-def gather(notes: Path, file: Path) -> None:
+def gather(notes: Path, file: Path, device: str = "CPU, gloo") -> None:
     """Put the notes of a test run into one file, with the commit and the versions that were tested."""
     rows = [json.loads(note.read_text(encoding="utf-8")) for note in sorted(notes.glob("*.json"))]
     result = {
         "commit": commit(),
-        "device": "CPU, gloo",
+        "device": device,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
         "rows": rows,
     }
@@ -139,8 +139,9 @@ def main() -> None:
     if NOTES.is_dir():
         gather(NOTES, MATRIX)
     page = PAGE.read_text(encoding="utf-8")
-    if MATRIX.is_file():
-        page = fill(page, MATRIX_MARKS, matrix_table(json.loads(MATRIX.read_text(encoding="utf-8"))))
+    matrices = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(HERE.glob("results/matrix*.json"))]
+    if matrices:
+        page = fill(page, MATRIX_MARKS, "\n\n".join(matrix_table(result) for result in matrices))
     results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((HERE / "results").glob("*.json"))]
     if (NOTES / "kills").is_dir():
         gather_kills(NOTES / "kills", HERE / "results")

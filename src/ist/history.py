@@ -11,9 +11,12 @@ Four kinds of lines, told apart by `event`:
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,9 @@ HISTORY_FILE = "ist_history.jsonl"
 class History:
     """Writes a history, one line at a time, so that a killed run loses at most the line that it was writing.
 
+    Where the disk is full the training goes on: lines wait in memory, with one warning, for the next that can be
+    written.
+
     Args:
         path: the file. Its folder is made.
         resume_step: keep the lines up to this step and drop later ones, which the resumed run writes again; None
@@ -37,6 +43,8 @@ class History:
 
     def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None) -> None:
         self.path = Path(path)
+        self._waiting: list[str] = []
+        self._warned = False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if resume_step is None:
@@ -49,9 +57,20 @@ class History:
             ) from error
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite({"event": event, **fields}), allow_nan=False) + "\n")
+        """Append one line, and those that have been waiting."""
+        self._waiting.append(json.dumps(finite({"event": event, **fields}), allow_nan=False) + "\n")
+        try:
+            append(self.path, "".join(self._waiting))
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"The history {self.path} cannot be written ({error.strerror}); training goes on, and its lines "
+                    "are kept until they can be.",
+                    stacklevel=4,
+                )
+            return
+        self._waiting.clear()
 
 
 def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -78,6 +97,25 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             raise ValueError(f"{file}, line {number} is not an event of a history: the file is damaged.")
         events.append(event)
     return events
+
+
+def append(path: Path, text: str) -> None:
+    """Append a text whole or not at all: a part that did get onto a full disk is cut off again.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        data = text.encode()
+        try:
+            written = file.write(data)
+            if written is not None and written < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
 
 
 def finite(value: Any) -> Any:

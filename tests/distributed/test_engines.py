@@ -118,7 +118,7 @@ def test_engine_on_gpus(case: str, num_processes: int, results: Results) -> None
         pytest.skip(f"needs {num_processes} GPUs")
     check(results(case, num_processes, "cuda"), case)
     name = engines.GPU_ENGINES[case.split(":")[0]][0]
-    note(f"GPU, NCCL: {name}", option(case), num_processes, "right", "test_engine_on_gpus")
+    note(f"{name}, on a GPU", option(case), num_processes, "right", "test_engine_on_gpus")
 
 
 def test_reduced_bytes_are_those_of_the_active_layers(results: Results) -> None:
