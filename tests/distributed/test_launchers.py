@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +39,7 @@ def quoted(start: str) -> list[str]:
 
 
 def run(command: list[str], model: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A quoted command with a tiny model, a free port and a short timeout, in the project's folder."""
+    """A quoted command with a tiny model and a free port, in the project's folder."""
     flags = {
         "--model_name_or_path": model,
         "--task": "word-problems",
@@ -51,23 +53,27 @@ def run(command: list[str], model: Path, folder: Path, **environment: str) -> su
         "--lora_r": 4,
         "--use_cpu": "true",
         "--bf16": "false",
-        # After a restart gloo's first connection hangs now and then; torchrun then starts once more.
-        "--ddp_timeout": 20,
     }
     port = ["--main_process_port" if command[0] == "accelerate" else "--master-port", str(free_port())]
     port = [] if "--standalone" in command else port
     place = 2 if command[0] == "accelerate" else 1
     command = [str(BIN / command[0]), *command[1:place], *port, *command[place:]]
     command = [part for part in command if part not in ("--recipe", "quickstart")]
-    return subprocess.run(
+    process = subprocess.Popen(
         [*command, *(str(part) for flag in flags.items() for part in flag)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), **environment},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=200,
-        check=False,
+        start_new_session=True,
     )
+    try:
+        out, err = process.communicate(timeout=75)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def steps_of(folder: Path) -> list[int]:
@@ -94,7 +100,6 @@ def test_the_quoted_command_runs(start: str, tiny_model_folder: Path, tmp_path: 
 
 def test_a_killed_process_is_started_again_and_goes_on(tiny_model_folder: Path, tmp_path: Path) -> None:
     """torchrun's elastic restart: rank 1 kills itself once, in the middle of a run."""
-    folder = tmp_path / "run"
     site = tmp_path / "site"
     site.mkdir()
     killer = site / "killer.py"
@@ -118,7 +123,15 @@ def test_a_killed_process_is_started_again_and_goes_on(tiny_model_folder: Path, 
     )
     command = quoted("torchrun --standalone --nproc-per-node 2 --max-restarts")
     module = command.index("-m")
-    process = run([*command[:module], str(killer), *command[module + 2 : -2]], tiny_model_folder, folder)
+    command = [*command[:module], str(killer), *command[module + 2 : -2]]
+    for attempt in range(3):
+        # Now and then gloo's first connection after a restart never comes (torch 2.13); a start from anew is fair then.
+        folder = tmp_path / f"run-{attempt}"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process = run(command, tiny_model_folder, folder)
+            break
+    else:
+        pytest.fail("three starts in a row hung")
     check_run(process, folder)
     runs = [event for event in read_history(folder) if event["event"] == "run"]
     assert [event["step"] for event in runs] == [0, 4], "it went on from checkpoint-4"
