@@ -126,11 +126,12 @@ def test_instructions_from_files(tiny_model_folder: Path, tmp_path: Path, method
 def test_a_recipe_and_flags_over_it(tiny_model_folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
-        f"model_name_or_path: {tiny_model_folder}\ntask: word-problems\nnum_train_problems: 40\nnum_test_problems: 4\n"
+        "task: word-problems\nnum_train_problems: 40\nnum_test_problems: 4\n"
         "max_steps: 50\nlearning_rate: 2e-4\nmu: 7\nnum_active_layers: 3\nbf16: false\nuse_cpu: true\n"
-        f"save_strategy: 'no'\nlora_r: 2\noutput_dir: {tmp_path / 'run'}\n"
+        "save_strategy: 'no'\nlora_r: 2\n"
     )
-    result = train(["--recipe", str(recipe), "--max_steps", "2", "--mu", "9"])
+    places = ["--model_name_or_path", str(tiny_model_folder), "--output_dir", str(tmp_path / "run")]
+    result = train(["--recipe", str(recipe), *places, "--max_steps", "2", "--mu", "9"])
     assert (result["num_steps"], result["recipe"]) == (2, "mine")
     events = read_history(tmp_path / "run")
     assert (events[0]["config"]["mu"], events[0]["config"]["num_active_layers"]) == (9.0, 3)
@@ -142,7 +143,7 @@ MISTAKES = [
     (["--recipe", "{bad}/unknown.yaml"], "unknown.yaml has the unknown key 'leaning_rate': did you mean 'learning_rate'?"),
     (["--recipe", "{bad}/broken.yaml"], "broken.yaml is not YAML in line 2"),
     (["--recipe", "{bad}/list.yaml"], "list.yaml holds no `key: value` lines"),
-    (["--recipe", "{bad}/env.yaml"], "env.yaml has the unknown key 'env'"),
+    (["--recipe", "{bad}/env.yaml"], "env.yaml sets env, which changes the environment of this process"),
     (["--recipe"], "--recipe needs a name or a file"),
     (["--task=word-problems", "--leaning_rate", "3"], "the command line has the unknown key 'leaning_rate'"),
     (["--task=word-problems", "--max_steps=many"], "argument --max_steps/--max-steps: invalid int value: 'many'"),

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PAGE = HERE.parents[1] / "docs" / "methods.md"
+sys.path.insert(0, str(HERE.parent))
+
+from commit import commit  # noqa: E402
+
+ROOT = HERE.parents[1]
+PAGE = ROOT / "docs" / "methods.md"
+NOTES = ROOT / ".matrix" / "methods" / "ddp.json"
+"""What `make test-dist` found of each method under DDP."""
 BEGIN = "<!-- methods: made by `make tables` from benchmarks/methods/results -->"
 END = "<!-- end of methods -->"
 HEADER = ("method", "damped by", "error", "active layers only", "AdamW", "save, load", "DDP", "GPU: error", "moved")
@@ -28,8 +37,8 @@ def error(value: Any) -> str:
     return shown if value < PROMISE else f"**{shown}**"
 
 
-def row(name: str, cpu: dict[str, Any], gpu: dict[str, Any] | None) -> tuple[str, ...]:
-    """The cells of one method; DDP is refused by this version, and has no figures."""
+def row(name: str, cpu: dict[str, Any], gpu: dict[str, Any] | None, ddp: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of one method."""
     if "not run" in cpu:
         return name, cpu["not run"], *("–",) * (len(HEADER) - 2)
     on_gpu = ("–", "–")
@@ -43,7 +52,7 @@ def row(name: str, cpu: dict[str, Any], gpu: dict[str, Any] | None) -> tuple[str
         mark(cpu["only_active_moved"]),
         mark(cpu["adamw_weight_decay"]),
         mark(cpu["save_load"]),
-        "–",
+        error(ddp[name]) if name in ddp else "–",
         *on_gpu,
     )
 
@@ -54,16 +63,19 @@ def source(result: dict[str, Any]) -> str:
     return f"{result['device']}, commit {result['commit']} ({versions})"
 
 
-def table(cpu: dict[str, Any], gpu: dict[str, Any] | None) -> str:
+def table(cpu: dict[str, Any], gpu: dict[str, Any] | None, ddp: dict[str, Any] | None) -> str:
     """What works, and what is refused."""
     rows = cpu["rows"]
     lines = [f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
     for name, found in rows.items():
         if "refused" not in found:
-            lines.append(f"| {' | '.join(row(name, found, (gpu or {}).get('rows', {}).get(name)))} |")
+            cells = row(name, found, (gpu or {}).get("rows", {}).get(name), (ddp or {}).get("rows", {}))
+            lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"CPU: {source(cpu)}."]
     if gpu:
         lines.append(f"GPU: {source(gpu)}.")
+    if ddp:
+        lines.append(f"DDP: {source(ddp)}.")
     lines += ["", "| refused | because it |", "|---|---|"]
     for name, found in rows.items():
         if "refused" in found:
@@ -78,14 +90,27 @@ def load(name: str) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
+def gather(notes: Path, file: Path) -> None:
+    """Keep what the distributed tests found, with the commit and the versions that were tested."""
+    result = {
+        "commit": commit(),
+        "device": "2 processes on CPUs, gloo",
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "rows": json.loads(notes.read_text(encoding="utf-8")),
+    }
+    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Write the table into the page."""
+    if NOTES.exists():
+        gather(NOTES, HERE / "results" / "ddp.json")
     cpu = load("cpu")
     if cpu is None:
         raise SystemExit("No results/cpu.json: run `python benchmarks/methods/run.py cpu` first.")
     head, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     tail = rest.split(END)[1]
-    PAGE.write_text(f"{head}{BEGIN}\n{table(cpu, load('h100'))}\n{END}{tail}", encoding="utf-8")
+    PAGE.write_text(f"{head}{BEGIN}\n{table(cpu, load('h100'), load('ddp'))}\n{END}{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -129,7 +129,8 @@ def tie(outputs: Any, parameters: Sequence[nn.Parameter], zeros: bool = False) -
     Args:
         outputs: tensors in nested tuples, lists, mappings or transformers' `ModelOutput`.
         parameters: get no gradient, but autograd runs the hooks on their accumulation.
-        zeros: give them a gradient of zeros, by which a static graph learns that they exist.
+        zeros: give them a gradient of zeros, by which a static graph learns that they exist. Those with hooks of their
+            own always get one, since such hooks (as OSF's) compute with it.
     """
     leaves, structure = tree_flatten(outputs)
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
@@ -145,7 +146,11 @@ class Tie(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, num_outputs: int, zeros: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.shapes = [(p.shape, p.dtype, p.device) if zeros else None for p in tensors[num_outputs:]]
+        hooked = (bool(p._backward_hooks) for p in tensors[num_outputs:])
+        ctx.shapes = [
+            (p.shape, p.dtype, p.device) if zeros or own else None
+            for p, own in zip(tensors[num_outputs:], hooked, strict=True)
+        ]
         # Detached tensors share storage and version: no copy, and changes in place are allowed and noticed.
         return tuple(tensor.detach() for tensor in tensors[:num_outputs])
 

@@ -8,7 +8,12 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-__all__ = ["check_engine", "compute_device", "inner_units", "is_sharded"]
+__all__ = ["DEEPSPEED", "check_engine", "compute_device", "inner_units", "is_deepspeed", "is_sharded"]
+
+DEEPSPEED = (
+    "DeepSpeed is on, whose optimizers keep all gradients in flat buffers and so move idle layers too (weight decay, "
+    "momentum), at ZeRO-1, 2 and 3 alike: train with DDP or FSDP2."
+)
 
 
 def sharded_units(module: nn.Module) -> list[nn.Module]:
@@ -47,13 +52,23 @@ def compute_device(model: nn.Module) -> torch.device:
     return device
 
 
+def is_deepspeed(thing: Any) -> bool:
+    """Whether DeepSpeed made this model or optimizer, or (ZeRO-3) took the model's parameters apart."""
+    if any(kind.__module__.split(".")[0] == "deepspeed" for kind in type(thing).__mro__):
+        return True
+    return isinstance(thing, nn.Module) and any(hasattr(parameter, "ds_id") for parameter in thing.parameters())
+
+
 def check_engine(model: nn.Module) -> None:
     """Refuse what cannot train the adapters of single layers.
 
     Raises:
-        ValueError: the model is under tensor parallelism, or under FSDP1 in a form that hides the parameters or holds
-            a gradient back once a unit was idle (`NO_SHARD`, which PyTorch also takes for a single process).
+        ValueError: the model is under DeepSpeed or tensor parallelism, or under FSDP1 in a form that hides the
+            parameters or holds a gradient back once a unit was idle (`NO_SHARD`, which PyTorch also takes for a single
+            process).
     """
+    if is_deepspeed(model):
+        raise ValueError(DEEPSPEED)
     for unit in wrapped_units(model):
         if not unit._use_orig_params:
             raise ValueError(

@@ -25,7 +25,7 @@ from .measurement import Measurement
 from .probes import ProbeStream, probe_stream
 from .resume import STATE_FORMAT, check_same_run
 from .selectors import ImportanceUpdate, SelectorFactory, selector_factory
-from .sharding import check_engine
+from .sharding import DEEPSPEED, check_engine, is_deepspeed
 from .suppression import LossFunction, model_loss
 
 __all__ = ["SparseTuner"]
@@ -154,9 +154,14 @@ class SparseTuner:
 
         Args:
             optimizer: made from all trainable parameters; it may be wrapped, as Accelerate does.
+
+        Raises:
+            ValueError: it is DeepSpeed's.
         """
-        while hasattr(optimizer, "optimizer"):
+        while hasattr(optimizer, "optimizer") and not is_deepspeed(optimizer):
             optimizer = optimizer.optimizer
+        if is_deepspeed(optimizer):
+            raise ValueError(DEEPSPEED)
         if optimizer is self._optimizer:
             return
         self._optimizer = optimizer

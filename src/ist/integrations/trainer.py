@@ -23,6 +23,7 @@ from ..history import HISTORY_FILE, History
 from ..probes import DatasetProbes, ProbeStream
 from ..resume import COURSE, changed_course
 from ..selectors import SelectorFactory, selector_factory
+from ..sharding import DEEPSPEED
 from ..suppression import LossFunction
 from ..tuner import SparseTuner
 
@@ -89,11 +90,8 @@ class IST(TrainerCallback, ExportableState):
                 f"restore_callback_states_from_checkpoint=True rebuilt IST without {', '.join(self._lost_arguments)}, "
                 "which no checkpoint can hold: leave that flag off, IST restores its state without it."
             )
-        if args.deepspeed:
-            raise ValueError(
-                "DeepSpeed is on, whose optimizers move idle layers too (weight decay, momentum): train with DDP or "
-                "FSDP2."
-            )
+        if args.deepspeed or getattr(args, "deepspeed_plugin", None):
+            raise ValueError(DEEPSPEED)
         if args.n_gpu > 1:
             raise ValueError(
                 f"The Trainer would spread the model over {args.n_gpu} GPUs by nn.DataParallel, whose replicas cannot "
