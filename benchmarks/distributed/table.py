@@ -55,18 +55,37 @@ def source(result: dict[str, Any]) -> str:
 
 
 def matrix_table(result: dict[str, Any]) -> str:
-    """Engine × option × processes."""
-    counts = sorted({row["processes"] for row in result["rows"]})
-    seen: dict[tuple[str, str], dict[int, str]] = {}
+    """Engine × option: with how many processes each was trained, or that it was refused."""
+    grid: dict[str, dict[str, dict[str, set[int]]]] = {}
+    others: dict[tuple[str, str], dict[str, set[int]]] = {}
     for row in result["rows"]:
-        seen.setdefault((row["engine"], row["option"]), {})[row["processes"]] = row["outcome"]
-    titles = [f"{count} process{'es' if count > 1 else ''}" for count in counts]
-    lines = [f"| engine | option | {' | '.join(titles)} |", "|---" * (2 + len(counts)) + "|"]
-    marks = {"right": "✓"}
-    for (engine, option), outcomes in seen.items():
-        cells = [marks.get(outcomes.get(count, "–"), outcomes.get(count, "–")) for count in counts]
-        lines.append(f"| {engine} | {option} | {' | '.join(cells)} |")
+        engine = row["engine"].removesuffix(", on a GPU")
+        setting = re.fullmatch(r"checkpointing (\S+), accumulation \d+", row["option"])
+        cell = (
+            grid.setdefault(engine, {}).setdefault(setting[1], {})
+            if setting
+            else others.setdefault((engine, row["option"]), {})
+        )
+        cell.setdefault(row["outcome"], set()).add(row["processes"])
+    columns = [name for name in ("none", "non-reentrant", "reentrant") if any(name in cells for cells in grid.values())]
+    lines = ["| engine | " + " | ".join(f"checkpointing: {name}" for name in columns) + " |"]
+    lines.append("|---" * (1 + len(columns)) + "|")
+    for engine, cells in grid.items():
+        lines.append(f"| {engine} | {' | '.join(shown(cells.get(name, {})) for name in columns)} |")
+    lines += ["", "Each with gradients of one batch and accumulated over two."]
+    if others:
+        lines += ["", "| what | how | outcome |", "|---|---|---|"]
+        lines += [f"| {engine} | {option} | {shown(cell)} |" for (engine, option), cell in others.items()]
     return "\n".join([*lines, "", f"Tested: {source(result)}."])
+
+
+def shown(outcomes: dict[str, set[int]]) -> str:
+    """A cell: the outcome and the numbers of processes that it was seen with."""
+    parts = []
+    for outcome, counts in outcomes.items():
+        processes = f"{' and '.join(map(str, sorted(counts)))} process{'' if counts == {1} else 'es'}"
+        parts.append(f"{'✓' if outcome == 'right' else outcome} {processes}")
+    return ", ".join(parts) or "–"
 
 
 def gather_kills(folder: Path, results: Path) -> None:
