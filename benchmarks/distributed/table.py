@@ -84,7 +84,7 @@ def shown(outcomes: dict[str, set[int]]) -> str:
     parts = []
     for outcome, counts in outcomes.items():
         processes = f"{' and '.join(map(str, sorted(counts)))} process{'' if counts == {1} else 'es'}"
-        parts.append(f"{'✓' if outcome == 'right' else outcome} {processes}")
+        parts.append(f"{'✓' if outcome == 'right' else outcome} ({processes})")
     return ", ".join(parts) or "–"
 
 
