@@ -68,7 +68,7 @@ def test_active_gradients_are_those_of_full_training(reentrant: bool | None, inp
         model.get_base_model().activation_checkpointing_enable({"use_reentrant": reentrant})
         if reentrant:
             model.enable_input_require_grads()
-    activation = LayerActivation(discover_layers(model))
+    activation = LayerActivation(discover_layers(model), frozen_dropout=True)
     activation.activate([1, 3])
     torch.manual_seed(0)
     model(**batch, use_cache=False).loss.backward()

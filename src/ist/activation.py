@@ -9,17 +9,21 @@ works too, since its recomputation calls the same modules again.
 
 Where a gradient reaches an idle parameter all the same (zeros from DistributedDataParallel, a penalty on the weights),
 it is dropped before an optimizer's step.
+
+LoRA modules that compute as one function (`ist.fused`) take care of the same by themselves, and save more.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from .fused import FusedLora, reason_against, remove_fused
 from .layers import Layer
 from .sharding import inner_units
 
@@ -35,18 +39,40 @@ class LayerActivation:
         layers: the layers that `discover_layers` found.
         readers: modules around the layers that compute with the adapters' weights themselves, as AdaLoRA's model does
             for its orthogonality loss: idle layers are frozen during their whole forward.
+        fused: whether LoRA modules compute as one function where they can.
+        frozen_dropout: whether those of idle layers keep the dropout of their adapters.
     """
 
-    def __init__(self, layers: Sequence[Layer], readers: Sequence[nn.Module] = ()) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        readers: Sequence[nn.Module] = (),
+        fused: bool = True,
+        frozen_dropout: bool = False,
+    ) -> None:
+        self.num_fused = 0
+        """How many adapter modules compute as one function."""
+        self.not_fused: Counter[str] = Counter()
+        """How many do not, by reason."""
         self._layers = layers
         self._active: tuple[int, ...] | None = None
         self._idle: tuple[nn.Parameter, ...] = ()
-        self._gates: list[list[AdapterGate]] = []
+        self._gates: list[list[AdapterGate | FusedLora]] = []
         for module in (*readers, *(adapter for layer in layers for adapter in layer.adapters.values())):
             remove_earlier_gates(module)
         for layer in layers:
             own = {id(parameter) for parameter in layer.parameters}
-            self._gates.append([g for module in (*readers, *layer.adapters.values()) for g in make_gates(module, own)])
+            gates: list[AdapterGate | FusedLora] = [gate for reader in readers for gate in make_gates(reader, own)]
+            for adapter in layer.adapters.values():
+                reason = reason_against(adapter) if fused else "switched off"
+                if reason is None:
+                    (gate,) = make_gates(adapter, own, hooked=False)
+                    gates.append(FusedLora(adapter, gate, frozen_dropout))
+                    self.num_fused += 1
+                else:
+                    gates += make_gates(adapter, own)
+                    self.not_fused[reason] += 1
+            self._gates.append(gates)
         self._remove_hooks = weakref.finalize(self, remove_all, self._gates, drop_before_steps(self))
 
     @property
@@ -90,7 +116,7 @@ class LayerActivation:
         self._remove_hooks()
 
 
-def make_gates(adapter: nn.Module, own: set[int]) -> Iterator[AdapterGate]:
+def make_gates(adapter: nn.Module, own: set[int], hooked: bool = True) -> Iterator[AdapterGate]:
     """The gates that keep the parameters `own` of an adapter out of the graph.
 
     One, unless FSDP gathers a part of the adapter by itself: the weights that compute are there only during the
@@ -108,7 +134,7 @@ def make_gates(adapter: nn.Module, own: set[int]) -> Iterator[AdapterGate]:
             visit(child, gate)
 
     visit(adapter, adapter)
-    return (AdapterGate(module, module_slots) for module, module_slots in slots.items())
+    return (AdapterGate(module, module_slots, hooked) for module, module_slots in slots.items())
 
 
 Slot = tuple[nn.Module, str]
@@ -116,27 +142,34 @@ Slot = tuple[nn.Module, str]
 
 
 class AdapterGate:
-    """Keeps the parameters in `slots` out of the graph during the forward of `module`, while `idle`."""
+    """Keeps the parameters in `slots` out of the graph during the forward of `module`, while `idle`.
 
-    def __init__(self, module: nn.Module, slots: Sequence[Slot]) -> None:
+    Also a context manager, which does so whether idle or not.
+    """
+
+    def __init__(self, module: nn.Module, slots: Sequence[Slot], hooked: bool = True) -> None:
         self.idle = False
         self._slots = slots
         self._frozen: list[Tensor] = []
         self._hidden: list[tuple[dict[str, Any], str, Tensor]] = []
-        self._handles = (
-            module.register_forward_pre_hook(self.freeze),
-            module.register_forward_hook(self.thaw, always_call=True),
-        )
+        self._handles = ()
+        if hooked:
+            self._handles = (
+                module.register_forward_pre_hook(self.freeze_if_idle),
+                module.register_forward_hook(self.thaw, always_call=True),
+            )
 
     def remove(self) -> None:
         """Stop watching."""
         for handle in self._handles:
             handle.remove()
 
-    def freeze(self, *_: Any) -> None:
+    def freeze_if_idle(self, *_: Any) -> None:
         """Before the forward: freeze what trains at this moment."""
-        if not self.idle:
-            return
+        if self.idle:
+            self.__enter__()
+
+    def __enter__(self) -> None:
         for module, name in self._slots:
             holder = module.__dict__ if name in module.__dict__ else module._parameters
             weight = holder.get(name)
@@ -150,13 +183,16 @@ class AdapterGate:
                 self._hidden.append((holder, name, weight))
 
     def thaw(self, *_: Any) -> None:
-        """After the forward, also after one that raised: undo `freeze`."""
+        """After the forward, also after one that raised: undo it."""
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         for holder, name, weight in self._hidden:
             holder[name] = weight
         self._frozen.clear()
         self._hidden.clear()
+
+    def __exit__(self, *exception: object) -> None:
+        self.thaw()
 
 
 def drop_before_steps(activation: LayerActivation) -> Any:
@@ -174,7 +210,7 @@ def drop_before_steps(activation: LayerActivation) -> Any:
     return register_optimizer_step_pre_hook(drop)
 
 
-def remove_all(gates: Iterable[Iterable[AdapterGate]], step_hook: Any) -> None:
+def remove_all(gates: Iterable[Iterable[AdapterGate | FusedLora]], step_hook: Any) -> None:
     """Remove the gates of all layers and the hook on optimizers."""
     step_hook.remove()
     for layer in gates:
@@ -185,6 +221,7 @@ def remove_all(gates: Iterable[Iterable[AdapterGate]], step_hook: Any) -> None:
 def remove_earlier_gates(adapter: nn.Module) -> None:
     """Remove the gates of a training that ended with an exception, which would freeze layers of this one."""
     for module in adapter.modules():
+        remove_fused(module)
         for hook in list(module._forward_pre_hooks.values()):
             gate = getattr(hook, "__self__", None)
             if isinstance(gate, AdapterGate):

@@ -112,6 +112,15 @@ class ISTConfig:
     probe_batch_size: int | None = None
     """Examples in a probe batch. `None` is the training batch's size under `paper`, and 16 under `reference`."""
 
+    fused: bool = True
+    """Whether LoRA modules compute as one function, which keeps nothing of idle layers; those that cannot (DoRA,
+    another tuner, …) compute as PEFT has them. Outputs and gradients are PEFT's within rounding."""
+
+    frozen_dropout: bool = False
+    """Whether the adapters of idle layers drop their inputs out. Dropout regularises the adapters that learn from it;
+    one that does not learn only makes noise and costs time. PEFT's have it also while frozen: `True` is for
+    comparisons."""
+
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, PRESETS)
         for name, default in PRESETS[self.preset].items():
@@ -119,6 +128,8 @@ class ISTConfig:
                 object.__setattr__(self, name, default)
         for name, literal in _CHOICES.items():
             check_choice(name, getattr(self, name), get_args(literal))
+        for name in ("fused", "frozen_dropout"):
+            check_choice(name, getattr(self, name), (True, False))
         check_layer_number("num_active_layers", self.num_active_layers)
         check_layer_number("num_unsuppressed_layers", self.num_unsuppressed_layers)
         check_whole(

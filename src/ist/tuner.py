@@ -102,7 +102,12 @@ class SparseTuner:
             model, self.layers, probes, self.config, loss_function or model_loss, self.ranks
         )
         adalora = find_adalora(model)
-        self._activation = LayerActivation(self.layers, readers=() if adalora is None else (adalora,))
+        self._activation = LayerActivation(
+            self.layers,
+            readers=() if adalora is None else (adalora,),
+            fused=self.config.fused,
+            frozen_dropout=self.config.frozen_dropout,
+        )
         self._tied_outputs = TiedOutputs(model, self._activation.idle_parameters)
         self._announce()
         if history is not None:
@@ -114,6 +119,16 @@ class SparseTuner:
     def active_layers(self) -> tuple[int, ...] | None:
         """The layers that the current step trains; None between steps, when the model is as PEFT made it."""
         return self._activation.active
+
+    @property
+    def num_fused(self) -> int:
+        """How many adapter modules compute as one function (`ist.fused`)."""
+        return self._activation.num_fused
+
+    @property
+    def not_fused(self) -> Mapping[str, int]:
+        """How many adapter modules compute as PEFT has them, by reason."""
+        return self._activation.not_fused
 
     @property
     def probe_seconds(self) -> float:
@@ -293,6 +308,13 @@ class SparseTuner:
         """Say once what is chosen from and what trains besides."""
         active = len(self.selector.choose(0))
         logger.info("IST trains %d of %d layers a step (%s, …).", active, len(self.layers), self.layers[0].name)
+        if self.config.fused:
+            others = ", ".join(f"{count} not: {reason}" for reason, count in self._activation.not_fused.items())
+            logger.info(
+                "%d LoRA modules compute as one function (fused=False turns it off)%s.",
+                self._activation.num_fused,
+                f"; {others}" if others else "",
+            )
         outside = parameters_outside(self.model, self.layers)
         if outside:
             count = sum(parameter.numel() for parameter in outside.values())

@@ -1,0 +1,129 @@
+"""Which of PEFT's LoRA modules compute as one function, and how they are switched over and back.
+
+A module that is taken keeps its class, its parameters and its place; only its own `forward` goes before that of its
+class, and hands every call that it cannot take (adapters off, merged, several at once, …) to PEFT's.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..sharding import inner_units
+from .function import LoraLinear, LoraUpdate
+
+__all__ = ["FusedLora", "reason_against", "remove_fused"]
+
+
+class FusedLora:
+    """One LoRA module that computes as one function, until `remove`.
+
+    Args:
+        module: a module for which `reason_against` has no reason.
+        frozen: a context to compute an idle module in where PEFT's own forward has to run.
+        keep_dropout: whether idle modules drop their adapter's input out too, as PEFT does for frozen adapters.
+    """
+
+    def __init__(self, module: nn.Module, frozen: Any, keep_dropout: bool = False) -> None:
+        self.module = module
+        module.__dict__.update(
+            forward=MethodType(fused_forward, module), _ist_idle=False, _ist_frozen=frozen, _ist_dropout=keep_dropout
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether the adapter is frozen."""
+        return self.module.__dict__["_ist_idle"]
+
+    @idle.setter
+    def idle(self, idle: bool) -> None:
+        self.module.__dict__["_ist_idle"] = idle
+
+    def remove(self) -> None:
+        """Leave the module as PEFT made it."""
+        remove_fused(self.module)
+
+
+def remove_fused(module: nn.Module) -> None:
+    """Leave a module as PEFT made it, also one of a training that ended with an exception."""
+    if "_ist_idle" in module.__dict__:
+        for name in ("forward", "_ist_idle", "_ist_frozen", "_ist_dropout"):
+            module.__dict__.pop(name, None)
+
+
+def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The forward of a LoRA module that was taken over; `self` is the module."""
+    idle = self._ist_idle
+    names = self._active_adapter
+    name = names if isinstance(names, str) else names[0] if len(names) == 1 else None
+    if args or kwargs or self._disable_adapters or self.merged_adapters or name not in self.lora_A:
+        return peft_forward(self, idle, x, *args, **kwargs)
+    lora_a, lora_b, drop = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
+    if name in self.lora_variant or not self.cast_input_dtype_enabled or x.dim() < 2:
+        return peft_forward(self, idle, x)
+    dropout = drop.p if drop.training and isinstance(drop, nn.Dropout) and (not idle or self._ist_dropout) else 0.0
+    a, b, c = lora_a.weight, lora_b.weight, lora_b.bias
+    if idle:
+        a, b, c = a.detach(), b.detach(), None if c is None else c.detach()
+    base = self.base_layer
+    if is_plain(base):
+        weight = base.weight if isinstance(base, nn.Linear) else base.weight.t()
+        return LoraLinear.apply(x, weight, base.bias, a, b, c, self.scaling[name], dropout)  # type: ignore[return-value]
+    return LoraUpdate.apply(base(x), x, a, b, c, self.scaling[name], dropout)  # type: ignore[return-value]
+
+
+fused_forward.__name__ = "forward"  # By which a pickled module finds the forward of its class.
+
+
+def peft_forward(module: Any, idle: bool, *args: Any, **kwargs: Any) -> Tensor:
+    """PEFT's own forward, with the adapters frozen where the module is idle."""
+    if not idle:
+        return type(module).forward(module, *args, **kwargs)
+    with module._ist_frozen:
+        return type(module).forward(module, *args, **kwargs)
+
+
+def is_plain(base: nn.Module) -> bool:
+    """Whether a module computes `x Wᵀ + b` with frozen weights and nothing else."""
+    if "forward" in base.__dict__ or has_hooks(base):
+        return False
+    if not (type(base) is nn.Linear or type(base).__name__ == "Conv1D"):
+        return False
+    weight, bias = base.weight, base.bias
+    if type(weight) is not nn.Parameter or not weight.is_floating_point():
+        return False
+    return not weight.requires_grad and not (bias is not None and bias.requires_grad)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something watches or changes a call of the module."""
+    return bool(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def reason_against(module: nn.Module) -> str | None:
+    """Why a module cannot compute as one function; None if it can."""
+    from peft.tuners import lora
+
+    kinds = [lora.Linear, getattr(lora, "Linear4bit", None), getattr(lora, "Linear8bitLt", None)]
+    if type(module) not in kinds:
+        return f"{type(module).__module__.split('.')[-2]}.{type(module).__name__}"
+    assert isinstance(module, lora.LoraLayer)
+    if module.lora_variant:
+        return "a variant of LoRA (such as DoRA)"
+    if hasattr(module.base_layer, "base_layer"):
+        return "another adapter inside"
+    if inner_units(module):
+        return "FSDP gathers its matrices apart"
+    if "forward" in module.__dict__:
+        return "a forward of its own"
+    for part in (*module.lora_A.values(), *module.lora_B.values()):
+        if type(part) is not nn.Linear or "forward" in part.__dict__ or has_hooks(part):
+            return "adapter matrices that are no plain linear modules"
+    for part in module.lora_dropout.values():
+        if type(part) not in (nn.Dropout, nn.Identity) or has_hooks(part) or getattr(part, "p", 0.0) >= 1.0:
+            return "a dropout of another kind"
+    return None

@@ -1,0 +1,252 @@
+"""LoRA as one function: PEFT's outputs and gradients, and what it keeps."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ist import SparseTuner
+from ist.fused import FusedLora, reason_against
+from tiny import tiny_batches, tiny_lora
+
+WIDTH, OUT = 48, 40
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rsLoRA": {"use_rslora": True},
+    "bias of B": {"lora_bias": True},
+    "dropout": {"lora_dropout": 0.3},
+    "dropout and bias of B": {"lora_dropout": 0.3, "lora_bias": True},
+}
+BASES: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(WIDTH, OUT, bias=False),
+    "with a bias": lambda: nn.Linear(WIDTH, OUT),
+    "Conv1D": lambda: Conv1D(OUT, WIDTH),
+}
+
+
+def adapt(base: nn.Module, dtype: torch.dtype, adapter_dtype: torch.dtype | None = None, **settings: Any) -> Any:
+    """A LoRA module with random values, in training."""
+    config = peft.LoraConfig(
+        target_modules=["proj"], r=4, lora_alpha=7, fan_in_fan_out=isinstance(base, Conv1D), **settings
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT on biases of B over modules without a bias
+        module: Any = peft.inject_adapter_in_model(config, nn.ModuleDict({"proj": base}))["proj"]  # type: ignore
+    module.to(dtype)
+    for name, parameter in module.named_parameters():
+        parameter.data = torch.randn_like(parameter) / 4
+        if "lora_" in name and adapter_dtype:
+            parameter.data = parameter.data.to(adapter_dtype)
+    return module.train()
+
+
+def fuse(module: nn.Module, **options: Any) -> FusedLora:
+    return FusedLora(module, nullcontext(), **options)
+
+
+def results(module: nn.Module, x: Tensor, dy: Tensor, seed: int = 5) -> list[Tensor]:
+    """The output and the gradients of the input and of all trainable parameters."""
+    x = x.clone().requires_grad_()
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    torch.manual_seed(seed)
+    y = module(x)
+    return [y.detach(), *torch.autograd.grad(y, [x, *trained], dy.to(y.dtype))]
+
+
+def difference(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest deviation, relative to the size of what it deviates from."""
+    return max(
+        float((a.double() - b.double()).abs().max() / b.double().abs().max())
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+def draws(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(("kind", "base"), list(itertools.product(KINDS, BASES)))
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (2, 1, 3)], ids=["rows", "batch", "four dimensions"])
+def test_equals_peft_in_float64(kind: str, base: str, shape: tuple[int, ...]) -> None:
+    module = adapt(BASES[base](), torch.float64, **KINDS[kind])
+    x, dy = draws(*shape, WIDTH), draws(*shape, OUT)
+    expected = results(module, x, dy)
+    fuse(module)
+    assert difference(results(module, x, dy), expected) < 1e-12
+
+
+def squared_errors(
+    make: Callable[[], nn.Module], x_dtype: torch.dtype, dy_dtype: torch.dtype, autocast: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Of the output and each gradient against float64, summed over draws: of this library, and of PEFT."""
+    sums = [torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
+    for _ in range(100):
+        module = make()
+        x, dy = draws(64, WIDTH).to(x_dtype), draws(64, OUT).to(dy_dtype)
+        exact = results(copy.deepcopy(module).double(), x.double(), dy.double())
+        found = []
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            found.append(results(module, x, dy))
+            fuse(module)
+            found.append(results(module, x, dy))
+        pefts, ours = found
+        assert [tensor.dtype for tensor in ours] == [tensor.dtype for tensor in pefts]
+        for side, tensors in enumerate((ours, pefts)):
+            errors = [(a.double() - b).square().mean() for a, b in zip(tensors, exact, strict=True)]
+            sums[side] = sums[side] + torch.stack(errors)
+    return sums[0], sums[1]
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("adapter", [torch.bfloat16, torch.float32], ids=["bf16 adapter", "float32 adapter"])
+def test_in_bf16_no_worse_than_peft(base: str, adapter: torch.dtype) -> None:
+    ours, pefts = squared_errors(lambda: adapt(BASES[base](), torch.bfloat16, adapter), torch.bfloat16, torch.bfloat16)
+    assert (ours <= 1.02 * pefts + 1e-15).all(), (ours / pefts).sqrt()
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=["float32 base", "bf16 base"])
+def test_under_autocast_no_worse_than_peft(half: torch.dtype, weights: torch.dtype) -> None:
+    ours, pefts = squared_errors(
+        lambda: adapt(nn.Linear(WIDTH, OUT), weights, torch.float32), weights, half, autocast=half
+    )
+    assert (ours <= 1.02 * pefts + 1e-15).all(), (ours / pefts).sqrt()
+
+
+def test_idle_module_gives_the_input_its_gradient_and_keeps_nothing() -> None:
+    module = adapt(nn.Linear(WIDTH, OUT), torch.float64, lora_dropout=0.3)
+    x, dy = draws(6, WIDTH), draws(6, OUT)
+    fused = fuse(module)
+    fused.idle = True
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = module(given := x.clone().requires_grad_())
+    assert {id(t) for t in kept} <= {id(p) for p in module.parameters()} | {id(t) for t in kept if t.numel() <= 160 * 2}
+    assert all(t.shape[0] != 6 for t in kept)
+    y.backward(dy)
+    assert all(parameter.grad is None for parameter in module.parameters())
+    module.eval()
+    fused.remove()
+    expected = results(module, x, dy)
+    assert difference([y.detach(), given.grad], expected[:2]) < 1e-12  # type: ignore[list-item]
+
+
+def test_active_module_keeps_its_input_alone() -> None:
+    """And the adapter's rank-wide product. q, k and v share the input: they keep the same memory."""
+    modules = [adapt(nn.Linear(WIDTH, OUT), torch.float32, lora_dropout=0.1) for _ in range(3)]
+    x = torch.randn(6, WIDTH, requires_grad=True)
+    kept: list[Tensor] = []
+    for module in modules:
+        fuse(module)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        sum(module(x).sum() for module in modules)
+    parameters = {p.data_ptr() for module in modules for p in module.parameters()}
+    activations = {t.data_ptr(): t.shape for t in kept if t.data_ptr() not in parameters}
+    assert sorted(activations.values()) == sorted([(6, 4)] * 3 + [(6, WIDTH)])
+
+
+def test_dropout_leaves_the_generator_where_peft_leaves_it() -> None:
+    module = adapt(nn.Linear(WIDTH, OUT), torch.float32, lora_dropout=0.3)
+    after = []
+    for change in (lambda: None, lambda: fuse(module)):
+        change()
+        results(module, draws(6, WIDTH).float(), draws(6, OUT).float())
+        after.append(torch.get_rng_state())
+    assert torch.equal(*after)
+
+
+def test_frozen_dropout_is_that_of_peft() -> None:
+    module = adapt(nn.Linear(WIDTH, OUT), torch.float64, lora_dropout=0.3)
+    x, dy = draws(6, WIDTH), draws(6, OUT)
+    expected = results(module, x, dy)[:2]
+    fuse(module, keep_dropout=True).idle = True
+    x.requires_grad_()
+    torch.manual_seed(5)
+    y = module(x)
+    y.backward(dy)
+    assert difference([y.detach(), x.grad], expected) < 1e-12  # type: ignore[list-item]
+
+
+STATES: dict[str, Callable[[Any], Any]] = {
+    "adapters off": lambda module: module.enable_adapters(False),
+    "merged": lambda module: module.merge(),
+    "another adapter": lambda module: (
+        module.update_layer("b", 3, 4, config=peft.LoraConfig()),
+        module.set_adapter("b"),
+    ),
+    "two adapters": lambda module: (
+        module.update_layer("b", 3, 4, config=peft.LoraConfig()),
+        module.set_adapter(["default", "b"]),
+    ),
+    "no adapter": lambda module: module.set_adapter([]),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_states_of_a_module_are_those_of_peft(state: str) -> None:
+    module = adapt(nn.Linear(WIDTH, OUT), torch.float64)
+    twin = copy.deepcopy(module)
+    fuse(module)
+    for either in (module, twin):
+        torch.manual_seed(1)
+        STATES[state](either)
+    x = draws(6, WIDTH)
+    torch.testing.assert_close(module(x), twin(x), rtol=1e-12, atol=1e-12)
+    mixed = ["default", "__base__"] * 3
+    if state == "another adapter":
+        torch.testing.assert_close(module(x, adapter_names=mixed), twin(x, adapter_names=mixed))
+
+
+def test_copies_are_fused_on_their_own_and_pickles_are_pefts() -> None:
+    module = adapt(nn.Linear(WIDTH, OUT), torch.float64)
+    x = draws(6, WIDTH)
+    fused = fuse(module)
+    twin = copy.deepcopy(module)
+    with torch.no_grad():
+        twin.lora_B["default"].weight.zero_()
+    assert not torch.equal(twin(x), module(x))
+    restored = pickle.loads(pickle.dumps(module))
+    torch.testing.assert_close(restored(x), module(x))
+    fused.remove()
+    assert "forward" not in module.__dict__
+    assert "forward" in twin.__dict__
+
+
+def test_other_modules_say_why_they_are_not_fused() -> None:
+    def reasons(**settings: Any) -> set[str | None]:
+        model = tiny_lora(**settings)
+        return {reason_against(module) for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)}
+
+    assert reasons() == {None}
+    assert reasons(use_dora=True) == {"a variant of LoRA (such as DoRA)"}
+    assert reasons(target_modules=["embed_tokens"]) == {"lora.Embedding"}
+
+
+def test_tuner_counts_and_undoes_what_it_fused() -> None:
+    model = tiny_lora()
+    batch = tiny_batches(1)[0]
+    before = model(**batch).logits
+    tuner = SparseTuner(model, probe_batches=[batch])
+    number = sum(isinstance(module, peft.tuners.lora.LoraLayer) for module in model.modules())
+    assert (tuner.num_fused, dict(tuner.not_fused)) == (number, {})
+    tuner.close()
+    assert torch.equal(model(**batch).logits, before)
+    assert all("forward" not in module.__dict__ for module in model.modules())
+    with SparseTuner(model, probe_batches=[batch], fused=False) as tuner:
+        assert (tuner.num_fused, dict(tuner.not_fused)) == (0, {"switched off": number})
