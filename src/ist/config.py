@@ -15,6 +15,7 @@ CandidateSet = Literal["unsuppressed", "suppressed"]
 ScoreStep = Literal["additive", "sigmoid_gradient"]
 Rounding = Literal["half_up", "truncate"]
 Damping = Literal["response", "scaling"]
+Recomputation = Literal["none", "frozen", "all"]
 Preset = Literal["paper", "reference"]
 
 # Where the authors' code departs from their paper, each departure is an option; a preset names a set of options.
@@ -120,6 +121,10 @@ class ISTConfig:
     """Whether the adapters of idle layers drop their inputs out. Dropout regularises the adapters that learn from it;
     one that does not learn only makes noise and costs time. PEFT's have it also while frozen: `True` is for
     comparisons."""
+
+    recompute: Recomputation = "none"
+    """Which layers keep no activations and compute once more in the backward: `none`, the `frozen` (idle) ones, or
+    `all`, as gradient checkpointing does. Layers below the lowest active one are never computed twice."""
 
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, PRESETS)
@@ -231,6 +236,7 @@ _CHOICES: dict[str, Any] = {
     "score_step": ScoreStep,
     "rounding": Rounding,
     "damping": Damping,
+    "recompute": Recomputation,
 }
 
 

@@ -16,6 +16,7 @@ from .activation import LayerActivation
 from .adalora import RankAllocation, find_adalora
 from .config import ISTConfig, resolve_config
 from .ddp import TiedOutputs, unwrap_ddp
+from .depth import BackwardDepth
 from .distributed import current_ranks
 from .fingerprint import base_fingerprint
 from .history import History
@@ -23,6 +24,7 @@ from .layers import Layer, discover_layers, parameters_outside
 from .lora_fa import IdlePairs, is_lora_fa
 from .measurement import Measurement
 from .probes import ProbeStream, probe_stream
+from .recompute import Recompute
 from .resume import STATE_FORMAT, check_same_run
 from .selectors import ImportanceUpdate, SelectorFactory, selector_factory
 from .sharding import DEEPSPEED, check_engine, is_deepspeed
@@ -102,12 +104,14 @@ class SparseTuner:
             model, self.layers, probes, self.config, loss_function or model_loss, self.ranks
         )
         adalora = find_adalora(model)
+        self._recompute = Recompute(self.layers, self.config.recompute)
         self._activation = LayerActivation(
             self.layers,
             readers=() if adalora is None else (adalora,),
             fused=self.config.fused,
             frozen_dropout=self.config.frozen_dropout,
         )
+        self._depth = BackwardDepth(model, self.layers, self._activation)
         self._tied_outputs = TiedOutputs(model, self._activation.idle_parameters)
         self._announce()
         if history is not None:
@@ -197,6 +201,8 @@ class SparseTuner:
         active = self.selector.choose(self.num_steps)
         self.ranks.check_same("the layers of the next step", {"step": self.num_steps + 1, "active": list(active)})
         self._activation.activate(active)
+        self._recompute.activate(active)
+        self._depth.prepare()
         if self.rank_allocation:
             self.rank_allocation.begin_step(self.num_steps)
         if self.history:
@@ -229,6 +235,7 @@ class SparseTuner:
             self.attach_optimizer(optimizer)
         self._warn_if_not_allocated()
         self._activation.activate_all()
+        self._recompute.activate_all()
         self.num_steps += 1
         update = self.selector.learn(self.num_steps, self._measurement)
         if update is not None:
@@ -244,6 +251,8 @@ class SparseTuner:
         if self._idle_pairs:
             self._idle_pairs.close()
         self._tied_outputs.close()
+        self._depth.close()
+        self._recompute.close()
         self._activation.close()
         self._measurement.close()
 

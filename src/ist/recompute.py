@@ -1,0 +1,109 @@
+"""Recompute by need: idle layers keep no activations and compute once more in the backward; active ones keep theirs.
+
+Every layer above the lowest active one needs a backward, but three quarters of them train nothing. With LoRA as one
+function (`ist.fused`) they keep little; here they keep their input alone, as with gradient checkpointing, at the price
+of a second forward of idle layers only. What lies below the lowest active layer has no backward, so it is neither kept
+nor recomputed. The recomputation is PyTorch's own (`torch.utils.checkpoint`, not reentrant), exact with dropout and
+autocast.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Sequence
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from .layers import Layer
+
+__all__ = ["Recompute"]
+
+ATTRIBUTES = ("gradient_checkpointing", "_gradient_checkpointing_func")
+"""By which a block of transformers recomputes; it also leaves the cache of generation out then."""
+recomputed = partial(checkpoint, use_reentrant=False)
+
+
+class Recompute:
+    """Switches recomputation on for single layers.
+
+    Args:
+        layers: the layers of the model.
+        mode: `frozen` recomputes idle layers, `all` every one, `none` does nothing.
+
+    Raises:
+        ValueError: gradient checkpointing is on, which recomputes every layer already.
+    """
+
+    def __init__(self, layers: Sequence[Layer], mode: str) -> None:
+        self._layers = () if mode == "none" else tuple(layers)
+        self._mode = mode
+        for layer in layers:
+            restore(layer.module)  # of a training that ended with an exception
+        check_not_checkpointing(self._layers, mode)
+        self._restore = weakref.finalize(self, restore_all, [layer.module for layer in self._layers])
+
+    def activate(self, active: Collection[int]) -> None:
+        """From now on recompute what `mode` says, where the layers `active` train."""
+        for layer in self._layers:
+            recomputes = self._mode == "all" or layer.index not in active
+            switch(layer.module, recomputes)
+
+    def activate_all(self) -> None:
+        """Recompute nothing."""
+        for layer in self._layers:
+            restore(layer.module)
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        self._restore()
+
+
+def check_not_checkpointing(layers: Sequence[Layer], mode: str) -> None:
+    """Raise ValueError where gradient checkpointing is on."""
+    if any(getattr(layer.module, "gradient_checkpointing", False) for layer in layers):
+        raise ValueError(
+            f"recompute={mode!r} and gradient checkpointing are both on: leave one of them off; recompute='frozen' is "
+            "the faster one, gradient_checkpointing=True the smaller one."
+        )
+
+
+def switch(block: nn.Module, on: bool) -> None:
+    """Have a block recompute in the backward, or not."""
+    if not on:
+        restore(block)
+    elif hasattr(block, "gradient_checkpointing"):
+        block.gradient_checkpointing = True
+        block._gradient_checkpointing_func = recomputed  # type: ignore[assignment]
+    elif "forward" not in block.__dict__:
+        block.forward = MethodType(recomputed_forward, block)  # type: ignore[method-assign]
+
+
+def recomputed_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a block that keeps its inputs alone."""
+    forward = partial(type(self).forward, self)
+    if not (self.training and torch.is_grad_enabled()):
+        return forward(*args, **kwargs)
+    return recomputed(forward, *args, **kwargs)
+
+
+recomputed_forward.__name__ = "forward"  # By which a pickled block finds the forward of its class.
+
+
+def restore(block: nn.Module) -> None:
+    """Have a block compute as its class does."""
+    if block.__dict__.get("_gradient_checkpointing_func") is recomputed:
+        for name in ATTRIBUTES:
+            block.__dict__.pop(name, None)
+    if getattr(block.__dict__.get("forward"), "__func__", None) is recomputed_forward:
+        del block.__dict__["forward"]
+
+
+def restore_all(blocks: Sequence[nn.Module]) -> None:
+    """Have blocks compute as their classes do."""
+    for block in blocks:
+        restore(block)

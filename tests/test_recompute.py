@@ -1,0 +1,170 @@
+"""What the backward reaches and what it computes again: exact, and no more than needed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import nn
+
+from ist import SparseTuner
+from tiny import snapshot, tiny_batches, tiny_lora
+
+NUM_LAYERS = 6
+
+
+class Counts:
+    """How often each block computed with a gradient to come, and in which a gradient arrived at its output."""
+
+    def __init__(self, tuner: SparseTuner) -> None:
+        self.forwards: Counter[int] = Counter()
+        self.backwards: Counter[int] = Counter()
+        for layer in tuner.layers:
+            norm = layer.module.input_layernorm  # computes again where its block does
+            assert isinstance(norm, nn.Module)
+            norm.register_forward_hook(lambda *_, index=layer.index: self.forwards.update([index]))
+            layer.module.register_forward_hook(lambda *given, index=layer.index: self.watch(given[2], index))
+
+    def watch(self, output: Any, index: int) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda _: self.backwards.update([index]))
+
+
+def step(model: Any, active: tuple[int, ...], **options: Any) -> tuple[Counts, float, dict[str, torch.Tensor]]:
+    """One step with the layers `active`: what was computed, the loss, and the gradients."""
+    with SparseTuner(model, num_active_layers=len(active), probe_batches=tiny_batches(1), **options) as tuner:
+        counts = Counts(tuner)
+        tuner.selector.choose = lambda _: active  # type: ignore[method-assign]
+        tuner.begin_step()
+        torch.manual_seed(4)
+        loss = model(**tiny_batches(1)[0], use_cache=False).loss
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        tuner.end_step()
+    return counts, loss.item(), gradients
+
+
+@pytest.mark.parametrize("mode", ["frozen", "all"])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputing_changes_no_bit(mode: str, fused: bool, dtype: torch.dtype) -> None:
+    """With dropout in the adapters, and under autocast."""
+    found = []
+    for recompute in ("none", mode):
+        model = tiny_lora(NUM_LAYERS, lora_dropout=0.2)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            found.append(step(model, (2, 4), recompute=recompute, fused=fused)[1:])
+    (loss, gradients), (loss_again, gradients_again) = found
+    assert loss == loss_again
+    assert gradients.keys() == gradients_again.keys()
+    assert all(torch.equal(gradients[name], gradients_again[name]) for name in gradients)
+
+
+@pytest.mark.parametrize(
+    ("mode", "twice"), [("none", set()), ("frozen", {3, 5}), ("all", {2, 3, 4, 5})], ids=["none", "frozen", "all"]
+)
+@pytest.mark.parametrize("input_grads", [False, True])
+def test_layers_that_compute_twice(mode: str, twice: set[int], input_grads: bool) -> None:
+    model = tiny_lora(NUM_LAYERS)
+    if input_grads:
+        model.enable_input_require_grads()
+    counts, _, _ = step(model, (2, 4), recompute=mode)
+    assert {index for index, count in counts.forwards.items() if count == 2} == twice
+    assert set(counts.backwards) == {2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("enable_after", [False, True], ids=["before", "after the tuner came"])
+def test_checkpointing_of_the_model_stops_at_the_lowest_active_layer(enable_after: bool) -> None:
+    model = tiny_lora(NUM_LAYERS)
+    expected = step(tiny_lora(NUM_LAYERS), (2, 4))[2]
+    with SparseTuner(model, num_active_layers=2, probe_batches=tiny_batches(1)) as tuner:
+        tuner.selector.choose = lambda _: (2, 4)  # type: ignore[method-assign]
+        if enable_after:
+            tuner.begin_step()
+            tuner.end_step()
+        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+        counts = Counts(tuner)
+        tuner.begin_step()
+        model(**tiny_batches(1)[0], use_cache=False).loss.backward()
+        assert {index for index, count in counts.forwards.items() if count == 2} == {2, 3, 4, 5}
+        assert set(counts.backwards) == {2, 3, 4, 5}
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                torch.testing.assert_close(parameter.grad, expected.pop(name))
+        assert not expected
+        model.zero_grad()
+        tuner.end_step()
+    model(**tiny_batches(1)[0], use_cache=False).loss.backward()
+    assert counts.backwards[0] == 1  # The model is as it was: everything trains.
+
+
+def test_trainable_embeddings_keep_their_gradient() -> None:
+    model = tiny_lora(NUM_LAYERS, modules_to_save=["embed_tokens"])
+    model.enable_input_require_grads()
+    counts, _, gradients = step(model, (2, 4), recompute="frozen")
+    assert any("embed_tokens" in name for name in gradients)
+    assert set(counts.backwards) == set(range(NUM_LAYERS))
+
+
+def test_reentrant_checkpointing_keeps_the_gradient_that_it_needs() -> None:
+    model = tiny_lora(NUM_LAYERS)
+    model.get_base_model().activation_checkpointing_enable({"use_reentrant": True})
+    model.enable_input_require_grads()
+    gradients = step(model, (2, 4))[2]
+    assert gradients.keys() == step(tiny_lora(NUM_LAYERS), (2, 4))[2].keys()
+
+
+def test_blocks_of_other_libraries() -> None:
+    """Which know nothing of transformers' checkpointing."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj = nn.Linear(8, 8)
+            self.calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return x + torch.tanh(self.proj(x))
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Block() for _ in range(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    torch.manual_seed(0)
+    model = peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["proj"], init_lora_weights=False), Model())
+    x = torch.randn(3, 8)
+    gradients = []
+    for mode in ("none", "frozen"):
+        with SparseTuner(model, num_active_layers=2, recompute=mode, probe_batches=[{"x": x}]) as tuner:
+            tuner.selector.choose = lambda _: (1, 2)  # type: ignore[method-assign]
+            for block in model.blocks:
+                block.calls = 0
+            tuner.begin_step()
+            model(x).square().mean().backward()
+            gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+            assert [block.calls for block in model.blocks] == ([1, 1, 1, 2] if mode == "frozen" else [1] * 4)
+            model.zero_grad()
+    assert all("forward" not in block.__dict__ for block in model.blocks)
+    assert all(map(torch.equal, *gradients))
+
+
+def test_both_kinds_of_checkpointing_are_refused() -> None:
+    model = tiny_lora()
+    model.get_base_model().activation_checkpointing_enable()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"^recompute='frozen' and gradient checkpointing are both on: leave one of"):
+        SparseTuner(model, recompute="frozen")
+    assert all(torch.equal(value, before[name]) for name, value in snapshot(model).items())
+    with pytest.raises(ValueError, match=r"^recompute='some' is unknown: choose one of 'none', 'frozen', 'all'\.$"):
+        SparseTuner(tiny_lora(), recompute="some")
