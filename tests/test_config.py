@@ -33,6 +33,9 @@ BAD_VALUES = [
     *(("score_step", value, "choose one of", "'additive'", "'sigmoid_gradient'") for value in ("adam", "")),
     *(("rounding", value, "choose one of", "'half_up'", "'truncate'") for value in ("half-up", "")),
     *(("damping", value, "choose one of", "'response'", "'scaling'") for value in ("scale", 0.25)),
+    *(("fused", value, "choose one of", "True", "False") for value in ("yes", None)),
+    *(("frozen_dropout", value, "choose one of", "True", "False") for value in ("no", 2)),
+    *(("recompute", value, "choose one of", "'none'", "'frozen'", "'all'") for value in ("idle", True, None)),
 ]
 
 
@@ -120,6 +123,9 @@ def test_defaults_are_the_papers():
         "rounding": "half_up",
         "damping": "response",
         "probe_batch_size": None,
+        "fused": True,
+        "frozen_dropout": False,
+        "recompute": "none",
     }
 
 

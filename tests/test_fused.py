@@ -232,7 +232,9 @@ def test_copies_are_fused_on_their_own_and_pickles_are_pefts() -> None:
 def test_other_modules_say_why_they_are_not_fused() -> None:
     def reasons(**settings: Any) -> set[str | None]:
         model = tiny_lora(**settings)
-        return {reason_against(module) for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)}
+        own = {id(parameter) for parameter in model.parameters()}
+        modules = [module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
+        return {reason_against(module, own) for module in modules}
 
     assert reasons() == {None}
     assert reasons(use_dora=True) == {"a variant of LoRA (such as DoRA)"}

@@ -64,7 +64,7 @@ class LayerActivation:
             own = {id(parameter) for parameter in layer.parameters}
             gates: list[AdapterGate | FusedLora] = [gate for reader in readers for gate in make_gates(reader, own)]
             for adapter in layer.adapters.values():
-                reason = reason_against(adapter) if fused else "switched off"
+                reason = reason_against(adapter, own) if fused else "switched off"
                 if reason is None:
                     (gate,) = make_gates(adapter, own, hooked=False)
                     gates.append(FusedLora(adapter, gate, frozen_dropout))

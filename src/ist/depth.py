@@ -67,8 +67,9 @@ def input_embeddings(model: nn.Module) -> set[nn.Module]:
     found = set()
     for module in model.modules():
         if hasattr(module, "get_input_embeddings"):
+            get_input_embeddings: Any = module.get_input_embeddings
             try:
-                embeddings = module.get_input_embeddings()
+                embeddings = get_input_embeddings()
             except (NotImplementedError, AttributeError):
                 continue
             if isinstance(embeddings, nn.Module):

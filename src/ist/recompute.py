@@ -10,7 +10,7 @@ autocast.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -76,11 +76,28 @@ def switch(block: nn.Module, on: bool) -> None:
     """Have a block recompute in the backward, or not."""
     if not on:
         restore(block)
+    elif block._compiled_call_impl is not None:
+        if not isinstance(block._compiled_call_impl, RecomputedCall):
+            block._compiled_call_impl = RecomputedCall(block, block._compiled_call_impl)
     elif hasattr(block, "gradient_checkpointing"):
-        block.gradient_checkpointing = True
+        block.gradient_checkpointing = True  # type: ignore[assignment]
         block._gradient_checkpointing_func = recomputed  # type: ignore[assignment]
     elif "forward" not in block.__dict__:
         block.forward = MethodType(recomputed_forward, block)  # type: ignore[method-assign]
+
+
+class RecomputedCall:
+    """The call of a compiled block, computed again around the compiled code: the block's graphs stay the same."""
+
+    def __init__(self, block: nn.Module, call: Callable[..., Any]) -> None:
+        self.block = weakref.ref(block)
+        self.call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        block = self.block()
+        if block is None or not (block.training and torch.is_grad_enabled()):
+            return self.call(*args, **kwargs)
+        return recomputed(self.call, *args, **kwargs)
 
 
 def recomputed_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -101,6 +118,8 @@ def restore(block: nn.Module) -> None:
             block.__dict__.pop(name, None)
     if getattr(block.__dict__.get("forward"), "__func__", None) is recomputed_forward:
         del block.__dict__["forward"]
+    if isinstance(block._compiled_call_impl, RecomputedCall):
+        block._compiled_call_impl = block._compiled_call_impl.call
 
 
 def restore_all(blocks: Sequence[nn.Module]) -> None:

@@ -115,13 +115,18 @@ def check_scalar(loss: Any) -> Tensor:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Within the context every module evaluates (no dropout); afterwards each is in the mode that it was in.
+    """Within the context every module evaluates (no dropout) and nothing is cached for generation; afterwards each is
+    in the mode that it was in.
 
     A 4-bit module of bitsandbytes stays in training: it computes the same in both modes, but on some CPUs it repacks
     its weight at its first evaluation, and no gradient comes through it from then on.
     """
     training = [module for module in model.modules() if module.training]
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    caching = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
     try:
+        for config in caching:
+            config.use_cache = False
         model.eval()
         for module in training:
             module.training = type(module).__name__ == "Linear4bit"
@@ -129,3 +134,5 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+        for config in caching:
+            config.use_cache = True

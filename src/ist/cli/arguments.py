@@ -55,6 +55,13 @@ class ISTArguments:
     probe_batch_size: int | None = field(
         default=None, metadata={"help": "Examples in a probe batch; the training batch's size by default."}
     )
+    fused: bool = field(
+        default=True, metadata={"help": "Compute LoRA as one function, which keeps nothing of idle layers."}
+    )
+    frozen_dropout: bool = field(default=False, metadata={"help": "Keep the adapters' dropout in idle layers."})
+    recompute: str = field(
+        default="none", metadata={"help": "Layers that compute once more in the backward: none, frozen or all."}
+    )
     layers: list[str] | None = field(
         default=None, metadata={"help": "Stack(s) of blocks to choose from, where the model has several."}
     )

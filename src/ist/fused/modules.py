@@ -6,6 +6,7 @@ class, and hands every call that it cannot take (adapters off, merged, several a
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import MethodType
 from typing import Any
 
@@ -104,8 +105,13 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def reason_against(module: nn.Module) -> str | None:
-    """Why a module cannot compute as one function; None if it can."""
+def reason_against(module: nn.Module, own: Collection[int]) -> str | None:
+    """Why a module cannot compute as one function; None if it can.
+
+    Args:
+        module: with adapters.
+        own: ids of the parameters that train with the module's layer.
+    """
     from peft.tuners import lora
 
     kinds = [lora.Linear, getattr(lora, "Linear4bit", None), getattr(lora, "Linear8bitLt", None)]
@@ -121,6 +127,8 @@ def reason_against(module: nn.Module) -> str | None:
     if "forward" in module.__dict__:
         return "a forward of its own"
     for part in (*module.lora_A.values(), *module.lora_B.values()):
+        if any(parameter.requires_grad and id(parameter) not in own for parameter in part.parameters()):
+            return "matrices that several layers share"
         if type(part) is not nn.Linear or "forward" in part.__dict__ or has_hooks(part):
             return "adapter matrices that are no plain linear modules"
     for part in module.lora_dropout.values():

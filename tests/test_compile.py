@@ -1,0 +1,77 @@
+"""Blocks compiled one by one: few graphs however often the active layers change, and the same training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from ist import SparseTuner
+from tiny import snapshot, tiny_batches, tiny_lora
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the compiler's own calls
+NUM_LAYERS = 6
+MAX_GRAPHS = 6
+"""Idle and active, with and without a gradient of the input; a probe with and without damping."""
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Any:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def train(steps: int, backend: str | None, **options: Any) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The adapters after some steps of sparse tuning, and what the layers' importance is then."""
+    torch.manual_seed(0)
+    model = tiny_lora(NUM_LAYERS, lora_dropout=options.pop("dropout", 0.0)).train()
+    blocks: Any = model.get_submodule("base_model.model.model.layers")
+    if backend:
+        for block in blocks:
+            block.compile(backend=backend, fullgraph=True)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    batches = [{name: value[:, :8] for name, value in batch.items()} for batch in tiny_batches(4)]
+    with SparseTuner(model, num_active_layers=2, update_interval=5, probe_batches=batches, **options) as tuner:
+        chosen = set()
+        for i in range(steps):
+            chosen.add(tuner.begin_step())
+            model(**batches[i % 4], use_cache=False).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            tuner.end_step(optimizer)
+        assert len(chosen) > min(steps, 12) // 3
+        assert tuner.num_fused > 0
+        return snapshot(model), list(tuner.selector.state_dict()["importance"])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("recompute", ["none", "frozen"])
+def test_few_graphs_over_200_steps(dropout: float, recompute: str) -> None:
+    with torch._dynamo.config.patch(error_on_recompile=False, fail_on_recompile_limit_hit=True):
+        train(200, "aot_eager", dropout=dropout, recompute=recompute)
+    assert 0 < counters["stats"]["unique_graphs"] <= MAX_GRAPHS
+    assert not counters["graph_break"]
+    assert not counters["recompile_limit"]
+
+
+@pytest.mark.parametrize("recompute", ["none", "frozen"])
+def test_the_training_is_the_same(recompute: str) -> None:
+    adapters, scores = train(20, "aot_eager", recompute=recompute)
+    expected, expected_scores = train(20, None)
+    assert adapters.keys() == expected.keys()
+    for name, value in adapters.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+    assert scores == pytest.approx(expected_scores, rel=1e-4)
+
+
+def test_the_default_compiler_takes_the_function_of_lora() -> None:
+    """Inductor, as `block.compile()` uses it."""
+    adapters, _ = train(6, "inductor")
+    expected, _ = train(6, None)
+    assert adapters.keys() == expected.keys()
+    for name, value in adapters.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
