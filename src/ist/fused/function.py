@@ -18,11 +18,38 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-__all__ = ["LoraLinear", "LoraUpdate"]
+from .precision import Products, autocast_dtype, products
+
+__all__ = ["lora_linear", "lora_update"]
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None,
+    scaling: float,
+    dropout: float,
+) -> Tensor:
+    """LoRA and the frozen linear module under it."""
+    if torch.is_grad_enabled() and (x.requires_grad or a.requires_grad or b.requires_grad):
+        return LoraLinear.apply(x, weight, bias, a, b, c, scaling, dropout)  # type: ignore[return-value]
+    y, kind = base_product(x, weight, bias, a)
+    add_lora_(kind, y, x, a, b, c, scaling, dropout)
+    return y
+
+
+def lora_update(
+    base: Tensor, x: Tensor, a: Tensor, b: Tensor, c: Tensor | None, scaling: float, dropout: float
+) -> Tensor:
+    """LoRA alone, added to what any module under it returned; its gradient joins that of the module."""
+    return LoraUpdate.apply(base, x, a, b, c, scaling, dropout)  # type: ignore[return-value]
 
 
 class LoraLinear(torch.autograd.Function):
-    """LoRA and the frozen linear module under it."""
+    """`lora_linear` with its backward."""
 
     @staticmethod
     def forward(
@@ -36,27 +63,26 @@ class LoraLinear(torch.autograd.Function):
         scaling: float,
         dropout: float,
     ) -> Tensor:
-        dtype = autocast_dtype(x)
-        base_input, base_weight, base_bias = cast(dtype, x, weight, bias)
-        y = linear(base_input, base_weight, base_bias)  # type: ignore[arg-type]
-        ctx.dtype = dtype
-        kept = add_lora_(ctx, y, x, a, b, c, scaling, dropout)
-        ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None, *kept)
+        y, kind = base_product(x, weight, bias, a)
+        drawn = add_lora_(kind, y, x, a, b, c, scaling, dropout)
+        needs_x, _, _, *needs, _, _ = ctx.needs_input_grad
+        ctx.save_for_backward(weight if needs_x else None, *keep(ctx, needs, kind, x, a, b, scaling, dropout, drawn))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         weight, *kept = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.shape[-1])
-        dx = flat @ weight.to(flat.dtype) if ctx.needs_input_grad[0] else None
-        dx, da, db, dc = lora_backward(ctx, flat, dx, ctx.needs_input_grad[0], kept)
-        dx = None if dx is None else dx.view(*grad.shape[:-1], -1).to(ctx.x_dtype)
-        return dx, None, None, da, db, dc, None, None
+        dy = grad.reshape(-1, grad.shape[-1])
+        dx = None
+        if weight is not None:
+            dx = dy @ (weight if weight.dtype == dy.dtype else weight.to(dy.dtype))
+        dx, da, db, dc = lora_backward(ctx, dy, dx, ctx.needs_input_grad[0], kept)
+        return unflatten(ctx, dx, grad), None, None, da, db, dc, None, None
 
 
 class LoraUpdate(torch.autograd.Function):
-    """LoRA alone, added to what any module under it returned; its gradient joins that of the module."""
+    """`lora_update` with its backward."""
 
     @staticmethod
     def forward(
@@ -69,22 +95,35 @@ class LoraUpdate(torch.autograd.Function):
         scaling: float,
         dropout: float,
     ) -> Tensor:
-        ctx.dtype = autocast_dtype(x)
         y = base.clone(memory_format=torch.contiguous_format)  # Some modules return views, which must stay untouched.
-        ctx.save_for_backward(*add_lora_(ctx, y, x, a, b, c, scaling, dropout))
+        kind = products(a, autocast_dtype(x), x.dtype, y.dtype)
+        drawn = add_lora_(kind, y, x, a, b, c, scaling, dropout)
+        ctx.save_for_backward(*keep(ctx, ctx.needs_input_grad[2:5], kind, x, a, b, scaling, dropout, drawn))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        flat = grad.reshape(-1, grad.shape[-1])
-        dx, da, db, dc = lora_backward(ctx, flat, None, ctx.needs_input_grad[1], ctx.saved_tensors)
-        dx = None if dx is None else dx.view(*grad.shape[:-1], -1).to(ctx.x_dtype)
-        return grad if ctx.needs_input_grad[0] else None, dx, da, db, dc, None, None
+        dy = grad.reshape(-1, grad.shape[-1])
+        dx, da, db, dc = lora_backward(ctx, dy, None, ctx.needs_input_grad[1], ctx.saved_tensors)
+        return grad if ctx.needs_input_grad[0] else None, unflatten(ctx, dx, grad), da, db, dc, None, None
+
+
+def base_product(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor) -> tuple[Tensor, Products]:
+    """`x Wᵀ + b`, in autocast's precision where it is on, and how the adapter's products are to be computed."""
+    kind = products(a, autocast_dtype(x), x.dtype)
+    if kind.autocast is not None:
+        x, weight = x.to(kind.autocast), weight.to(kind.autocast)
+        bias = None if bias is None else bias.to(kind.autocast)
+    return linear(x, weight, bias), kind
+
+
+Drawn = tuple[Tensor, Tensor | None, Any]
+"""`D(x) Aᵀ`, and of the dropout its mask or the generator's state that it was drawn with."""
 
 
 def add_lora_(
-    ctx: Any,
+    kind: Products,
     y: Tensor,
     x: Tensor,
     a: Tensor,
@@ -92,89 +131,75 @@ def add_lora_(
     c: Tensor | None,
     scaling: float,
     dropout: float,
-) -> tuple[Tensor | None, ...]:
-    """`y += s (D(x) Aᵀ) Bᵀ + s C` in place; returns what the backward needs."""
-    dtype = ctx.dtype or a.dtype
-    flat = x.reshape(-1, x.shape[-1])
-    ctx.scaling, ctx.dropout, ctx.x_dtype, ctx.in_features = scaling, dropout, x.dtype, x.shape[-1]
-    ctx.rng_state, mask = None, None
-    inputs = flat.to(dtype)
+) -> Drawn:
+    """`y += s (D(x) Aᵀ) Bᵀ + s C` in place."""
+    inputs, mask, state = x.reshape(-1, x.shape[-1]), None, None
     if dropout:
         if torch.compiler.is_compiling():  # A generator's state cannot be read in a graph: the mask is kept.
-            inputs, mask = torch.native_dropout(inputs, dropout, True)
+            inputs, mask = kind.drop(inputs, dropout)
         else:
-            ctx.rng_state = rng_state(x.device)
-            inputs = torch.native_dropout(inputs, dropout, True)[0]
-    a_cast, b_cast, c_cast = cast(dtype, a, b, c)
-    h = inputs @ a_cast.t()  # type: ignore[union-attr]
+            state = rng_state(x.device)
+            inputs = kind.drop(inputs, dropout)[0]
+    h = kind.down(inputs, a)
     rows = y.view(-1, y.shape[-1])
-    if rows.dtype == dtype:
-        rows.addmm_(h, b_cast.t(), alpha=scaling)  # type: ignore[union-attr]
-    else:
-        rows.add_(h @ b_cast.t(), alpha=scaling)  # type: ignore[union-attr]
-    if c_cast is not None:
-        rows.add_(c_cast, alpha=scaling)
-    needs_a, needs_b, _ = needed(ctx)
-    return flat if needs_a else None, mask, h if needs_b else None, a, b
+    kind.add_up_(rows, h, b, scaling * kind.rest(dropout))
+    if c is not None:
+        rows.add_(c.to(kind.dtype), alpha=scaling)
+    return h, mask, state
+
+
+def keep(
+    ctx: Any, needs: Any, kind: Products, x: Tensor, a: Tensor, b: Tensor, scaling: float, dropout: float, drawn: Drawn
+) -> tuple[Tensor | None, ...]:
+    """What the backward needs: nothing of the activations where nothing trains."""
+    h, mask, state = drawn
+    needs_a, needs_b, _ = needs
+    ctx.needs, ctx.autocast, ctx.x_dtype = needs, kind.autocast, x.dtype
+    ctx.scaling, ctx.dropout, ctx.rng_state = scaling, dropout, state
+    return x.reshape(-1, x.shape[-1]) if needs_a else None, mask, h if needs_b else None, a, b
 
 
 def lora_backward(
-    ctx: Any, grad: Tensor, dx: Tensor | None, needs_x: bool, kept: Any
+    ctx: Any, dy: Tensor, dx: Tensor | None, needs_x: bool, kept: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x (added to `dx` in place, if it is there), A, B and C from that of y, `[rows, out]`."""
     x, mask, h, a, b = kept
-    needs_a, needs_b, needs_c = needed(ctx)
-    dtype = ctx.dtype or a.dtype
-    a_cast, b_cast, dy = cast(dtype, a, b, grad)
+    needs_a, needs_b, needs_c = ctx.needs
+    kind, dropout = products(a, ctx.autocast, ctx.x_dtype, dy.dtype), ctx.dropout
+    scaling = ctx.scaling * kind.rest(dropout)
     da = db = dc = None
     if needs_b:
-        db = scaled_product(dy.t(), h, ctx.scaling).to(b.dtype)  # type: ignore[union-attr]
+        db = kind.grad_of_b(dy, h, scaling)
     if needs_c:
-        dc = dy.sum(0).mul_(ctx.scaling)  # type: ignore[union-attr]
+        dc = dy.to(kind.dtype).sum(0).mul_(ctx.scaling)
     if not needs_x and not needs_a:
         return None, None, db, dc
-    dh = dy @ b_cast  # type: ignore[operator]
-    inputs = x if x is None else x.to(dtype)
-    scale = 1 / (1 - ctx.dropout)
+    dh = kind.grad_of_h(dy, b)
+    inputs = x
     if mask is not None:
-        inputs = inputs if inputs is None else torch.ops.aten.native_dropout_backward(inputs, mask, scale)
-    elif ctx.dropout:
-        like = dh.new_empty(dh.shape[0], ctx.in_features) if inputs is None else inputs
-        inputs, mask = dropped_again(like, ctx.dropout, ctx.rng_state)
+        inputs = None if x is None else kind.mask(x, mask, dropout)
+    elif dropout:
+        like = dy.new_empty(dy.shape[0], a.shape[1], dtype=ctx.x_dtype) if x is None else x
+        inputs, mask = dropped_again(kind, like, dropout, ctx.rng_state)
     if needs_a:
-        da = scaled_product(dh.t(), inputs, ctx.scaling).to(a.dtype)  # type: ignore[operator]
+        da = kind.grad_of_a(dh, inputs, scaling)
     if not needs_x:
         return None, da, db, dc
-    if mask is None and dx is not None and dx.dtype == dtype:
-        return dx.addmm_(dh, a_cast, alpha=ctx.scaling), da, db, dc  # type: ignore[arg-type]
-    through_lora = scaled_product(dh, a_cast, ctx.scaling)
+    if mask is None and dx is not None:
+        kind.add_grad_of_x_(dx, dh, a, scaling)
+        return dx, da, db, dc
+    through_lora = kind.grad_of_x(dh, a, scaling)
     if mask is not None:
-        through_lora = torch.ops.aten.native_dropout_backward(through_lora, mask, scale)
+        through_lora = kind.mask(through_lora, mask, dropout)
     return through_lora if dx is None else dx.add_(through_lora), da, db, dc
 
 
-def scaled_product(left: Tensor, right: Tensor | None, factor: float) -> Tensor:
-    """`factor · left @ right`, rounded once."""
-    assert right is not None
-    return torch.addmm(left.new_empty(1, 1), left, right, beta=0, alpha=factor)
-
-
-def needed(ctx: Any) -> tuple[bool, ...]:
-    """Which of A, B and C want a gradient."""
-    return ctx.needs_input_grad[-5:-2]
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast makes of linear products here, or None where it is off."""
-    kind = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+def unflatten(ctx: Any, dx: Tensor | None, like: Tensor) -> Tensor | None:
+    """The gradient of x in its shape and dtype."""
+    if dx is None:
         return None
-    return torch.get_autocast_dtype(kind)
-
-
-def cast(dtype: torch.dtype | None, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The tensors in `dtype`, or as they are where it is None."""
-    return tensors if dtype is None else tuple(t if t is None else t.to(dtype) for t in tensors)
+    dx = dx.view(*like.shape[:-1], dx.shape[-1])
+    return dx if dx.dtype == ctx.x_dtype else dx.to(ctx.x_dtype)
 
 
 def rng_state(device: torch.device) -> Tensor:
@@ -189,11 +214,11 @@ def set_rng_state(state: Tensor, device: torch.device) -> None:
         torch.set_rng_state(state)
 
 
-def dropped_again(x: Tensor, dropout: float, state: Tensor) -> tuple[Tensor, Tensor]:
+def dropped_again(kind: Products, x: Tensor, dropout: float, state: Tensor) -> tuple[Tensor, Tensor]:
     """The same draw of dropout as in the forward, and its mask; the generator goes on from where it was."""
     now = rng_state(x.device)
     set_rng_state(state, x.device)
     try:
-        return torch.native_dropout(x, dropout, True)
+        return kind.drop(x, dropout)
     finally:
         set_rng_state(now, x.device)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..sharding import inner_units
-from .function import LoraLinear, LoraUpdate
+from .function import lora_linear, lora_update
 
 __all__ = ["FusedLora", "reason_against", "remove_fused"]
 
@@ -59,20 +59,24 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     idle = self._ist_idle
     names = self._active_adapter
     name = names if isinstance(names, str) else names[0] if len(names) == 1 else None
-    if args or kwargs or self._disable_adapters or self.merged_adapters or name not in self.lora_A:
+    children = self._modules  # Looked up here, once: a module's own search for its attributes is slow.
+    matrices_a = children["lora_A"]._modules
+    if args or kwargs or self._disable_adapters or self.merged_adapters or name not in matrices_a:
         return peft_forward(self, idle, x, *args, **kwargs)
-    lora_a, lora_b, drop = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
     if name in self.lora_variant or not self.cast_input_dtype_enabled or x.dim() < 2:
         return peft_forward(self, idle, x)
-    dropout = drop.p if drop.training and isinstance(drop, nn.Dropout) and (not idle or self._ist_dropout) else 0.0
-    a, b, c = lora_a.weight, lora_b.weight, lora_b.bias
+    drop = children["lora_dropout"]._modules[name]
+    dropout = drop.p if drop.training and type(drop) is nn.Dropout and (not idle or self._ist_dropout) else 0.0
+    a, up = matrices_a[name]._parameters["weight"], children["lora_B"]._modules[name]._parameters
+    b, c = up["weight"], up["bias"]
     if idle:
         a, b, c = a.detach(), b.detach(), None if c is None else c.detach()
-    base = self.base_layer
+    base = children["base_layer"]
     if is_plain(base):
-        weight = base.weight if isinstance(base, nn.Linear) else base.weight.t()
-        return LoraLinear.apply(x, weight, base.bias, a, b, c, self.scaling[name], dropout)  # type: ignore[return-value]
-    return LoraUpdate.apply(base(x), x, a, b, c, self.scaling[name], dropout)  # type: ignore[return-value]
+        weight, bias = base._parameters["weight"], base._parameters["bias"]
+        weight = weight if isinstance(base, nn.Linear) else weight.t()
+        return lora_linear(x, weight, bias, a, b, c, self.scaling[name], dropout)
+    return lora_update(base(x), x, a, b, c, self.scaling[name], dropout)
 
 
 fused_forward.__name__ = "forward"  # By which a pickled module finds the forward of its class.
@@ -88,14 +92,14 @@ def peft_forward(module: Any, idle: bool, *args: Any, **kwargs: Any) -> Tensor:
 
 def is_plain(base: nn.Module) -> bool:
     """Whether a module computes `x Wᵀ + b` with frozen weights and nothing else."""
-    if "forward" in base.__dict__ or has_hooks(base):
-        return False
     if not (type(base) is nn.Linear or type(base).__name__ == "Conv1D"):
         return False
-    weight, bias = base.weight, base.bias
-    if type(weight) is not nn.Parameter or not weight.is_floating_point():
+    if "forward" in base.__dict__ or has_hooks(base):
         return False
-    return not weight.requires_grad and not (bias is not None and bias.requires_grad)
+    weight, bias = base._parameters["weight"], base._parameters["bias"]
+    if type(weight) is not nn.Parameter or weight.requires_grad or not weight.is_floating_point():
+        return False
+    return bias is None or not bias.requires_grad
 
 
 def has_hooks(module: nn.Module) -> bool:
