@@ -13,7 +13,7 @@ PIP := $(BIN)/python $(INSTALL)
 # AdapterHub's library pins transformers 4.
 HUB := .venv-adapterhub
 
-.PHONY: demo test test-dist test-nightly test-slow test-adapterhub tables lint types format check clean
+.PHONY: demo test test-dist test-gpu test-nightly test-slow test-adapterhub tables lint types format check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,9 @@ test-dist: $(VENV)/.dev ## every engine in real processes; notes for the table o
 
 test-nightly: $(VENV)/.dev ## many random kills; their figures go to .matrix/kills
 	OMP_NUM_THREADS=1 IST_MATRIX=.matrix $(BIN)/python -m pytest -m nightly --timeout 3600 --durations 5
+
+test-gpu: ## what only a GPU shows, with the Python that has its torch; its log goes to tests/gpu/LOG.txt
+	PYTHONPATH=src $(PYTHON) -m pytest -o addopts= -o filterwarnings= -o timeout=300 -p no:cacheprovider -rs -v tests/gpu > tests/gpu/LOG.txt
 
 test-slow: $(VENV)/.dev ## the quickstart, in full
 	$(BIN)/python -m pytest -m slow --timeout 1800 --durations 5

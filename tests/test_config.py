@@ -36,6 +36,8 @@ BAD_VALUES = [
     *(("fused", value, "choose one of", "True", "False") for value in ("yes", None)),
     *(("frozen_dropout", value, "choose one of", "True", "False") for value in ("no", 2)),
     *(("recompute", value, "choose one of", "'none'", "'frozen'", "'all'") for value in ("idle", True, None)),
+    *(("optimizer_state", value, "choose one of", "'keep'", "'reset'", "'offload'") for value in ("cpu", False)),
+    *(("price", value, "[0, 8]", "exponent") for value in (-0.5, 8.5, NAN, math.inf, True, "1", None)),
 ]
 
 
@@ -126,6 +128,8 @@ def test_defaults_are_the_papers():
         "fused": True,
         "frozen_dropout": False,
         "recompute": "none",
+        "optimizer_state": "keep",
+        "price": 0.0,
     }
 
 

@@ -8,6 +8,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ist import SparseTuner
-from ist.fused import FusedLora, reason_against
+from ist.fused import FusedLora, precision, reason_against
 from tiny import tiny_batches, tiny_lora
 
 WIDTH, OUT = 48, 40
@@ -128,6 +129,56 @@ def test_under_autocast_no_worse_than_peft(half: torch.dtype, weights: torch.dty
         lambda: adapt(nn.Linear(WIDTH, OUT), weights, torch.float32), weights, half, autocast=half
     )
     assert (ours <= 1.02 * pefts + 1e-15).all(), (ours / pefts).sqrt()
+
+
+def test_products_of_bfloat16_parts_are_those_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each product of `Split` against the same of `Plain` in float64; bfloat16 itself would be off by 2⁻⁹."""
+    # On a CPU there is no product of bfloat16 matrices with a float32 result.
+    monkeypatch.setattr(precision, "wide_product", lambda left, right: left.float() @ right.float())
+    split, exact = precision.Split(), precision.Plain(None, torch.float64, torch.float64)
+    x, dy = draws(30, WIDTH).bfloat16(), draws(30, OUT).bfloat16()
+    a, b, h, dh = draws(4, WIDTH).float(), draws(OUT, 4).float(), draws(30, 4).float(), draws(30, 4).float()
+
+    def doubled(*tensors: Tensor) -> list[Tensor]:
+        return [tensor.double() for tensor in tensors]
+
+    for name, arguments, factor in (
+        ("down", (x, a), ()),
+        ("grad_of_b", (dy, h), (0.7,)),
+        ("grad_of_h", (dy, b), ()),
+        ("grad_of_a", (dh, x), (0.7,)),
+    ):
+        found = getattr(split, name)(*arguments, *factor)
+        expected = getattr(exact, name)(*doubled(*arguments), *factor)
+        assert found.dtype == torch.float32
+        assert difference([found], [expected]) < 3e-5
+    for name, size, arguments in (("add_up_", OUT, (h, b)), ("add_grad_of_x_", WIDTH, (dh, a))):
+        expected = torch.zeros(30, size, dtype=torch.float64)
+        getattr(exact, name)(expected, *doubled(*arguments), 0.7)
+        found = (-expected).bfloat16()
+        getattr(split, name)(found, *arguments, 0.7)
+        # What is left is the rounding of where the sum began, not that of the product.
+        left = expected - (expected.bfloat16()).double()
+        assert difference([found], [left]) < 2e-2
+    assert difference([split.grad_of_x(dh, a, 0.7)], [exact.grad_of_x(*doubled(dh, a), 0.7)]) < 2**-8
+    dropped, mask = split.drop(x, 0.25)
+    assert torch.equal(dropped, x * mask)
+    assert split.rest(0.25) == 1 / 0.75
+    assert torch.equal(split.mask(x, mask, 0.25), dropped)
+
+
+def test_parts_are_taken_for_float32_over_bfloat16_on_a_gpu_alone() -> None:
+    half, full = torch.bfloat16, torch.float32
+    on_gpu: Any = SimpleNamespace(is_cuda=True, dtype=full)
+    assert isinstance(precision.products(on_gpu, None, half, half), precision.Split)
+    for a, autocast, activations in (
+        (torch.zeros(1), None, (half, half)),
+        (on_gpu, half, (half, half)),
+        (on_gpu, None, (half, full)),
+        (on_gpu, None, (torch.float16, torch.float16)),
+        (SimpleNamespace(is_cuda=True, dtype=half), None, (half, half)),
+    ):
+        assert isinstance(precision.products(a, autocast, *activations), precision.Plain)  # type: ignore[arg-type]
 
 
 def test_idle_module_gives_the_input_its_gradient_and_keeps_nothing() -> None:

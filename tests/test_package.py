@@ -15,8 +15,8 @@ SOURCE = Path(ist.__file__).parent
 FLOORS = [
     {"adalora", "adapterhub", "checkpoints", "config", "ddp", "distributed", "history", "importance"}
     | {"layers", "lora_fa", "probes", "resume", "sampling", "sharding"},
-    {"activation", "fingerprint", "responses"},
-    {"suppression"},
+    {"activation", "fingerprint", "fused", "optimizer_state", "recompute", "responses"},
+    {"depth", "suppression"},
     {"measurement", "selectors"},
     {"tuner"},
     {"integrations"},

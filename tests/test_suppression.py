@@ -196,6 +196,29 @@ def test_adapters_outside_of_the_layers_are_not_suppressed() -> None:
     assert torch.equal(losses_of(randomly_scaled, 0.0, [()])[0], head_only)
 
 
+def test_logits_are_skipped_where_the_model_can() -> None:
+    """As models with Liger's kernels do: their forward takes `skip_logits`, and needs labels for it."""
+
+    class Labelled(ToyModel):
+        def forward(self, x: Tensor, labels: Tensor) -> Any:  # type: ignore[override]
+            return super().forward(x, labels)
+
+    class FusedLoss(ToyModel):
+        def forward(self, x: Tensor, labels: Tensor | None = None, skip_logits: bool = False) -> Any:  # type: ignore[override]
+            asked.append(skip_logits)
+            return super().forward(x, labels)
+
+    asked: list[bool] = []
+    plain, fused = (wrap(kind(num_blocks=4), CONFIGS["LoRA"]()).double().train() for kind in (Labelled, FusedLoss))
+    randomise(plain)
+    fused.load_state_dict(plain.state_dict())
+    batch = {"x": toy_batch()["x"], "labels": toy_batch()["y"]}
+    assert torch.equal(losses_of(fused, 0.25, batch=batch), losses_of(plain, 0.25, batch=batch))
+    assert asked == [True] * len(CANDIDATES)
+    model_loss(fused.get_base_model(), batch)
+    assert asked[-1]
+
+
 # ---- No trace
 
 

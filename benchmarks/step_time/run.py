@@ -54,8 +54,9 @@ class Case:
     dropout: float = 0.05
     liger: bool = False
     compiled: bool = False
-    autocast: bool = False
-    """Adapters in float32 under autocast, as the Trainer has them with bf16=True; else all is bfloat16."""
+    precision: str = "float32"
+    """Of the adapters: `float32`, which PEFT makes them; `autocast`, the same under autocast, as the Trainer trains
+    them with bf16=True; `bfloat16`, as PEFT makes them with autocast_adapter_dtype=False."""
     floor: bool = False
     """The base model alone: forward, and backward to the embeddings."""
 
@@ -68,8 +69,12 @@ PLAIN = (
     Case("IST, frozen layers recomputed", {"recompute": "frozen"}),
 )
 AUTOCAST = (
-    Case("LoRA, float32 adapters under autocast", autocast=True),
-    Case("IST, float32 adapters under autocast", {}, autocast=True),
+    Case("LoRA, autocast", precision="autocast"),
+    Case("IST, autocast", {}, precision="autocast"),
+)
+BFLOAT16 = (
+    Case("LoRA, bfloat16 adapters", precision="bfloat16"),
+    Case("IST, bfloat16 adapters", {}, precision="bfloat16"),
 )
 LIGER = (
     Case("floor, Liger", floor=True, liger=True),
@@ -81,12 +86,14 @@ SEVEN_PLAIN = (Case("LoRA, seven modules, no dropout", modules=SEVEN, dropout=0.
 SEVEN_LIGER = (Case("IST, Liger, seven modules, no dropout", {}, modules=SEVEN, dropout=0.0, liger=True),)
 COMPILED = (
     Case("floor, compiled by layer", floor=True, compiled=True),
+    Case("LoRA, compiled by layer", compiled=True),
     Case("IST, compiled by layer", {}, compiled=True),
-    Case("IST, PEFT's forward, compiled by layer", {"fused": False}, compiled=True),
+    Case("IST, bfloat16 adapters, compiled by layer", {}, compiled=True, precision="bfloat16"),
 )
 GROUPS: dict[str, tuple[Case, ...]] = {
     "plain": PLAIN,
     "autocast": AUTOCAST,
+    "bfloat16": BFLOAT16,
     "compiled": COMPILED,
     "seven": SEVEN_PLAIN,
     "liger": LIGER,
@@ -118,15 +125,19 @@ class Bench:
         self.batches = [{"input_ids": (part := ids[i * rows :][:rows]), "labels": part} for i in range(64 // rows)]
         self.probes = [{"input_ids": (part := ids[:probe_rows]), "labels": part}]
         self.model: Any = None
-        self._adapter: tuple[Any, ...] | None = None
+        self._adapter: tuple[Any, ...] | None = ()
 
     def adapt(self, case: Case) -> None:
         """Put a case's adapters on the model, unless they are there."""
-        key = (case.modules, case.dropout, case.autocast)
+        key = None if case.floor else (case.modules, case.dropout, case.precision == "bfloat16")
         if key == self._adapter:
             return
-        if self.model is not None:
+        if self._adapter:
             self.base = self.model.unload()
+        self._adapter = key
+        if case.floor:
+            self.model = self.base.requires_grad_(False)
+            return
         torch.manual_seed(0)
         config = peft.LoraConfig(
             r=32,
@@ -135,18 +146,18 @@ class Bench:
             target_modules=list(case.modules),
             task_type="CAUSAL_LM",
         )
-        self.model = peft.get_peft_model(self.base, config, autocast_adapter_dtype=case.autocast)
+        self.model = peft.get_peft_model(self.base, config, autocast_adapter_dtype=case.precision != "bfloat16")
         self.model.train()
         for name, parameter in self.model.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=1e-3)
-        self._adapter = key
 
     def round(self, case: Case, steps: int, figures: Figures | None) -> None:
         """Run a case for `steps` steps."""
         self.adapt(case)
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=1e-5, fused=self.device == "cuda")
+        fused = self.device == "cuda"
+        optimizer = None if case.floor else torch.optim.AdamW(trainable, lr=1e-5, fused=fused)
         tuner = None
         if case.options is not None:
             tuner = SparseTuner(self.model, probe_batches=self.probes, update_interval=INTERVAL, **case.options)
@@ -168,7 +179,7 @@ class Bench:
         if tuner:
             tuner.begin_step()
         before = allocated(self.device)
-        with torch.autocast(self.device, torch.bfloat16, enabled=case.autocast):
+        with torch.autocast(self.device, torch.bfloat16, enabled=case.precision == "autocast"):
             loss = self.model(**self.batches[step % len(self.batches)], use_cache=False).loss
         held = allocated(self.device) - before
         loss.backward()
@@ -186,11 +197,10 @@ class Bench:
 
         handle = self.base.get_input_embeddings().register_forward_hook(ask)
         try:
-            with self.model.disable_adapter():
-                before = allocated(self.device)
-                loss = self.model(**self.batches[step % len(self.batches)], use_cache=False).loss
-                held = allocated(self.device) - before
-                loss.backward()
+            before = allocated(self.device)
+            loss = self.model(**self.batches[step % len(self.batches)], use_cache=False).loss
+            held = allocated(self.device) - before
+            loss.backward()
         finally:
             handle.remove()
         return held
@@ -249,19 +259,23 @@ def groups_in_order(names: list[str]) -> Iterator[tuple[str, tuple[Case, ...]]]:
 
 
 def measure(bench: Bench, cases: tuple[Case, ...], rounds: int, done: Callable[[str, Figures], None]) -> None:
-    """Run the cases of a group in turn."""
-    figures = {case.name: Figures() for case in cases}
-    for number in range(rounds + 1):
-        for case in cases:
-            if case.name not in figures:
-                continue
-            try:
-                bench.round(case, INTERVAL, figures[case.name] if number else None)
-            except Exception:
-                print(case.name, traceback.format_exc(limit=-4), flush=True)
-                del figures[case.name]
-    for name, found in figures.items():
-        done(name, found)
+    """Run the cases of a group in turn; compiled ones one after the other, since their graphs share one table."""
+    compiled = cases[0].compiled
+    for turn in [(case,) for case in cases] if compiled else [cases]:
+        figures = {case.name: Figures() for case in turn}
+        if compiled:
+            torch._dynamo.reset()
+        for number in range(-1 if compiled else 0, rounds + 1):  # Up to 0 they warm up; graphs take longer.
+            for case in turn:
+                if case.name not in figures:
+                    continue
+                try:
+                    bench.round(case, INTERVAL, figures[case.name] if number > 0 else None)
+                except Exception:
+                    print(case.name, traceback.format_exc(limit=-4), flush=True)
+                    del figures[case.name]
+        for name, found in figures.items():
+            done(name, found)
 
 
 def main() -> None:
@@ -271,11 +285,9 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="7b")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--probe-rows", type=int, default=4)
+    parser.add_argument("--probe-rows", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--groups", nargs="+", choices=GROUPS, default=["plain", "autocast", "seven", "liger", "seven-liger"]
-    )
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=[name for name in GROUPS if name != "compiled"])
     parser.add_argument("--folder", type=Path, default=HERE / "results")
     options = parser.parse_args()
     if {"compiled", "liger"} <= {*options.groups}:

@@ -16,6 +16,7 @@ ScoreStep = Literal["additive", "sigmoid_gradient"]
 Rounding = Literal["half_up", "truncate"]
 Damping = Literal["response", "scaling"]
 Recomputation = Literal["none", "frozen", "all"]
+IdleMoments = Literal["keep", "reset", "offload"]
 Preset = Literal["paper", "reference"]
 
 # Where the authors' code departs from their paper, each departure is an option; a preset names a set of options.
@@ -126,6 +127,14 @@ class ISTConfig:
     """Which layers keep no activations and compute once more in the backward: `none`, the `frozen` (idle) ones, or
     `all`, as gradient checkpointing does. Layers below the lowest active one are never computed twice."""
 
+    optimizer_state: IdleMoments = "keep"
+    """What becomes of the optimizer's moments of idle layers: `keep` leaves them, `reset` forgets them each time that
+    the layer goes idle, `offload` has them wait in pinned host memory (on CUDA; the training is that of `keep`)."""
+
+    price: float = 0.0
+    """How much the cost of a step counts in the choice, in [0, 8]; 0, the paper's, is not at all. A set is drawn with
+    its probability under the policy times `cost^-price`, see `ist.sampling.sample_affordable`."""
+
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, PRESETS)
         for name, default in PRESETS[self.preset].items():
@@ -159,6 +168,12 @@ class ISTConfig:
             raise ValueError(
                 f"mu={self.mu!r} is not a finite number of at least 0: it is a step size; the paper uses 10, "
                 "or 100 for short trainings."
+            )
+
+        if not (is_number(self.price) and 0 <= self.price <= 8):
+            raise ValueError(
+                f"price={self.price!r} is not a number in [0, 8]: it is the exponent of a step's cost; 0 leaves the "
+                "cost out of the choice, 1 chooses by importance per cost."
             )
 
     def layer_counts(self, num_layers: int) -> LayerCounts:
@@ -237,6 +252,7 @@ _CHOICES: dict[str, Any] = {
     "rounding": Rounding,
     "damping": Damping,
     "recompute": Recomputation,
+    "optimizer_state": IdleMoments,
 }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -60,7 +61,10 @@ class Measurement:
 
     def __call__(self, candidates: Sequence[tuple[int, ...]]) -> Tensor | None:
         """Losses in nats, float64 of shape `[N_c]` on the CPU; None where nothing could be measured."""
-        start = time.perf_counter()
+        with self._clock(compute_device(self._model)):
+            return self._measure(candidates)
+
+    def _measure(self, candidates: Sequence[tuple[int, ...]]) -> Tensor | None:
         ranks = self._ranks
         ranks.check_same("the candidate layers", [self.num_probes, [list(candidate) for candidate in candidates]])
         device = compute_device(self._model)
@@ -74,8 +78,22 @@ class Measurement:
         self.num_probes += 1
         if not ranks.all(losses is not None):
             return None
-        self.seconds += time.perf_counter() - start
         return losses if losses is None else torch.tensor(ranks.mean(losses.tolist()), dtype=torch.float64)
+
+    @contextmanager
+    def _clock(self, device: torch.device) -> Iterator[None]:
+        """Count the time of what is done within, and not that of the training step which a GPU may be at still."""
+        if device.type != "cuda":
+            start = time.perf_counter()
+            yield
+            self.seconds += time.perf_counter() - start
+            return
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record(torch.cuda.current_stream(device))
+        yield
+        end.record(torch.cuda.current_stream(device))
+        end.synchronize()
+        self.seconds += begin.elapsed_time(end) / 1e3
 
     def close(self) -> None:
         """Let go of the probe batches."""

@@ -9,16 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
-__all__ = ["keyed_generator", "keyed_seed", "sample_candidates", "sample_layers"]
+__all__ = [
+    "keyed_generator",
+    "keyed_seed",
+    "sample_affordable",
+    "sample_candidates",
+    "sample_layers",
+    "step_cost",
+]
 
 POLICIES = ("uniform", "proportional")
 
 MAX_DRAWS_PER_CANDIDATE = 64
 """Draws from the policy before a distinct candidate set is drawn uniformly (a sharp policy repeats itself)."""
+
+MAX_REJECTIONS = 1000
+"""Sets that may be too dear before one is taken whatever it costs; at the highest price one in 256 or more is not."""
 
 
 def keyed_seed(seed: int, purpose: str, step: int) -> int:
@@ -61,6 +72,44 @@ def sample_layers(
     # Logarithms keep the order of eq. 6 and do not underflow at the scores that a large mu reaches.
     keys = torch.nn.functional.logsigmoid(importance) + noise
     return tuple(sorted(keys.topk(num_layers).indices.tolist()))
+
+
+def step_cost(layers: Collection[int], num_layers: int) -> float:
+    """What a step that trains `layers` costs, in that of a step down to the first layer: all layers run forward, and
+    the backward goes down to the lowest one of the set, which makes `1 − lowest / (2 N_L)`.
+
+    The forward and the backward to the activations are taken to cost the same, as they do in LoRA where the products
+    with the base weights count alone.
+    """
+    return 1 - min(layers) / (2 * num_layers)
+
+
+def sample_affordable(
+    importance: Tensor, num_layers: int, generator: torch.Generator, policy: str = "uniform", price: float = 0.0
+) -> tuple[int, ...]:
+    """Draw a set of layers with the probability that the policy gives it, times `cost^-price`.
+
+    Exactly so, by rejection: a set of the policy is taken with probability `(lowest possible cost / its cost)^price`.
+    This is no part of the paper. It makes steps cheaper by training upper layers more often and low ones less than
+    their importance says: at a price of 1 by little, since most sets reach far down.
+
+    Args:
+        importance: scores `I`, float64 of shape `[N_L]`.
+        num_layers: how many to draw, from 1 to `N_L`.
+        generator: source of the randomness.
+        policy: see `sample_layers`.
+        price: exponent of the cost, at least 0; 0 is the policy itself.
+    """
+    total = len(importance)
+    drawn = sample_layers(importance, num_layers, generator, policy)
+    if price:
+        lowest_cost = step_cost(range(total - num_layers, total), total)
+        for _ in range(MAX_REJECTIONS):
+            accepted = (lowest_cost / step_cost(drawn, total)) ** price
+            if float(torch.rand((), generator=generator, dtype=torch.float64)) < accepted:
+                break
+            drawn = sample_layers(importance, num_layers, generator, policy)
+    return drawn
 
 
 def sample_candidates(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -40,7 +41,7 @@ def suppress(
 
 
 def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """The loss that the model itself computes for a batch: `model(**batch).loss`.
+    """The loss that the model itself computes for a batch: `model(**batch).loss`, without logits where it can.
 
     Raises:
         ValueError: the model returns no loss.
@@ -50,7 +51,8 @@ def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
             f"A probe batch is a {type(batch).__name__}, not a mapping of model inputs (trainers with losses of their "
             "own make such batches): pass loss_function=lambda model, batch: … which returns a scalar."
         )
-    outputs = model(**batch)
+    without_logits = {"skip_logits": True} if can_skip_logits(model) and "labels" in batch else {}
+    outputs = model(**batch, **without_logits)
     if isinstance(outputs, tuple):
         raise ValueError(
             "The model returned a tuple, in which nothing tells the loss: leave return_dict on, or pass "
@@ -63,6 +65,15 @@ def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
             "labels, or pass loss_function=lambda model, batch: … which returns a scalar."
         )
     return loss
+
+
+def can_skip_logits(model: nn.Module) -> bool:
+    """Whether a model computes its loss without logits when told to, as Liger's do; in evaluation they do not of
+    themselves.
+    """
+    get_base_model: Any = getattr(model, "get_base_model", None)
+    inner: Any = get_base_model() if callable(get_base_model) else model
+    return "skip_logits" in inspect.signature(inner.forward).parameters
 
 
 @torch.no_grad()
@@ -121,18 +132,21 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     A 4-bit module of bitsandbytes stays in training: it computes the same in both modes, but on some CPUs it repacks
     its weight at its first evaluation, and no gradient comes through it from then on.
     """
-    training = [module for module in model.modules() if module.training]
-    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    modules = list(model.modules())
+    # Straight from the instances: a module's own search for its attributes takes longer than a small model's forward.
+    training = [module for module in modules if module.training]
+    configs = {id(config): config for module in modules if (config := module.__dict__.get("config")) is not None}
     caching = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
     try:
         for config in caching:
             config.use_cache = False
         model.eval()
         for module in training:
-            module.training = type(module).__name__ == "Linear4bit"
+            if type(module).__name__ == "Linear4bit":
+                module.training = True
         yield
     finally:
         for module in training:
-            module.training = True
+            module.__dict__["training"] = True
         for config in caching:
             config.use_cache = True

@@ -23,6 +23,7 @@ from .history import History
 from .layers import Layer, discover_layers, parameters_outside
 from .lora_fa import IdlePairs, is_lora_fa
 from .measurement import Measurement
+from .optimizer_state import OptimizerState
 from .probes import ProbeStream, probe_stream
 from .recompute import Recompute
 from .resume import STATE_FORMAT, check_same_run
@@ -98,6 +99,7 @@ class SparseTuner:
         """The latest turn of the importance loop."""
         self._optimizer: Any = None
         self._idle_pairs: IdlePairs | None = None
+        self._optimizer_state: OptimizerState | None = None
         self._warned_not_allocated = False
         probes = probe_stream(probe_batches, model, self.config.seed, self.ranks.rank, self.ranks.size)
         self._measurement = Measurement(
@@ -175,7 +177,7 @@ class SparseTuner:
             optimizer: made from all trainable parameters; it may be wrapped, as Accelerate does.
 
         Raises:
-            ValueError: it is DeepSpeed's.
+            ValueError: it is DeepSpeed's, or its state cannot be offloaded.
         """
         while hasattr(optimizer, "optimizer") and not is_deepspeed(optimizer):
             optimizer = optimizer.optimizer
@@ -183,6 +185,9 @@ class SparseTuner:
             raise ValueError(DEEPSPEED)
         if optimizer is self._optimizer:
             return
+        if self._optimizer_state:
+            self._optimizer_state.close()
+        self._optimizer_state = OptimizerState(optimizer, self.layers, self.config.optimizer_state)
         self._optimizer = optimizer
         warn_of_missing_parameters(optimizer, self.layers)
         if self._idle_pairs:
@@ -203,6 +208,8 @@ class SparseTuner:
         self._activation.activate(active)
         self._recompute.activate(active)
         self._depth.prepare()
+        if self._optimizer_state:
+            self._optimizer_state.activate(active)
         if self.rank_allocation:
             self.rank_allocation.begin_step(self.num_steps)
         if self.history:
@@ -250,6 +257,8 @@ class SparseTuner:
             self.rank_allocation.close()
         if self._idle_pairs:
             self._idle_pairs.close()
+        if self._optimizer_state:
+            self._optimizer_state.close()
         self._tied_outputs.close()
         self._depth.close()
         self._recompute.close()

@@ -62,6 +62,10 @@ class ISTArguments:
     recompute: str = field(
         default="none", metadata={"help": "Layers that compute once more in the backward: none, frozen or all."}
     )
+    optimizer_state: str = field(
+        default="keep", metadata={"help": "What becomes of the moments of idle layers: keep, reset or offload."}
+    )
+    price: float = field(default=0.0, metadata={"help": "How much a step's cost counts in the choice, 0 to 8."})
     layers: list[str] | None = field(
         default=None, metadata={"help": "Stack(s) of blocks to choose from, where the model has several."}
     )

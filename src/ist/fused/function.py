@@ -182,7 +182,7 @@ def lora_backward(
         like = dy.new_empty(dy.shape[0], a.shape[1], dtype=ctx.x_dtype) if x is None else x
         inputs, mask = dropped_again(kind, like, dropout, ctx.rng_state)
     if needs_a:
-        da = kind.grad_of_a(dh, inputs, scaling)
+        da = kind.grad_of_a(dh, inputs, scaling)  # type: ignore[arg-type]
     if not needs_x:
         return None, da, db, dc
     if mask is None and dx is not None:

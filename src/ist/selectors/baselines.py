@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..config import ISTConfig
-from ..sampling import keyed_generator, sample_layers
+from ..sampling import keyed_generator, sample_affordable
 from .base import ImportanceUpdate, Measure
 
 __all__ = ["FixedSelector", "RandomSelector"]
@@ -28,7 +28,8 @@ class RandomSelector:
         """A uniformly random set."""
         alike = torch.zeros(self._counts.total, dtype=torch.float64)
         generator = keyed_generator(self._config.seed, "active", step)
-        return sample_layers(alike, self._counts.active, generator, str(self._config.policy))
+        config = self._config
+        return sample_affordable(alike, self._counts.active, generator, str(config.policy), config.price)
 
     def learn(self, step: int, measure: Measure) -> ImportanceUpdate | None:
         """Learn nothing."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import ISTConfig
 from ..importance import ImportanceState, candidate_rewards, init_importance, update_importance
-from ..sampling import keyed_generator, sample_candidates, sample_layers
+from ..sampling import keyed_generator, sample_affordable, sample_candidates
 from .base import ImportanceUpdate, Measure
 
 __all__ = ["LearnedSelector"]
@@ -45,7 +45,9 @@ class LearnedSelector:
     def choose(self, step: int) -> tuple[int, ...]:
         """The `N_u` layers of a step, eq. 6 and 7."""
         generator = keyed_generator(self._config.seed, "active", step)
-        return sample_layers(self._state.scores, self._counts.active, generator, str(self._config.policy))
+        return sample_affordable(
+            self._state.scores, self._counts.active, generator, str(self._config.policy), self._config.price
+        )
 
     def learn(self, step: int, measure: Measure) -> ImportanceUpdate | None:
         """Every `T_c` steps: draw `N_c` candidate sets, have them measured, credit their layers."""

@@ -1,0 +1,299 @@
+"""What only a GPU shows: moments that travel, products of bfloat16 parts, Liger's kernels. `make test-gpu`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ist import SparseTuner
+from ist.fused import FusedLora
+from ist.suppression import can_skip_logits, candidate_losses
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+LAYERS, STEPS = 8, 15
+FIVE = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
+
+
+def llama(dtype: torch.dtype = torch.bfloat16, **lora: Any) -> Any:
+    """A narrow Llama with LoRA on the GPU; up-projections are random."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=256, intermediate_size=512, num_hidden_layers=LAYERS, num_attention_heads=4, vocab_size=512
+    )
+    base = LlamaForCausalLM(config).to("cuda", dtype)
+    options = {"r": 16, "target_modules": FIVE, "init_lora_weights": False, **lora}
+    return peft.get_peft_model(base, peft.LoraConfig(**options)).train()  # type: ignore[arg-type]
+
+
+def batches(num: int = STEPS, rows: int = 2, tokens: int = 64) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(512, (num, rows, tokens), generator=generator).cuda()
+    return [{"input_ids": part, "labels": part} for part in ids]
+
+
+def adapter(model: Any) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def train(
+    make_optimizer: Callable[[Any], Any], look: Callable[..., None] | None = None, **options: Any
+) -> dict[str, Tensor]:
+    """The adapter after some steps; `look` sees each step before it ends."""
+    model = llama()
+    optimizer = make_optimizer([p for p in model.parameters() if p.requires_grad])
+    torch.manual_seed(2)
+    with SparseTuner(model, probe_batches=batches(2), update_interval=4, **options) as tuner:
+        for batch in batches():
+            tuner.begin_step()
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if look:
+                look(model, tuner, optimizer)
+            tuner.end_step(optimizer)
+    return adapter(model)
+
+
+def eight_bit(parameters: Any) -> Any:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    return bitsandbytes.optim.AdamW8bit(parameters, lr=1e-3)
+
+
+OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
+    "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
+    "fused AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, fused=True),
+    "AdamW without loops": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, foreach=True),
+    "8-bit AdamW": eight_bit,
+}
+
+
+# ---- Moments that travel
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_offload_trains_what_keep_trains_to_the_bit(optimizer: str) -> None:
+    kept = train(OPTIMIZERS[optimizer])
+    places: set[tuple[bool, bool]] = set()
+
+    def look(model: Any, tuner: SparseTuner, optimizer: Any) -> None:
+        torch.cuda.synchronize()
+        for layer in tuner.layers:
+            for parameter in layer.parameters:
+                for moment in optimizer.state.get(parameter, {}).values():
+                    if isinstance(moment, Tensor) and moment.numel() >= 1024:
+                        places.add((layer.index in (tuner.active_layers or ()), moment.is_cuda))
+                        assert moment.is_cuda or moment.is_pinned()
+
+    offloaded = train(OPTIMIZERS[optimizer], look, optimizer_state="offload")
+    assert places == {(True, True), (False, False)}
+    assert kept.keys() == offloaded.keys()
+    assert all(torch.equal(kept[name], offloaded[name]) for name in kept)
+
+
+def test_offload_frees_the_moments_of_idle_layers() -> None:
+    held: dict[str, list[int]] = {}
+
+    def look(mode: str) -> Callable[..., None]:
+        def measure(*_: Any) -> None:
+            torch.cuda.synchronize()
+            held.setdefault(mode, []).append(torch.cuda.memory_allocated())
+
+        return measure
+
+    for mode in ("keep", "offload"):
+        train(OPTIMIZERS["AdamW"], look(mode), optimizer_state=mode)
+    model = llama()
+    moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    saved = held["keep"][-1] - held["offload"][-1]
+    assert 0.6 * moments < saved < 0.8 * moments  # six of eight layers are idle
+
+
+def test_a_checkpoint_in_the_middle_of_the_journeys_holds_every_moment() -> None:
+    states: dict[str, list[dict[str, Any]]] = {}
+
+    def look(mode: str) -> Callable[..., None]:
+        def save(model: Any, tuner: SparseTuner, optimizer: Any) -> None:
+            state = optimizer.state_dict()["state"]
+            states.setdefault(mode, []).append(
+                {
+                    f"{index} {name}": value.cpu().clone()
+                    for index, moments in state.items()
+                    for name, value in moments.items()
+                }
+            )
+
+        return save
+
+    for mode in ("keep", "offload"):
+        train(OPTIMIZERS["AdamW"], look(mode), optimizer_state=mode)
+    for kept, offloaded in zip(states["keep"], states["offload"], strict=True):
+        assert kept.keys() == offloaded.keys()
+        assert all(torch.equal(kept[name], offloaded[name]) for name in kept)
+
+
+# ---- Float32 adapters over bfloat16
+
+
+def module(adapter_dtype: torch.dtype, dropout: float = 0.0) -> Any:
+    """One LoRA module with random values."""
+    torch.manual_seed(3)
+    config = peft.LoraConfig(target_modules=["proj"], r=16, lora_alpha=32, lora_dropout=dropout)
+    holder = nn.ModuleDict({"proj": nn.Linear(512, 384)})
+    found: Any = peft.inject_adapter_in_model(config, holder)["proj"]  # type: ignore[index]
+    found.to("cuda")
+    for name, parameter in found.named_parameters():
+        parameter.data = torch.randn_like(parameter) / 16
+        parameter.data = parameter.data.to(adapter_dtype if "lora_" in name else torch.bfloat16)
+    return found.train()
+
+
+def results(found: Any, x: Tensor, dy: Tensor) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    y = found(x)
+    trained = [p for p in found.parameters() if p.requires_grad]
+    return [y.detach(), *torch.autograd.grad(y, [x, *trained], dy.to(y.dtype))]
+
+
+def errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
+    return [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
+
+
+@pytest.mark.parametrize("adapter_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
+def test_error_is_no_larger_than_that_of_peft(adapter_dtype: torch.dtype) -> None:
+    found = module(adapter_dtype)
+    x, dy = torch.randn(3, 70, 512, device="cuda").bfloat16(), torch.randn(3, 70, 384, device="cuda").bfloat16()
+    pefts = results(found, x, dy)
+    FusedLora(found, nullcontext())
+    ours = results(found, x, dy)
+    found.double()
+    exact = results(found, x.double(), dy.double())
+    for our, theirs in zip(errors(ours, exact), errors(pefts, exact), strict=True):
+        assert our <= 1.05 * theirs + 2e-5  # the sum of two bfloat16 numbers is a float32 one up to 2⁻¹⁶
+    assert [t.dtype for t in ours] == [t.dtype for t in pefts]
+
+
+def test_idle_float32_adapter_gives_the_input_its_gradient() -> None:
+    found = module(torch.float32)
+    x, dy = torch.randn(210, 512, device="cuda").bfloat16(), torch.randn(210, 384, device="cuda").bfloat16()
+    exact = results(found.double(), x.double(), dy.double())[:2]
+    idle = module(torch.float32)
+    FusedLora(idle, nullcontext()).idle = True
+    x.requires_grad_()
+    y = idle(x)
+    y.backward(dy)
+    assert all(parameter.grad is None for parameter in idle.parameters())
+    assert max(errors([y.detach(), x.grad], exact)) < 4e-3  # type: ignore[list-item]
+
+
+def test_dropout_of_a_float32_adapter_is_undone_in_the_backward_by_the_same_mask() -> None:
+    found = module(torch.float32, dropout=0.3)
+    x, dy = torch.randn(210, 512, device="cuda").bfloat16(), torch.randn(210, 384, device="cuda").bfloat16()
+    FusedLora(found, nullcontext())
+    torch.manual_seed(4)
+    ours = results(found, x, dy)
+    torch.manual_seed(4)
+    mask = torch.native_dropout(x, 0.3, True)[1]
+    assert 0.6 < float(mask.double().mean()) < 0.8
+
+    def exact() -> list[Tensor]:
+        inputs = x.double().requires_grad_()
+        a, b = (found.lora_A["default"].weight, found.lora_B["default"].weight)
+        a, b = a.detach().double().requires_grad_(), b.detach().double().requires_grad_()
+        base = inputs @ found.base_layer.weight.double().t() + found.base_layer.bias.double()
+        y = base + 2 * (inputs * mask / 0.7) @ a.t() @ b.t()
+        return [y.detach(), *torch.autograd.grad(y, [inputs, a, b], dy.double())]
+
+    y, dx, da, db = errors(ours, exact())
+    assert max(y, dx) < 6e-3
+    assert max(da, db) < 1e-4
+
+
+def test_training_of_float32_adapters_is_that_of_peft() -> None:
+    """Both are off the float32 model by the rounding of bfloat16, and by no more."""
+    losses: dict[str, list[float]] = {}
+    runs = (("exact", torch.float32, False), ("peft", torch.bfloat16, False), ("ours", torch.bfloat16, True))
+    for name, dtype, fused in runs:
+        model = llama(dtype)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        with SparseTuner(model, probe_batches=batches(2), update_interval=100, fused=fused) as tuner:
+            for batch in batches():
+                tuner.begin_step()
+                loss = model(**batch).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                tuner.end_step(optimizer)
+                losses.setdefault(name, []).append(float(loss))
+    exact, pefts, ours = (torch.tensor(losses[name]) for name in ("exact", "peft", "ours"))
+    assert (ours - exact).abs().mean() <= 1.5 * (pefts - exact).abs().mean() + 1e-3
+
+
+# ---- Recomputation
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_recomputation_changes_no_bit(autocast: bool) -> None:
+    adapters = []
+    for mode in ("none", "frozen", "all"):
+        model = llama(lora_dropout=0.1)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        torch.manual_seed(2)
+        with SparseTuner(model, probe_batches=batches(2), update_interval=4, recompute=mode) as tuner:
+            for batch in batches():
+                tuner.begin_step()
+                with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+                    loss = model(**batch).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                tuner.end_step(optimizer)
+        adapters.append(adapter(model))
+    for other in adapters[1:]:
+        assert all(torch.equal(adapters[0][name], other[name]) for name in other)
+
+
+# ---- The importance loop
+
+
+def test_its_time_is_not_that_of_the_step_before() -> None:
+    model = llama()
+    with SparseTuner(model, probe_batches=batches(1), update_interval=1) as tuner:
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+        for _ in range(3):
+            tuner.begin_step()
+            tuner.end_step(optimizer)
+        quiet = tuner.probe_seconds / 3
+        tuner.begin_step()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        busy = torch.randn(8192, 8192, device="cuda")
+        for _ in range(100):
+            busy = busy @ busy
+        before = tuner.probe_seconds
+        tuner.end_step(optimizer)
+        assert time.perf_counter() - start > 2 * (tuner.probe_seconds - before)
+        assert tuner.probe_seconds - before < quiet + 0.2
+
+
+def test_liger_measures_the_same_without_logits() -> None:
+    liger = pytest.importorskip("liger_kernel.transformers")
+    model = llama()
+    layers = [(0, 1, 2, 3), (4, 5, 6, 7)]
+    tuner = SparseTuner(model, probe_batches=batches(1))
+    expected = candidate_losses(model, tuner.layers, layers, batches(1)[0], 0.25)
+    assert not can_skip_logits(model)
+    liger.apply_liger_kernel_to_llama(model=model.get_base_model())
+    assert can_skip_logits(model)
+    torch.cuda.reset_peak_memory_stats()
+    found = candidate_losses(model, tuner.layers, layers, batches(1)[0], 0.25)
+    torch.testing.assert_close(found, expected, rtol=3e-3, atol=0)
+    assert len(set(found.tolist())) == 2
+    tuner.close()
