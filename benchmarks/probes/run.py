@@ -40,37 +40,37 @@ def kendall_tau(first: Tensor, second: Tensor) -> float:
     return float((signs[0] * signs[1])[pairs].mean())
 
 
-def batch_losses(sums_JR: Tensor, counts_R: Tensor, rows: Sequence[int]) -> Tensor:
+def batch_losses(sums: Tensor, counts: Tensor, rows: Sequence[int]) -> Tensor:
     """The loss of each candidate set on a batch of some rows, in nats a token."""
     chosen = list(rows)
-    return sums_JR[:, chosen].sum(1) / counts_R[chosen].sum()
+    return sums[:, chosen].sum(1) / counts[chosen].sum()
 
 
-def layer_effects(losses_J: Tensor, members_JL: Tensor) -> Tensor:
+def layer_effects(losses: Tensor, members: Tensor) -> Tensor:
     """How much a layer's response lowers the loss: the mean loss of the sets without it minus that of those with it."""
-    members = members_JL.double()
-    with_it = (losses_J @ members) / members.sum(0)
-    without = (losses_J @ (1 - members)) / (1 - members).sum(0)
+    members = members.double()
+    with_it = (losses @ members) / members.sum(0)
+    without = (losses @ (1 - members)) / (1 - members).sum(0)
     return without - with_it
 
 
 def learn(
-    sums_JR: Tensor, counts_R: Tensor, members_JL: Tensor, pool: Sequence[int], size: int, updates: int, rng: Any
+    sums: Tensor, counts: Tensor, members: Tensor, pool: Sequence[int], size: int, updates: int, rng: Any
 ) -> Tensor:
     """The scores after some turns of the importance loop, each with its own probe batch of `size` rows (eq. 9, 10)."""
-    state = init_importance(members_JL.shape[1])
+    state = init_importance(members.shape[1])
     for _ in range(updates):
-        losses = batch_losses(sums_JR, counts_R, rng.sample(list(pool), size))
+        losses = batch_losses(sums, counts, rng.sample(list(pool), size))
         chosen = rng.sample(range(len(losses)), CANDIDATES)
-        sets = [members_JL[j].nonzero()[:, 0].tolist() for j in chosen]
+        sets = [members[j].nonzero()[:, 0].tolist() for j in chosen]
         state = update_importance(state, sets, candidate_rewards(losses[chosen]), MU)
     return state.scores
 
 
 def compare(
-    sums_JR: Tensor,
-    counts_R: Tensor,
-    members_JL: Tensor,
+    sums: Tensor,
+    counts: Tensor,
+    members: Tensor,
     num_reference: int,
     sizes: Sequence[int],
     updates: Sequence[int],
@@ -79,33 +79,33 @@ def compare(
     """For each size of a probe batch: how well it orders sets and layers, and what the loop learns from it.
 
     Args:
-        sums_JR: loss of candidate set j on row r, summed over its tokens.
-        counts_R: tokens of each row that have a label.
-        members_JL: whether layer l keeps its response in set j.
+        sums: loss of candidate set j on row r, summed over its tokens.
+        counts: tokens of each row that have a label.
+        members: whether layer l keeps its response in set j.
         num_reference: how many rows, from the first, tell the truth; batches come from the others.
         sizes: rows of a probe batch.
         updates: turns of the importance loop after which scores are compared.
         repeats: how often each is played through.
     """
-    reference = batch_losses(sums_JR, counts_R, range(num_reference))
-    truth = layer_effects(reference, members_JL)
-    pool = range(num_reference, len(counts_R))
+    reference = batch_losses(sums, counts, range(num_reference))
+    truth = layer_effects(reference, members)
+    pool = range(num_reference, len(counts))
     rows = {}
     for size in sizes:
         rng = random.Random(size)
         found: dict[str, list[float]] = {}
         for _ in range(repeats):
-            losses = batch_losses(sums_JR, counts_R, rng.sample(pool, size))
+            losses = batch_losses(sums, counts, rng.sample(pool, size))
             found.setdefault("sets", []).append(kendall_tau(losses, reference))
-            found.setdefault("layers", []).append(kendall_tau(layer_effects(losses, members_JL), truth))
+            found.setdefault("layers", []).append(kendall_tau(layer_effects(losses, members), truth))
             for number in updates:
-                scores = learn(sums_JR, counts_R, members_JL, pool, size, number, rng)
+                scores = learn(sums, counts, members, pool, size, number, rng)
                 found.setdefault(f"learned {number}", []).append(kendall_tau(scores, truth))
         rows[str(size)] = {name: {"tau": mean(taus), "spread": stdev(taus)} for name, taus in found.items()}
-    whole = batch_losses(sums_JR, counts_R, pool)
+    whole = batch_losses(sums, counts, pool)
     rows[str(len(pool))] = {
         "sets": {"tau": kendall_tau(whole, reference)},
-        "layers": {"tau": kendall_tau(layer_effects(whole, members_JL), truth)},
+        "layers": {"tau": kendall_tau(layer_effects(whole, members), truth)},
     }
     return rows
 
