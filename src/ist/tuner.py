@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ from .selectors import ImportanceUpdate, SelectorFactory, selector_factory
 from .sharding import DEEPSPEED, check_engine, is_deepspeed
 from .suppression import LossFunction, model_loss
 
-__all__ = ["SparseTuner"]
+__all__ = ["SparseTuner", "describe_fused"]
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,8 @@ class SparseTuner:
         """Optimizer steps done."""
         self.last_update: ImportanceUpdate | None = None
         """The latest turn of the importance loop."""
+        self._step_seconds = 0.0
+        self._step_start: float | None = None
         self._optimizer: Any = None
         self._idle_pairs: IdlePairs | None = None
         self._optimizer_state: OptimizerState | None = None
@@ -142,6 +145,11 @@ class SparseTuner:
         return self._measurement.seconds
 
     @property
+    def probe_share(self) -> float:
+        """The importance loop's share of the time of all steps so far, from `begin_step` to the end of `end_step`."""
+        return self._measurement.seconds / self._step_seconds if self._step_seconds else 0.0
+
+    @property
     def reduced_bytes(self) -> tuple[int, int]:
         """Bytes of gradients that DistributedDataParallel averaged so far, and those of training every layer; zeros
         without it, and where it has a communication hook of the user's.
@@ -164,6 +172,7 @@ class SparseTuner:
             step=self.num_steps,
             layers=[layer.name for layer in self.layers],
             config=dataclasses.asdict(self.config),
+            fused={"modules": self.num_fused, "others": dict(self.not_fused)},
             versions={"ist": __version__, "torch": torch.__version__, **versions},
         )
 
@@ -203,6 +212,7 @@ class SparseTuner:
         Raises:
             ValueError: on every rank, where the processes do not train the same step or layers.
         """
+        self._step_start = time.perf_counter()
         active = self.selector.choose(self.num_steps)
         self.ranks.check_same("the layers of the next step", {"step": self.num_steps + 1, "active": list(active)})
         self._activation.activate(active)
@@ -249,6 +259,9 @@ class SparseTuner:
             self.last_update = update
             if self.history:
                 self.history.write("importance", step=self.num_steps, **dataclasses.asdict(update))
+        if self._step_start is not None:
+            self._step_seconds += time.perf_counter() - self._step_start
+            self._step_start = None
         return update
 
     def close(self) -> None:
@@ -324,15 +337,12 @@ class SparseTuner:
 
     def _announce(self) -> None:
         """Say once what is chosen from and what trains besides."""
+        if not self.ranks.is_main:
+            return
         active = len(self.selector.choose(0))
         logger.info("IST trains %d of %d layers a step (%s, …).", active, len(self.layers), self.layers[0].name)
-        if self.config.fused:
-            others = ", ".join(f"{count} not: {reason}" for reason, count in self._activation.not_fused.items())
-            logger.info(
-                "%d LoRA modules compute as one function (fused=False turns it off)%s.",
-                self._activation.num_fused,
-                f"; {others}" if others else "",
-            )
+        if self.num_fused:
+            logger.warning("%s (fused=False turns it off).", describe_fused(self.num_fused, self.not_fused))
         outside = parameters_outside(self.model, self.layers)
         if outside:
             count = sum(parameter.numel() for parameter in outside.values())
@@ -344,6 +354,12 @@ class SparseTuner:
                 ", ".join(names[:3]),
                 ", …" if len(names) > 3 else "",
             )
+
+
+def describe_fused(num_fused: int, not_fused: Mapping[str, int]) -> str:
+    """How many adapter modules take the lean step, and why the others do not."""
+    others = ", ".join(f"{count} not: {reason}" for reason, count in not_fused.items())
+    return f"{num_fused} LoRA modules compute as one function" + (f", {others}" if others else "")
 
 
 def warn_of_missing_parameters(optimizer: Any, layers: Sequence[Layer]) -> None:

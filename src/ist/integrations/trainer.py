@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +27,6 @@ from ..suppression import LossFunction
 from ..tuner import SparseTuner
 
 __all__ = ["IST"]
-
-logger = logging.getLogger(__name__)
 
 
 class IST(TrainerCallback, ExportableState):
@@ -278,6 +275,7 @@ def summarize(tuner: SparseTuner) -> dict[str, float]:
         if update.skipped is None:
             summary["ist/probe_loss"] = sum(update.losses) / len(update.losses)
         summary["ist/probe_seconds"] = tuner.probe_seconds
+        summary["ist/probe_share"] = tuner.probe_share
     return summary
 
 
