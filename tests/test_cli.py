@@ -54,6 +54,10 @@ def test_a_run_says_what_it_does_and_what_it_brought(finished: tuple[Path, str])
     assert result["after"]["loss"] < result["before"]["loss"]
     assert result["num_steps"] == 6
     assert result["peak_memory_bytes"] > 2**20
+    assert result["fused"]["modules"] > 0
+    assert not result["fused"]["others"]
+    assert 0 < result["probe_share"] < 1
+    assert f"{result['fused']['modules']} LoRA modules compute as one function; measuring took" in console
     assert "6 steps in" in console
     assert "peak memory" in console
     assert "exact answers, held-out problems" in console

@@ -102,6 +102,33 @@ def test_checkpointing_of_the_model_stops_at_the_lowest_active_layer(enable_afte
     assert counts.backwards[0] == 1  # The model is as it was: everything trains.
 
 
+@pytest.mark.parametrize("mode", ["none", "frozen", "all"])
+def test_packed_sequences(mode: str) -> None:
+    """Two sequences in a row, told apart by their positions, train as they do apart."""
+    rows = tiny_batches(1)[0]["input_ids"][:2]
+    labels = rows.clone()
+    labels[:, 0] = -100  # what a packed row predicts across its border counts nowhere
+    packed = {
+        "input_ids": rows.reshape(1, -1),
+        "labels": labels.reshape(1, -1),
+        "position_ids": torch.arange(rows.shape[1]).repeat(2)[None],
+    }
+
+    def gradients(batch: dict[str, torch.Tensor], **options: Any) -> dict[str, torch.Tensor]:
+        model = tiny_lora(NUM_LAYERS).double()
+        with SparseTuner(model, num_active_layers=2, probe_batches=[batch], **options) as tuner:
+            tuner.selector.choose = lambda _: (2, 4)  # type: ignore[method-assign]
+            tuner.begin_step()
+            model(**batch, use_cache=False).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients({"input_ids": rows, "labels": labels}, fused=False)
+    found = gradients(packed, recompute=mode)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12)
+
+
 def test_trainable_embeddings_keep_their_gradient() -> None:
     model = tiny_lora(NUM_LAYERS, modules_to_save=["embed_tokens"])
     model.enable_input_require_grads()

@@ -269,7 +269,7 @@ def test_an_optimizer_that_lacks_layers_is_named() -> None:
     tuner = SparseTuner(model, probe_batches=tiny_batches(1))
     optimizer = torch.optim.SGD([p for n, p in model.named_parameters() if layer_of(n) == 1 and "lora" in n], lr=0.1)
     tuner.begin_step()
-    with pytest.warns(UserWarning, match="lacks adapter parameters of 3 layers"):
+    with pytest.warns(UserWarning, match="lacks trainable parameters of 3 layers"):
         tuner.end_step(optimizer)
     tuner.begin_step()
     tuner.end_step(optimizer)
@@ -304,11 +304,35 @@ def test_history_tells_every_step_and_update(tmp_path: Path) -> None:
 
 
 def test_parameters_outside_the_layers_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    SparseTuner(tiny_lora(modules_to_save=["lm_head"]))
+    SparseTuner(tiny_lora(modules_to_save=["lm_head"]), fused=False)
     said = [record.getMessage() for record in caplog.records if record.name == "ist.tuner"]
     assert len(said) == 1
     assert "2048 parameters in 1 tensors" in said[0]
     assert "lm_head" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, ["16 LoRA modules compute as one function (fused=False turns it off)."]),
+        ({"fused": False}, []),
+    ],
+)
+def test_the_lean_step_is_announced_in_one_line(
+    options: dict[str, Any], said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    SparseTuner(tiny_lora(), **options)
+    assert [record.getMessage() for record in caplog.records if record.name == "ist.tuner"] == said
+
+
+def test_the_share_of_the_importance_loop_is_that_of_the_steps_time() -> None:
+    model = tiny_lora()
+    tuner = SparseTuner(model, probe_batches=tiny_batches(1), update_interval=2)
+    assert tuner.probe_share == 0
+    train(model, tiny_batches(2), tuner, 1)
+    assert tuner.probe_share == 0
+    train(model, tiny_batches(2), tuner, 3)
+    assert 0 < tuner.probe_share < 1
 
 
 def test_a_selector_of_ones_own() -> None:
@@ -326,6 +350,8 @@ def test_a_selector_of_ones_own() -> None:
         ({"layers": ["a", "b"]}, "of 2 layers, a among them, and this model has 4, with base_model"),
         ({"selector_type": "RandomSelector"}, "began with RandomSelector and would go on with LearnedSelector"),
         ({"config": {"mu": 3.0}}, r"mu was 3.0 and is 10.0"),
+        ({"config": {"optimizer_state": "reset"}}, r"optimizer_state was 'reset' and is 'keep'"),
+        ({"config": {"fused": False}}, r"fused was False and is True"),
         ({"selector": {"importance": [0.0, 1.0], "num_updates": 1}}, "2 scores"),
         ({"selector": {"importance": [0.0, 1.0, float("nan"), 0.0], "num_updates": 1}}, "not finite"),
     ],
@@ -338,13 +364,21 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_changes(change: dict[s
     assert tuner.state_dict() == before
 
 
+@pytest.mark.parametrize(("then", "now"), [({"recompute": "all"}, {}), ({}, {"optimizer_state": "offload"})])
+def test_a_resume_may_change_what_trains_the_same(then: dict[str, Any], now: dict[str, Any]) -> None:
+    state = SparseTuner(tiny_lora(), **then).state_dict()
+    tuner = SparseTuner(tiny_lora(), **now)
+    tuner.load_state_dict({**state, "num_steps": 7})
+    assert tuner.num_steps == 7
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"num_active_layers": 5}, "num_active_layers=5 is more than the 4 layers"),
         ({"num_unsuppressed_layers": 9}, "num_unsuppressed_layers=9 is more than the 4 layers"),
         ({"nu": 5}, "Unknown option nu: the options of ISTConfig are num_active_layers"),
-        ({"selector": "best"}, "selector='best' is unknown: choose one of 'ist', 'random'"),
+        ({"selector": "best"}, "selector='best' is unknown: choose one of 'ist', 'random', 'lisa'"),
         ({"probe_batches": 3}, "probe_batches is a int, which cannot be iterated"),
         ({"probe_batches": iter([])}, "one-way iterator"),
         ({"config": ISTConfig(), "mu": 1.0}, "Both a config and the options mu"),

@@ -19,6 +19,10 @@ COURSE = (
 """The Trainer's arguments that a training's course depends on. It takes other ones on a resume without a word."""
 
 
+SAME_TRAINING = {"recompute": ("none", "frozen", "all"), "optimizer_state": ("keep", "offload")}
+"""Options whose values here train the same to the bit, so that a resume may change them."""
+
+
 def changed_course(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """In words: which of the Trainer's arguments are not those that the run began with.
 
@@ -71,6 +75,7 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
         f"{name} was {value!r} and is {current['config'].get(name)!r}"
         for name, value in config.items()
         if current["config"].get(name) != value
+        and not {value, current["config"].get(name)} <= set(SAME_TRAINING.get(name, ()))
     ]
     if changed:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,24 +21,27 @@ from .depth import BackwardDepth
 from .distributed import current_ranks
 from .fingerprint import base_fingerprint
 from .history import History
-from .layers import Layer, discover_layers, parameters_outside
+from .layers import Layer, parameters_outside
 from .lora_fa import IdlePairs, is_lora_fa
 from .measurement import Measurement
 from .optimizer_state import OptimizerState
 from .probes import ProbeStream, probe_stream
 from .recompute import Recompute
 from .resume import STATE_FORMAT, check_same_run
-from .selectors import ImportanceUpdate, SelectorFactory, selector_factory
+from .selectors import ImportanceUpdate, SelectorFactory, selector_factory, what_trains
 from .sharding import DEEPSPEED, check_engine, is_deepspeed
 from .suppression import LossFunction, model_loss
+from .whole_layers import layers_to_train
 
-__all__ = ["SparseTuner"]
+__all__ = ["SparseTuner", "describe_fused"]
 
 logger = logging.getLogger(__name__)
 
 
 class SparseTuner:
     """Trains the adapters of a few chosen layers at each optimizer step, and learns which layers matter.
+
+    With `selector="lisa"` and others it trains whole layers of a model without adapters.
 
     ::
 
@@ -56,11 +60,12 @@ class SparseTuner:
     this class's matter. Also a context manager, which closes itself.
 
     Args:
-        model: a model with adapters.
+        model: a model with adapters, or without them for selectors that train whole layers.
         config: hyperparameters; or give them as keywords.
         probe_batches: where the importance loop takes its batches from: anything that can be iterated more than once,
             such as a `DataLoader`, or a `ProbeStream`. None takes the batch that the model was trained on last.
-        selector: `ist` (the paper's chooser), `random`, or a function `(config, number of layers) -> Selector`.
+        selector: a name in `SELECTORS`, such as `ist` (the paper's chooser), `random` or `lisa`; or a function
+            `(config, number of layers) -> Selector`.
         layers: the stack of blocks to choose from, where the model has several: see `discover_layers`.
         loss_function: `(model, batch) -> loss` in nats for the importance loop; `model(**batch).loss` if None.
         history: where steps and updates are written, or None.
@@ -85,8 +90,9 @@ class SparseTuner:
         self.config = resolve_config(config, options)
         self.model = model = unwrap_ddp(model)
         check_engine(model)
-        self.layers = discover_layers(model, layers)
-        self.selector = selector_factory(selector)(self.config, len(self.layers))
+        factory = selector_factory(selector)
+        self.layers = layers_to_train(model, layers, what_trains(factory))
+        self.selector = factory(self.config, len(self.layers))
         self.ranks = current_ranks()
         """The processes that train together."""
         self._base = base_fingerprint(model)
@@ -97,6 +103,8 @@ class SparseTuner:
         """Optimizer steps done."""
         self.last_update: ImportanceUpdate | None = None
         """The latest turn of the importance loop."""
+        self._step_seconds = 0.0
+        self._step_start: float | None = None
         self._optimizer: Any = None
         self._idle_pairs: IdlePairs | None = None
         self._optimizer_state: OptimizerState | None = None
@@ -142,6 +150,11 @@ class SparseTuner:
         return self._measurement.seconds
 
     @property
+    def probe_share(self) -> float:
+        """The importance loop's share of the time of all steps so far, from `begin_step` to the end of `end_step`."""
+        return self._measurement.seconds / self._step_seconds if self._step_seconds else 0.0
+
+    @property
     def reduced_bytes(self) -> tuple[int, int]:
         """Bytes of gradients that DistributedDataParallel averaged so far, and those of training every layer; zeros
         without it, and where it has a communication hook of the user's.
@@ -164,6 +177,7 @@ class SparseTuner:
             step=self.num_steps,
             layers=[layer.name for layer in self.layers],
             config=dataclasses.asdict(self.config),
+            fused={"modules": self.num_fused, "others": dict(self.not_fused)},
             versions={"ist": __version__, "torch": torch.__version__, **versions},
         )
 
@@ -203,6 +217,7 @@ class SparseTuner:
         Raises:
             ValueError: on every rank, where the processes do not train the same step or layers.
         """
+        self._step_start = time.perf_counter()
         active = self.selector.choose(self.num_steps)
         self.ranks.check_same("the layers of the next step", {"step": self.num_steps + 1, "active": list(active)})
         self._activation.activate(active)
@@ -249,6 +264,9 @@ class SparseTuner:
             self.last_update = update
             if self.history:
                 self.history.write("importance", step=self.num_steps, **dataclasses.asdict(update))
+        if self._step_start is not None:
+            self._step_seconds += time.perf_counter() - self._step_start
+            self._step_start = None
         return update
 
     def close(self) -> None:
@@ -324,26 +342,32 @@ class SparseTuner:
 
     def _announce(self) -> None:
         """Say once what is chosen from and what trains besides."""
+        if not self.ranks.is_main:
+            return
         active = len(self.selector.choose(0))
         logger.info("IST trains %d of %d layers a step (%s, …).", active, len(self.layers), self.layers[0].name)
-        if self.config.fused:
-            others = ", ".join(f"{count} not: {reason}" for reason, count in self._activation.not_fused.items())
-            logger.info(
-                "%d LoRA modules compute as one function (fused=False turns it off)%s.",
-                self._activation.num_fused,
-                f"; {others}" if others else "",
-            )
+        if self.num_fused:
+            logger.warning("%s (fused=False turns it off).", describe_fused(self.num_fused, self.not_fused))
         outside = parameters_outside(self.model, self.layers)
         if outside:
             count = sum(parameter.numel() for parameter in outside.values())
             names = list(outside)
-            logger.warning(
-                "%d parameters in %d tensors outside of the layers' adapters train at every step: %s%s.",
+            # With whole layers embeddings and head are meant to.
+            logger.log(
+                logging.WARNING if self.layers[0].adapters else logging.INFO,
+                "%d parameters in %d tensors outside of the layers%s train at every step: %s%s.",
                 count,
                 len(outside),
+                "' adapters" if self.layers[0].adapters else "",
                 ", ".join(names[:3]),
                 ", …" if len(names) > 3 else "",
             )
+
+
+def describe_fused(num_fused: int, not_fused: Mapping[str, int]) -> str:
+    """How many adapter modules take the lean step, and why the others do not."""
+    others = ", ".join(f"{count} not: {reason}" for reason, count in not_fused.items())
+    return f"{num_fused} LoRA modules compute as one function" + (f", {others}" if others else "")
 
 
 def warn_of_missing_parameters(optimizer: Any, layers: Sequence[Layer]) -> None:
@@ -352,7 +376,7 @@ def warn_of_missing_parameters(optimizer: Any, layers: Sequence[Layer]) -> None:
     missing = [layer.name for layer in layers if not all(id(p) in held for p in layer.parameters)]
     if missing:
         warnings.warn(
-            f"The optimizer lacks adapter parameters of {len(missing)} layers ({missing[0]}, …), which are never "
+            f"The optimizer lacks trainable parameters of {len(missing)} layers ({missing[0]}, …), which are never "
             "trained: make it from all parameters that require a gradient, before the first begin_step().",
             stacklevel=4,
         )

@@ -17,7 +17,8 @@ from rich.text import Text
 from transformers import TrainerCallback
 
 from ..integrations.trainer import IST
-from ..layers import discover_layers
+from ..layers import discover_layers, parameters_outside
+from ..tuner import describe_fused
 
 __all__ = ["Display", "TrainingProgress", "device_name", "layer_map", "peak_memory"]
 
@@ -52,6 +53,12 @@ class Display:
             layers = discover_layers(model, run.ist.layers)
             active = run.ist_config.layer_counts(len(layers)).active
             self.console.print(f"{active} of {len(layers)} layers a step, from {layers[0].name}")
+            outside = parameters_outside(model, layers)
+            if outside:
+                count = sum(parameter.numel() for parameter in outside.values())
+                self.console.print(
+                    f"{count} parameters outside of the layers train at every step ({next(iter(outside))}, …)"
+                )
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -78,6 +85,11 @@ class Display:
             f"{result['num_steps']} steps in {result['train_seconds']:.0f} s, "
             f"peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB"
         )
+        if "fused" in result:
+            fused = describe_fused(result["fused"]["modules"], result["fused"]["others"])
+            self.console.print(
+                f"{fused}; measuring took {result['probe_share']:.1%} of the steps' time", soft_wrap=True
+            )
         self.console.print(f"adapter: {folder}", soft_wrap=True)
         if picture:
             self.console.print(f"picture: {picture}", soft_wrap=True)

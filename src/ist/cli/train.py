@@ -108,6 +108,10 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         "before": before,
         "after": after,
     }
+    if callback and callback.tuner:
+        tuner = callback.tuner
+        result["fused"] = {"modules": tuner.num_fused, "others": dict(tuner.not_fused)}
+        result["probe_share"] = tuner.probe_share
     if ranks.is_main:
         (folder / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         display.end(result, folder, draw_pictures(folder))
@@ -325,5 +329,5 @@ def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    logging.getLogger("ist").setLevel(logging.WARNING)
+    logging.getLogger("ist").setLevel(logging.ERROR)  # The display says the same.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")

@@ -67,8 +67,8 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return peft_forward(self, idle, x)
     drop = children["lora_dropout"]._modules[name]
     dropout = drop.p if drop.training and type(drop) is nn.Dropout and (not idle or self._ist_dropout) else 0.0
-    a, up = matrices_a[name]._parameters["weight"], children["lora_B"]._modules[name]._parameters
-    b, c = up["weight"], up["bias"]
+    up = children["lora_B"]._modules[name]
+    a, b, c = held(matrices_a[name], "weight"), held(up, "weight"), held(up, "bias")
     if idle:
         a, b, c = a.detach(), b.detach(), None if c is None else c.detach()
     base = children["base_layer"]
@@ -77,6 +77,12 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         weight = weight if isinstance(base, nn.Linear) else weight.t()
         return lora_linear(x, weight, bias, a, b, c, self.scaling[name], dropout)
     return lora_update(base(x), x, a, b, c, self.scaling[name], dropout)
+
+
+def held(module: Any, name: str) -> Any:
+    """A module's weight; where reentrant checkpointing recomputes under FSDP1, it is no parameter but an attribute."""
+    parameters = module._parameters
+    return parameters[name] if name in parameters else getattr(module, name)
 
 
 fused_forward.__name__ = "forward"  # By which a pickled module finds the forward of its class.
@@ -96,7 +102,7 @@ def is_plain(base: nn.Module) -> bool:
         return False
     if "forward" in base.__dict__ or has_hooks(base):
         return False
-    weight, bias = base._parameters["weight"], base._parameters["bias"]
+    weight, bias = base._parameters.get("weight"), base._parameters.get("bias")
     if type(weight) is not nn.Parameter or weight.requires_grad or not weight.is_floating_point():
         return False
     return bias is None or not bias.requires_grad

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,8 +28,6 @@ from ..tuner import SparseTuner
 
 __all__ = ["IST"]
 
-logger = logging.getLogger(__name__)
-
 
 class IST(TrainerCallback, ExportableState):
     """Importance-aware Sparse Tuning in one line.
@@ -47,7 +44,8 @@ class IST(TrainerCallback, ExportableState):
 
     Args:
         config: hyperparameters; or give them as keywords.
-        selector: `ist` (the paper's chooser), `random`, or a function `(config, number of layers) -> Selector`.
+        selector: a name in `SELECTORS`, such as `ist` (the paper's chooser), `random` or `lisa`; or a function
+            `(config, number of layers) -> Selector`.
         layers: the stack of blocks to choose from, where the model has several: see `discover_layers`.
         loss_function: `(model, batch) -> loss` in nats for the importance loop; `model(**batch).loss` if None.
         probe_dataset: a map-style dataset to measure on, prepared as the training set is; the training set if None.
@@ -278,6 +276,7 @@ def summarize(tuner: SparseTuner) -> dict[str, float]:
         if update.skipped is None:
             summary["ist/probe_loss"] = sum(update.losses) / len(update.losses)
         summary["ist/probe_seconds"] = tuner.probe_seconds
+        summary["ist/probe_share"] = tuner.probe_share
     return summary
 
 
