@@ -133,7 +133,9 @@ def encode(tokenizer: Any, problems: Sequence[Any], pad: int) -> list[dict[str, 
 
 
 def stack(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    """A batch, without columns of padding alone."""
+    length = max(int(row["attention_mask"].sum()) for row in rows)
+    return {name: torch.stack([row[name][:length] for row in rows]) for name in rows[0]}
 
 
 def make_lora(folder: str, seed: int) -> tuple[Any, Any]:
@@ -165,10 +167,13 @@ def train(model: Any, batches: Sequence[dict[str, Tensor]], lr: float) -> list[f
 
 @torch.no_grad()
 def row_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """The loss of each row, summed over its tokens."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    """The loss of each row, summed over its tokens; logits are made where there is a label."""
+    inner = model.get_base_model()
+    hidden = inner.model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).last_hidden_state
     labels = batch["labels"][:, 1:]
-    return cross_entropy(logits[:, :-1].transpose(1, 2).float(), labels, reduction="none", ignore_index=-100).sum(1)
+    rows, places = (labels != -100).nonzero(as_tuple=True)
+    losses = cross_entropy(inner.lm_head(hidden[rows, places]).float(), labels[rows, places], reduction="none")
+    return losses.new_zeros(len(labels)).index_add(0, rows, losses)
 
 
 def measure(model: Any, batches: Sequence[dict[str, Tensor]], num_sets: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -194,8 +199,8 @@ def main() -> None:
     parser.add_argument("--train-steps", type=int, default=60)
     parser.add_argument("--train-rows", type=int, default=16)
     parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--sets", type=int, default=64)
-    parser.add_argument("--rows", type=int, default=128, help="half of them tell the truth")
+    parser.add_argument("--sets", type=int, default=48)
+    parser.add_argument("--rows", type=int, default=96, help="half of them tell the truth")
     parser.add_argument("--sizes", type=int, nargs="+", default=PROBE_ROWS)
     parser.add_argument("--updates", type=int, nargs="+", default=(10, 30, 100))
     parser.add_argument("--repeats", type=int, default=100)
