@@ -123,13 +123,15 @@ class Recorder:
         folder: where the file goes.
         name: of the file, without its ending.
         config: every setting of the run.
+        kind: what was measured, where a folder holds results of several programs.
     """
 
-    def __init__(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, name: str, config: Mapping[str, Any], kind: str) -> None:
         device = find_device()
         self.file = folder / f"{name}.json"
         self.result: dict[str, Any] = {
             "name": name,
+            "kind": kind,
             "commit": commit(),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})",

@@ -275,7 +275,7 @@ def main() -> None:
     light = {name: method for name, method in chosen.items() if method.adapter is not None}
     full = {} if options.no_full else {name: chosen[name] for name in chosen if name not in light}
     turns = [light, full] if options.full_last or options.no_full else [light | full]
-    recorder = Recorder(options.folder, options.name, settings(options))
+    recorder = Recorder(options.folder, options.name, settings(options), "memory")
     recorder.result["card_bytes"] = torch.cuda.mem_get_info()[1] if find_device() == "cuda" else 0
     with recorder.finished():
         wait_for(options.after, options.folder, PATIENCE)

@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--folder", type=Path, default=HERE / "results")
     options = parser.parse_args()
-    recorder = Recorder(options.folder, options.name, settings(options))
+    recorder = Recorder(options.folder, options.name, settings(options), "probes")
     with recorder.finished() as result:
         from ist.cli.quickstart_model import quickstart_model_path
         from ist.data.word_problems import word_problems

@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=HERE / "results")
     options = parser.parse_args()
     device = find_device()
-    recorder = Recorder(options.folder, options.name, settings(options))
+    recorder = Recorder(options.folder, options.name, settings(options), "growth")
     with recorder.finished() as result:
         result["rows"] = rows = []
         model, layers = None, 0

@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=HERE / "results")
     options = parser.parse_args()
     device = find_device()
-    recorder = Recorder(options.folder, options.name, settings(options))
+    recorder = Recorder(options.folder, options.name, settings(options), "iterations")
     with recorder.finished() as result:
         base = model = make_model(options.size, device, options.layers).requires_grad_(False)
         for name in (name for name in METHODS if name in options.methods):

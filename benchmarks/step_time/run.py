@@ -245,7 +245,7 @@ def main() -> None:
     options = parser.parse_args()
     if any(name.startswith("compiled") for name in options.groups) and "liger" in " ".join(options.groups):
         raise SystemExit("compiled and liger change the model for good: measure them in two runs.")
-    recorder = Recorder(options.folder, options.name, settings(options))
+    recorder = Recorder(options.folder, options.name, settings(options), "step_time")
     options.end = start + options.seconds
     with recorder.finished() as result:
         bench = Bench(options.size, find_device(), options.rows, options.tokens, options.probe_rows, options.layers)
