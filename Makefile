@@ -13,7 +13,7 @@ PIP := $(BIN)/python $(INSTALL)
 # AdapterHub's library pins transformers 4.
 HUB := .venv-adapterhub
 
-.PHONY: demo test test-dist test-gpu test-nightly test-slow test-adapterhub tables lint types format check clean
+.PHONY: demo test test-dist test-gpu test-nightly test-slow test-adapterhub tables bench-summary lint types format check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -61,6 +61,14 @@ tables: $(VENV)/.dev ## the tables in the texts, from the JSON files of benchmar
 	$(BIN)/python benchmarks/train/table.py
 	$(BIN)/python benchmarks/methods/table.py
 	$(BIN)/python benchmarks/distributed/table.py
+	$(BIN)/python benchmarks/memory/table.py
+	$(BIN)/python benchmarks/step_time/table.py
+	$(BIN)/python benchmarks/probes/table.py
+	$(BIN)/python benchmarks/cost_figure.py
+	$(BIN)/python benchmarks/summary.py --write
+
+bench-summary: $(VENV)/.dev ## the targets of docs/cost.md, from the JSON files of benchmarks alone
+	@$(BIN)/python benchmarks/summary.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -269,7 +269,7 @@ def test_an_optimizer_that_lacks_layers_is_named() -> None:
     tuner = SparseTuner(model, probe_batches=tiny_batches(1))
     optimizer = torch.optim.SGD([p for n, p in model.named_parameters() if layer_of(n) == 1 and "lora" in n], lr=0.1)
     tuner.begin_step()
-    with pytest.warns(UserWarning, match="lacks adapter parameters of 3 layers"):
+    with pytest.warns(UserWarning, match="lacks trainable parameters of 3 layers"):
         tuner.end_step(optimizer)
     tuner.begin_step()
     tuner.end_step(optimizer)
@@ -378,7 +378,7 @@ def test_a_resume_may_change_what_trains_the_same(then: dict[str, Any], now: dic
         ({"num_active_layers": 5}, "num_active_layers=5 is more than the 4 layers"),
         ({"num_unsuppressed_layers": 9}, "num_unsuppressed_layers=9 is more than the 4 layers"),
         ({"nu": 5}, "Unknown option nu: the options of ISTConfig are num_active_layers"),
-        ({"selector": "best"}, "selector='best' is unknown: choose one of 'ist', 'random'"),
+        ({"selector": "best"}, "selector='best' is unknown: choose one of 'ist', 'random', 'lisa'"),
         ({"probe_batches": 3}, "probe_batches is a int, which cannot be iterated"),
         ({"probe_batches": iter([])}, "one-way iterator"),
         ({"config": ISTConfig(), "mu": 1.0}, "Both a config and the options mu"),

@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from commit import commit  # noqa: E402
+from pages import fill, source  # noqa: E402
 
 ROOT = HERE.parents[1]
 PAGE = ROOT / "docs" / "distributed.md"
@@ -46,12 +47,6 @@ def gather(notes: Path, file: Path, device: str = "CPU, gloo") -> None:
         "rows": rows,
     }
     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def source(result: dict[str, Any]) -> str:
-    """Where figures come from."""
-    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return f"{result['device']}, commit {result['commit']} ({versions})"
 
 
 def matrix_table(result: dict[str, Any]) -> str:
@@ -143,15 +138,6 @@ def cost_table(result: dict[str, Any]) -> str:
         f"{config['steps']} steps, {result['repeats']} repeats. {source(result)}."
     )
     return "\n".join([*lines, "", setting])
-
-
-def fill(page: str, marks: tuple[str, str], text: str) -> str:
-    """The page with `text` between the marks."""
-    begin, end = map(re.escape, marks)
-    filled, count = re.subn(f"{begin}.*?{end}", lambda _: f"{marks[0]}\n\n{text}\n\n{marks[1]}", page, flags=re.DOTALL)
-    if count != 1:
-        raise ValueError(f"{PAGE} lacks the line {marks[0]}")
-    return filled
 
 
 def main() -> None:

@@ -1,19 +1,18 @@
 """Time and memory of a training step, one JSON file for a device: python benchmarks/step_time/run.py NAME [--options].
 
 One model stays in memory and every case is run on it in turn, in rounds, so that all share one device at one time.
-A case's step is forward, backward and optimizer, and with IST everything of IST: the choice and, spread over the steps
-between two, the importance loop.
+A case's step is forward, backward and optimizer, and with IST everything of IST: the choice and, once in a round, the
+importance loop.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, median
@@ -21,89 +20,39 @@ from typing import Any
 
 import peft
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
-
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "benchmarks")]
-
-from commit import commit  # noqa: E402
-
-import ist  # noqa: E402
-from ist import SparseTuner  # noqa: E402
 
 HERE = Path(__file__).parent
-FIVE = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
-SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 8, "num_attention_heads": 4},
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
-}
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from cases import GROUPS, Case  # noqa: E402
+from harness import (  # noqa: E402
+    GIB,
+    SHAPES,
+    Recorder,
+    allocated,
+    find_device,
+    free,
+    installed,
+    make_model,
+    now,
+    peak,
+    reset_peak,
+    settings,
+    shorten,
+    token_batches,
+)
+
+from ist import SparseTuner  # noqa: E402
+
 INTERVAL = 10
 """Steps between two importance updates, and of one round."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is run: `options` None is PEFT alone, otherwise they are IST's."""
-
-    name: str
-    options: dict[str, Any] | None = None
-    modules: tuple[str, ...] = FIVE
-    dropout: float = 0.05
-    liger: bool = False
-    compiled: bool = False
-    precision: str = "float32"
-    """Of the adapters: `float32`, which PEFT makes them; `autocast`, the same under autocast, as the Trainer trains
-    them with bf16=True; `bfloat16`, as PEFT makes them with autocast_adapter_dtype=False."""
-    floor: bool = False
-    """The base model alone: forward, and backward to the embeddings."""
-
-
-PLAIN = (
-    Case("floor", floor=True),
-    Case("LoRA"),
-    Case("IST, PEFT's forward", {"fused": False}),
-    Case("IST", {}),
-    Case("IST, frozen layers recomputed", {"recompute": "frozen"}),
-)
-AUTOCAST = (
-    Case("LoRA, autocast", precision="autocast"),
-    Case("IST, autocast", {}, precision="autocast"),
-)
-BFLOAT16 = (
-    Case("LoRA, bfloat16 adapters", precision="bfloat16"),
-    Case("IST, bfloat16 adapters", {}, precision="bfloat16"),
-)
-LIGER = (
-    Case("floor, Liger", floor=True, liger=True),
-    Case("LoRA, Liger", liger=True),
-    Case("IST, Liger", {}, liger=True),
-    Case("IST, Liger, frozen layers recomputed", {"recompute": "frozen"}, liger=True),
-)
-SEVEN_PLAIN = (Case("LoRA, seven modules, no dropout", modules=SEVEN, dropout=0.0),)
-SEVEN_LIGER = (Case("IST, Liger, seven modules, no dropout", {}, modules=SEVEN, dropout=0.0, liger=True),)
-COMPILED = (
-    Case("floor, compiled by layer", floor=True, compiled=True),
-    Case("LoRA, compiled by layer", compiled=True),
-    Case("IST, compiled by layer", {}, compiled=True),
-    Case("IST, bfloat16 adapters, compiled by layer", {}, compiled=True, precision="bfloat16"),
-)
-GROUPS: dict[str, tuple[Case, ...]] = {
-    "plain": PLAIN,
-    "autocast": AUTOCAST,
-    "bfloat16": BFLOAT16,
-    "compiled": COMPILED,
-    "seven": SEVEN_PLAIN,
-    "liger": LIGER,
-    "seven-liger": SEVEN_LIGER,
-}
+NUM_BATCHES = 4
 
 
 @dataclass
 class Figures:
-    """What was measured of a case."""
+    """What was measured of a case, a value for each round."""
 
     step_ms: list[float] = field(default_factory=list)
     """Mean over a round, importance loop included."""
@@ -112,75 +61,66 @@ class Figures:
     activation_gib: list[float] = field(default_factory=list)
     """Allocated after the forward over what was before, mean over a round."""
     peak_gib: list[float] = field(default_factory=list)
+    error: str | None = None
+    """Why there is no more."""
 
 
 class Bench:
     """One base model, on which adapters come and go."""
 
-    def __init__(self, size: str, device: str, rows: int, tokens: int, probe_rows: int) -> None:
+    def __init__(self, size: str, device: str, rows: int, tokens: int, probe_rows: int, layers: int | None) -> None:
         self.device = device
-        self.base = make_model(size, device)
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(1000, (64, tokens), generator=generator).to(device)
-        self.batches = [{"input_ids": (part := ids[i * rows :][:rows]), "labels": part} for i in range(64 // rows)]
-        self.probes = [{"input_ids": (part := ids[:probe_rows]), "labels": part}]
-        self.model: Any = None
-        self._adapter: tuple[Any, ...] | None = ()
+        self.base = make_model(size, device, layers)
+        self.batches = token_batches(NUM_BATCHES, rows, tokens, device)
+        self.probes = [{name: ids[:probe_rows] for name, ids in self.batches[0].items()}]
+        self.model: Any = self.base.requires_grad_(False)
+        self._adapter: tuple[Any, ...] | None = None
 
     def adapt(self, case: Case) -> None:
         """Put a case's adapters on the model, unless they are there."""
-        key = None if case.floor else (case.modules, case.dropout, case.precision == "bfloat16")
-        if key == self._adapter:
+        if case.adapter == self._adapter:
             return
         if self._adapter:
             self.base = self.model.unload()
-        self._adapter = key
+        self._adapter = case.adapter
         if case.floor:
             self.model = self.base.requires_grad_(False)
             return
-        torch.manual_seed(0)
-        config = peft.LoraConfig(
-            r=32,
-            lora_alpha=64,
-            lora_dropout=case.dropout,
-            target_modules=list(case.modules),
-            task_type="CAUSAL_LM",
-        )
-        self.model = peft.get_peft_model(self.base, config, autocast_adapter_dtype=case.precision != "bfloat16")
-        self.model.train()
-        for name, parameter in self.model.named_parameters():
-            if "lora_B" in name:
-                nn.init.normal_(parameter, std=1e-3)
+        self.model = make_lora(self.base, case)
 
     def round(self, case: Case, steps: int, figures: Figures | None) -> None:
-        """Run a case for `steps` steps."""
+        """Run a case for `steps` steps, the last of which is followed by an importance update."""
         self.adapt(case)
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        fused = self.device == "cuda"
+        fused = True if self.device == "cuda" else None
         optimizer = None if case.floor else torch.optim.AdamW(trainable, lr=1e-5, fused=fused)
         tuner = None
         if case.options is not None:
-            tuner = SparseTuner(self.model, probe_batches=self.probes, update_interval=INTERVAL, **case.options)
-        held, start = [], self.now()
-        reset_peak(self.device)
-        for step in range(steps):
-            held.append(self.floor_step(step) if case.floor else self.step(case, optimizer, tuner, step))
-        elapsed = self.now() - start
+            probes = self.batches[:1] if case.whole_probes else self.probes
+            tuner = SparseTuner(self.model, probe_batches=probes, update_interval=steps, **case.options)
+        try:
+            held, start = [], now(self.device)
+            reset_peak(self.device)
+            for step in range(steps):
+                held.append(self.floor_step(step) if case.floor else self.step(case, optimizer, tuner, step))
+            elapsed = now(self.device) - start
+        finally:
+            if tuner:
+                tuner.close()
+            self.model.zero_grad(set_to_none=True)
         if figures is not None:
             figures.step_ms.append(elapsed / steps * 1e3)
             figures.probe_ms.append((tuner.probe_seconds if tuner else 0.0) / steps * 1e3)
-            figures.activation_gib.append(mean(held))
-            figures.peak_gib.append(peak(self.device))
-        if tuner:
-            tuner.close()
+            figures.activation_gib.append(mean(held) / GIB)
+            figures.peak_gib.append(peak(self.device) / GIB)
 
-    def step(self, case: Case, optimizer: Any, tuner: SparseTuner | None, step: int) -> float:
-        """One optimizer step; returns GiB held after the forward."""
+    def step(self, case: Case, optimizer: Any, tuner: SparseTuner | None, step: int) -> int:
+        """One optimizer step; returns the bytes held after the forward."""
         if tuner:
             tuner.begin_step()
         before = allocated(self.device)
         with torch.autocast(self.device, torch.bfloat16, enabled=case.precision == "autocast"):
-            loss = self.model(**self.batches[step % len(self.batches)], use_cache=False).loss
+            loss = self.model(**self.batches[step % NUM_BATCHES], use_cache=False).loss
         held = allocated(self.device) - before
         loss.backward()
         optimizer.step()
@@ -189,53 +129,41 @@ class Bench:
             tuner.end_step(optimizer)
         return held
 
-    def floor_step(self, step: int) -> float:
+    def floor_step(self, step: int) -> int:
         """Forward and backward of the base model, to the embeddings."""
-
-        def ask(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            return output.requires_grad_()
-
-        handle = self.base.get_input_embeddings().register_forward_hook(ask)
-        try:
+        with asking_for_gradients(self.base):
             before = allocated(self.device)
-            loss = self.model(**self.batches[step % len(self.batches)], use_cache=False).loss
+            loss = self.model(**self.batches[step % NUM_BATCHES], use_cache=False).loss
             held = allocated(self.device) - before
             loss.backward()
-        finally:
-            handle.remove()
         return held
 
-    def now(self) -> float:
-        """Seconds, when everything that was begun is done."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
-
-def make_model(size: str, device: str) -> LlamaForCausalLM:
-    """A Llama of random weights, made on the device."""
-    config = LlamaConfig(vocab_size=32000, max_position_embeddings=4096, **SIZES[size])  # type: ignore[arg-type]
+def make_lora(base: Any, case: Case) -> Any:
+    """The model with LoRA that has begun to learn: its up-projections are not zero."""
     torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
+    config = peft.LoraConfig(
+        r=32, lora_alpha=64, lora_dropout=case.dropout, target_modules=list(case.modules), task_type="CAUSAL_LM"
+    )
+    model = peft.get_peft_model(base, config, autocast_adapter_dtype=case.precision != "bfloat16").train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=1e-3)
+    return model
+
+
+@contextmanager
+def asking_for_gradients(base: Any) -> Iterator[None]:
+    """Within the context the backward goes down to the embeddings' output."""
+
+    def ask(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output.requires_grad_()
+
+    handle = base.get_input_embeddings().register_forward_hook(ask)
     try:
-        with torch.device(device):
-            return LlamaForCausalLM(config)
+        yield
     finally:
-        torch.set_default_dtype(before)
-
-
-def allocated(device: str) -> float:
-    return torch.cuda.memory_allocated() / 2**30 if device == "cuda" else 0.0
-
-
-def peak(device: str) -> float:
-    return torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
-
-
-def reset_peak(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        handle.remove()
 
 
 def use_liger(base: nn.Module) -> None:
@@ -251,81 +179,88 @@ def compile_layers(base: Any) -> None:
         layer.compile()
 
 
-def groups_in_order(names: list[str]) -> Iterator[tuple[str, tuple[Case, ...]]]:
-    """What changes the model for good comes last; Liger and compilation are not mixed in one process."""
-    for name in GROUPS:
-        if name in names:
-            yield name, GROUPS[name]
+def prepare(base: nn.Module, case: Case, done: set[str]) -> None:
+    """Change the model for good, where a group needs it and it has not been done."""
+    if case.liger and "liger" not in done:
+        use_liger(base)
+        done.add("liger")
+    if case.compiled and "compiled" not in done:
+        compile_layers(base)
+        done.add("compiled")
 
 
-def measure(bench: Bench, cases: tuple[Case, ...], rounds: int, done: Callable[[str, Figures], None]) -> None:
+def measure(bench: Bench, cases: tuple[Case, ...], options: Any, recorder: Recorder) -> None:
     """Run the cases of a group in turn; compiled ones one after the other, since their graphs share one table."""
     compiled = cases[0].compiled
     for turn in [(case,) for case in cases] if compiled else [cases]:
         figures = {case.name: Figures() for case in turn}
         if compiled:
             torch._dynamo.reset()
-        for number in range(-1 if compiled else 0, rounds + 1):  # Up to 0 they warm up; graphs take longer.
+        for number in range(-1 if compiled else 0, options.rounds + 1):  # Up to 0 they warm up; graphs take longer.
+            if number > 1 and time.perf_counter() > options.end:
+                break
+            steps = INTERVAL if number > 0 or compiled else options.warm_steps
             for case in turn:
-                if case.name not in figures:
-                    continue
-                try:
-                    bench.round(case, INTERVAL, figures[case.name] if number > 0 else None)
-                except Exception:
-                    print(case.name, traceback.format_exc(limit=-4), flush=True)
-                    del figures[case.name]
-        for name, found in figures.items():
-            done(name, found)
+                own = figures[case.name]
+                if own.error is None:
+                    run_round(bench, case, steps, own, number > 0)
+                    recorder.result["rows"][case.name] = {"case": asdict(case), **asdict(own)}
+                    recorder.write()
+        for name, own in figures.items():
+            show(name, own)
+
+
+def run_round(bench: Bench, case: Case, steps: int, figures: Figures, counts: bool) -> None:
+    """A round, or the reason that there is none."""
+    try:
+        bench.round(case, steps, figures if counts else None)
+    except Exception as error:
+        figures.error = shorten(error)
+        print(case.name, traceback.format_exc(limit=-4), flush=True)
+    if figures.error:
+        free(bench.device)
+
+
+def show(name: str, figures: Figures) -> None:
+    if figures.step_ms:
+        step, held = median(figures.step_ms), median(figures.activation_gib)
+        print(f"{name}: {step:.1f} ms, of it probes {median(figures.probe_ms):.1f}; {held:.2f} GiB", flush=True)
 
 
 def main() -> None:
-    """Measure and write `results/NAME.json` after each group."""
+    """Measure, writing `FOLDER/NAME.json` after each round of each case."""
+    start = time.perf_counter()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
-    parser.add_argument("--size", choices=SIZES, default="7b")
+    parser.add_argument("--size", choices=SHAPES, default="7b")
+    parser.add_argument("--layers", type=int, help="another number of layers")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--probe-rows", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=[name for name in GROUPS if name != "compiled"])
+    parser.add_argument("--rounds", type=int, default=3, help="0 only warms up, and fills the compiler's cache")
+    parser.add_argument("--warm-steps", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1e9, help="after which a group does one round alone")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=["plain", "seven", "liger", "seven-liger"])
     parser.add_argument("--folder", type=Path, default=HERE / "results")
     options = parser.parse_args()
-    if {"compiled", "liger"} <= {*options.groups}:
+    if any(name.startswith("compiled") for name in options.groups) and "liger" in " ".join(options.groups):
         raise SystemExit("compiled and liger change the model for good: measure them in two runs.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    bench = Bench(options.size, device, options.rows, options.tokens, options.probe_rows)
-    result: dict[str, Any] = {
-        "name": options.name,
-        "commit": commit(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})",
-        "versions": {
-            "ist": ist.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-            "python": platform.python_version(),
-        },
-        "config": {name: value for name, value in vars(options).items() if name not in ("folder", "name")},
-        "weights_gib": sum(p.numel() * p.element_size() for p in bench.base.parameters()) / 2**30,
-        "rows": {},
-    }
-    file = options.folder / f"{options.name}.json"
-    for name, cases in groups_in_order(options.groups):
-        if name == "liger":
-            use_liger(bench.base)
-            from importlib.metadata import version
-
-            result["versions"]["liger-kernel"] = version("liger-kernel")
-        if name == "compiled":
-            compile_layers(bench.base)
-
-        def done(row: str, figures: Figures) -> None:
-            result["rows"][row] = asdict(figures)
-            step, held = median(figures.step_ms), median(figures.activation_gib)
-            print(f"{row}: {step:.1f} ms, of it probes {median(figures.probe_ms):.1f}; {held:.2f} GiB", flush=True)
-
-        measure(bench, cases, options.rounds, done)
-        file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    recorder = Recorder(options.folder, options.name, settings(options), "step_time")
+    options.end = start + options.seconds
+    with recorder.finished() as result:
+        bench = Bench(options.size, find_device(), options.rows, options.tokens, options.probe_rows, options.layers)
+        result["weights_gib"] = sum(p.numel() * p.element_size() for p in bench.base.parameters()) / GIB
+        done: set[str] = set()
+        for name in (name for name in GROUPS if name in options.groups):
+            try:
+                prepare(bench.base, GROUPS[name][0], done)
+            except Exception as error:
+                print(name, shorten(error), flush=True)
+                result["rows"].update({case.name: {"error": shorten(error)} for case in GROUPS[name]})
+                continue
+            if "liger" in done:
+                result["versions"]["liger-kernel"] = installed("liger-kernel")
+            measure(bench, GROUPS[name], options, recorder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train the adapters of the active layers only.
+"""Train the adapters of the active layers only, or all weights of the active layers.
 
 An idle layer's adapters are frozen while they compute, and at no other time: around the forward of each adapter module
 `requires_grad` goes off and comes back. The graph that autograd records then holds no idle parameter, so its gradient
@@ -9,6 +9,8 @@ works too, since its recomputation calls the same modules again.
 
 Where a gradient reaches an idle parameter all the same (zeros from DistributedDataParallel, a penalty on the weights),
 it is dropped before an optimizer's step.
+
+Layers that train whole are frozen alike, around the forward of each part of their blocks.
 
 LoRA modules that compute as one function (`ist.fused`) take care of the same by themselves, and save more.
 """
@@ -26,6 +28,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from .fused import FusedLora, reason_against, remove_fused
 from .layers import Layer
 from .sharding import inner_units
+from .whole_layers import computing_parts
 
 __all__ = ["LayerActivation"]
 
@@ -58,11 +61,13 @@ class LayerActivation:
         self._active: tuple[int, ...] | None = None
         self._idle: tuple[nn.Parameter, ...] = ()
         self._gates: list[list[AdapterGate | FusedLora]] = []
-        for module in (*readers, *(adapter for layer in layers for adapter in layer.adapters.values())):
+        for module in (*readers, *(part for layer in layers for part in layer.adapters.values() or (layer.module,))):
             remove_earlier_gates(module)
         for layer in layers:
             own = {id(parameter) for parameter in layer.parameters}
             gates: list[AdapterGate | FusedLora] = [gate for reader in readers for gate in make_gates(reader, own)]
+            for part, weights in computing_parts(layer.module) if not layer.adapters else ():
+                gates += make_gates(part, own & weights)
             for adapter in layer.adapters.values():
                 reason = reason_against(adapter, own) if fused else "switched off"
                 if reason is None:

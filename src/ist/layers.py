@@ -47,9 +47,11 @@ class Layer:
     module: nn.Module
     """The block."""
     adapters: dict[str, nn.Module]
-    """Adapter modules in the block by qualified name; one that stands inside another is not listed again."""
+    """Adapter modules in the block by qualified name; one that stands inside another is not listed again. None where
+    the layer trains whole."""
     parameters: tuple[nn.Parameter, ...]
-    """What trains in this layer: the adapters' parameters that required a gradient when the layer was discovered."""
+    """What trains in this layer: the parameters of its adapters, or of the whole block, that required a gradient when
+    the layer was discovered."""
 
 
 def discover_layers(model: nn.Module, names: str | Sequence[str] | None = None) -> tuple[Layer, ...]:
@@ -178,11 +180,11 @@ def find_stacks(model: nn.Module, adapters: dict[str, nn.Module]) -> dict[str, n
 
 
 def choose_stacks(
-    model: nn.Module, stacks: dict[str, nn.Module], names: str | Sequence[str] | None
+    model: nn.Module, stacks: dict[str, nn.Module], names: str | Sequence[str] | None, what: str = "adapters"
 ) -> dict[str, nn.Module]:
-    """The stacks that `names` means, or the outermost one where it is None."""
+    """The stacks that `names` means, or the outermost one where it is None; messages say `what` their blocks have."""
     if names is not None:
-        return named_stacks(stacks, list(names) if isinstance(names, (list, tuple)) else [cast("str", names)])
+        return named_stacks(stacks, list(names) if isinstance(names, (list, tuple)) else [cast("str", names)], what)
     outermost = {name: s for name, s in stacks.items() if not any(is_inside(name, other) for other in stacks)}
     if not outermost:
         raise ValueError(
@@ -192,13 +194,13 @@ def choose_stacks(
         )
     if len(outermost) > 1 and not is_encoder_decoder(model):
         raise ValueError(
-            f"Adapters were found in {len(outermost)} stacks of blocks: {describe_stacks(outermost)}. "
+            f"{what.capitalize()} were found in {len(outermost)} stacks of blocks: {describe_stacks(outermost)}. "
             f"Say which to choose from, as in layers={next(iter(outermost))!r}, or give a list of them."
         )
     return outermost
 
 
-def named_stacks(stacks: dict[str, nn.Module], patterns: list[str]) -> dict[str, nn.Module]:
+def named_stacks(stacks: dict[str, nn.Module], patterns: list[str], what: str) -> dict[str, nn.Module]:
     """The stacks whose qualified name, or an end of it, matches one of `patterns`."""
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise ValueError(
@@ -209,7 +211,7 @@ def named_stacks(stacks: dict[str, nn.Module], patterns: list[str]) -> dict[str,
         matches = {n: s for n, s in stacks.items() if fnmatch.fnmatchcase(f".{n}", f"*.{pattern}")}
         if not matches:
             raise ValueError(
-                f"layers={pattern!r} names no stack of at least 2 blocks with adapters: "
+                f"layers={pattern!r} names no stack of at least 2 blocks with {what}: "
                 f"this model has {describe_stacks(stacks) or 'none'}."
             )
         if len(matches) > 1 and "*" not in pattern:

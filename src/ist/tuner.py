@@ -21,16 +21,17 @@ from .depth import BackwardDepth
 from .distributed import current_ranks
 from .fingerprint import base_fingerprint
 from .history import History
-from .layers import Layer, discover_layers, parameters_outside
+from .layers import Layer, parameters_outside
 from .lora_fa import IdlePairs, is_lora_fa
 from .measurement import Measurement
 from .optimizer_state import OptimizerState
 from .probes import ProbeStream, probe_stream
 from .recompute import Recompute
 from .resume import STATE_FORMAT, check_same_run
-from .selectors import ImportanceUpdate, SelectorFactory, selector_factory
+from .selectors import ImportanceUpdate, SelectorFactory, selector_factory, what_trains
 from .sharding import DEEPSPEED, check_engine, is_deepspeed
 from .suppression import LossFunction, model_loss
+from .whole_layers import layers_to_train
 
 __all__ = ["SparseTuner", "describe_fused"]
 
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 class SparseTuner:
     """Trains the adapters of a few chosen layers at each optimizer step, and learns which layers matter.
+
+    With `selector="lisa"` and others it trains whole layers of a model without adapters.
 
     ::
 
@@ -57,11 +60,12 @@ class SparseTuner:
     this class's matter. Also a context manager, which closes itself.
 
     Args:
-        model: a model with adapters.
+        model: a model with adapters, or without them for selectors that train whole layers.
         config: hyperparameters; or give them as keywords.
         probe_batches: where the importance loop takes its batches from: anything that can be iterated more than once,
             such as a `DataLoader`, or a `ProbeStream`. None takes the batch that the model was trained on last.
-        selector: `ist` (the paper's chooser), `random`, or a function `(config, number of layers) -> Selector`.
+        selector: a name in `SELECTORS`, such as `ist` (the paper's chooser), `random` or `lisa`; or a function
+            `(config, number of layers) -> Selector`.
         layers: the stack of blocks to choose from, where the model has several: see `discover_layers`.
         loss_function: `(model, batch) -> loss` in nats for the importance loop; `model(**batch).loss` if None.
         history: where steps and updates are written, or None.
@@ -86,8 +90,9 @@ class SparseTuner:
         self.config = resolve_config(config, options)
         self.model = model = unwrap_ddp(model)
         check_engine(model)
-        self.layers = discover_layers(model, layers)
-        self.selector = selector_factory(selector)(self.config, len(self.layers))
+        factory = selector_factory(selector)
+        self.layers = layers_to_train(model, layers, what_trains(factory))
+        self.selector = factory(self.config, len(self.layers))
         self.ranks = current_ranks()
         """The processes that train together."""
         self._base = base_fingerprint(model)
@@ -347,10 +352,13 @@ class SparseTuner:
         if outside:
             count = sum(parameter.numel() for parameter in outside.values())
             names = list(outside)
-            logger.warning(
-                "%d parameters in %d tensors outside of the layers' adapters train at every step: %s%s.",
+            # With whole layers embeddings and head are meant to.
+            logger.log(
+                logging.WARNING if self.layers[0].adapters else logging.INFO,
+                "%d parameters in %d tensors outside of the layers%s train at every step: %s%s.",
                 count,
                 len(outside),
+                "' adapters" if self.layers[0].adapters else "",
                 ", ".join(names[:3]),
                 ", …" if len(names) > 3 else "",
             )
@@ -368,7 +376,7 @@ def warn_of_missing_parameters(optimizer: Any, layers: Sequence[Layer]) -> None:
     missing = [layer.name for layer in layers if not all(id(p) in held for p in layer.parameters)]
     if missing:
         warnings.warn(
-            f"The optimizer lacks adapter parameters of {len(missing)} layers ({missing[0]}, …), which are never "
+            f"The optimizer lacks trainable parameters of {len(missing)} layers ({missing[0]}, …), which are never "
             "trained: make it from all parameters that require a gradient, before the first begin_step().",
             stacklevel=4,
         )

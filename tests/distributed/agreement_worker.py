@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from ist import SparseTuner
-from ist.selectors.baselines import RandomSelector
+from ist.selectors import RandomSelector
 from tiny import tiny_batches, tiny_lora
 
 

@@ -17,13 +17,12 @@ from trl.scripts.utils import DatasetMixtureConfig
 
 from ..bottleneck import BottleneckConfig
 from ..config import ISTConfig, check_choice, check_whole
-from ..selectors import SELECTORS
 from .recipe_safety import check_safe
 
 __all__ = ["ISTArguments", "RunArguments", "find_recipe", "parse_arguments"]
 
 ADAPTERS = ("lora", "series", "parallel")
-METHODS = (*SELECTORS, "all")
+METHODS = ("ist", "random", "all")
 QUICKSTART_RECIPE = "quickstart"
 RECIPE_FOLDERS = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
 

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from ..config import check_choice
-from .base import ImportanceUpdate, Measure, Selector, SelectorFactory
-from .baselines import FixedSelector, RandomSelector
+from .base import ImportanceUpdate, Measure, Selector, SelectorFactory, what_trains
+from .every import EverySelector, FullSelector
+from .fixed import FixedSelector
 from .learned import LearnedSelector
+from .lisa import LisaSelector
+from .random_sets import RandomSelector
 
 __all__ = [
     "SELECTORS",
+    "EverySelector",
     "FixedSelector",
+    "FullSelector",
     "ImportanceUpdate",
     "LearnedSelector",
+    "LisaSelector",
     "Measure",
     "RandomSelector",
     "Selector",
     "SelectorFactory",
     "selector_factory",
+    "what_trains",
 ]
 
-SELECTORS: dict[str, SelectorFactory] = {"ist": LearnedSelector, "random": RandomSelector}
+SELECTORS: dict[str, SelectorFactory] = {
+    "ist": LearnedSelector,
+    "random": RandomSelector,
+    "lisa": LisaSelector,
+    "all": EverySelector,
+    "full": FullSelector,
+}
 """Selectors that need nothing but a configuration and the number of layers."""
 
 

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..config import ISTConfig
+from ..whole_layers import Trains
 
-__all__ = ["ImportanceUpdate", "Measure", "Selector", "SelectorFactory"]
+__all__ = ["ImportanceUpdate", "Measure", "Selector", "SelectorFactory", "Unlearned", "what_trains"]
 
 Measure = Callable[[Sequence[tuple[int, ...]]], "Tensor | None"]
 """Sets of layers that keep their response -> their losses in nats, float64 `[N_c]`; None where there is no batch."""
@@ -73,5 +74,25 @@ class Selector(Protocol):
         ...
 
 
+class Unlearned:
+    """A chooser that measures nothing and learns nothing: its choice follows from the configuration and the step."""
+
+    def learn(self, step: int, measure: Measure) -> ImportanceUpdate | None:
+        """Learn nothing."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to save."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
 SelectorFactory = Callable[[ISTConfig, int], Selector]
 """`(config, number of layers) -> selector`."""
+
+
+def what_trains(factory: SelectorFactory) -> Trains:
+    """What the selectors of a factory train in a layer: its attribute `trains`, or adapters where it has none."""
+    return getattr(factory, "trains", "adapters")

@@ -1,49 +1,18 @@
-"""Choosers to compare the paper's with. They measure nothing and learn nothing."""
+"""The same layers at every step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from ..config import ISTConfig
-from ..sampling import keyed_generator, sample_affordable
-from .base import ImportanceUpdate, Measure
+from ..whole_layers import Trains
+from .base import Unlearned
 
-__all__ = ["FixedSelector", "RandomSelector"]
-
-
-class RandomSelector:
-    """Random sparse tuning (RST): a uniformly random set of `N_u` layers at every step.
-
-    It draws the very sets that the paper's chooser draws while all its scores are equal.
-    """
-
-    def __init__(self, config: ISTConfig, num_layers: int) -> None:
-        self._config = config
-        self._counts = config.layer_counts(num_layers)
-
-    def choose(self, step: int) -> tuple[int, ...]:
-        """A uniformly random set."""
-        alike = torch.zeros(self._counts.total, dtype=torch.float64)
-        generator = keyed_generator(self._config.seed, "active", step)
-        config = self._config
-        return sample_affordable(alike, self._counts.active, generator, str(config.policy), config.price)
-
-    def learn(self, step: int, measure: Measure) -> ImportanceUpdate | None:
-        """Learn nothing."""
-        return None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing to save."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
+__all__ = ["FixedSelector"]
 
 
-class FixedSelector:
+class FixedSelector(Unlearned):
     """The same layers at every step.
 
     Args:
@@ -54,6 +23,8 @@ class FixedSelector:
     Raises:
         ValueError: no layer is given, or an index is not that of a layer.
     """
+
+    trains: Trains = "either"
 
     def __init__(self, config: ISTConfig, num_layers: int, layers: Sequence[int]) -> None:
         given = list(layers) if isinstance(layers, (list, tuple, range)) else []
@@ -67,10 +38,6 @@ class FixedSelector:
     def choose(self, step: int) -> tuple[int, ...]:
         """The given layers."""
         return self._layers
-
-    def learn(self, step: int, measure: Measure) -> ImportanceUpdate | None:
-        """Learn nothing."""
-        return None
 
     def state_dict(self) -> dict[str, Any]:
         """The layers."""

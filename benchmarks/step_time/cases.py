@@ -1,0 +1,73 @@
+"""What is timed: each case is a way to train one model."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness import FIVE, SEVEN
+
+__all__ = ["GROUPS", "Case"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run: `options` None is PEFT alone, otherwise they are IST's."""
+
+    name: str
+    options: dict[str, Any] | None = None
+    modules: tuple[str, ...] = FIVE
+    dropout: float = 0.05
+    liger: bool = False
+    compiled: bool = False
+    precision: str = "float32"
+    """Of the adapters: `float32`, which PEFT makes them; `autocast`, the same under autocast, as the Trainer trains
+    them with bf16=True; `bfloat16`, as PEFT makes them with autocast_adapter_dtype=False."""
+    floor: bool = False
+    """The base model alone: forward, and backward to the embeddings."""
+    whole_probes: bool = False
+    """Whether probe batches are as large as training batches."""
+
+    @property
+    def adapter(self) -> tuple[Any, ...] | None:
+        """What has to be on the model: equal for cases that share adapters; None is nothing."""
+        return None if self.floor else (self.modules, self.dropout, self.precision == "bfloat16")
+
+
+GROUPS: dict[str, tuple[Case, ...]] = {
+    "plain": (
+        Case("floor", floor=True),
+        Case("LoRA"),
+        Case("IST, PEFT's forward", {"fused": False}),
+        Case("IST", {}),
+        Case("IST, frozen layers recomputed", {"recompute": "frozen"}),
+    ),
+    "probes": (Case("IST, probes as large as the training batch", {}, whole_probes=True),),
+    "autocast": (
+        Case("LoRA, autocast", precision="autocast"),
+        Case("IST, autocast", {}, precision="autocast"),
+    ),
+    "bfloat16": (
+        Case("LoRA, bfloat16 adapters", precision="bfloat16"),
+        Case("IST, bfloat16 adapters", {}, precision="bfloat16"),
+    ),
+    "seven": (Case("LoRA, seven modules, no dropout", modules=SEVEN, dropout=0.0),),
+    "compiled": (
+        Case("IST, compiled by layer", {}, compiled=True),
+        Case("floor, compiled by layer", floor=True, compiled=True),
+        Case("LoRA, compiled by layer", compiled=True),
+    ),
+    "compiled-bfloat16": (Case("IST, bfloat16 adapters, compiled by layer", {}, compiled=True, precision="bfloat16"),),
+    "liger": (
+        Case("floor, Liger", floor=True, liger=True),
+        Case("LoRA, Liger", liger=True),
+        Case("IST, Liger", {}, liger=True),
+        Case("IST, Liger, frozen layers recomputed", {"recompute": "frozen"}, liger=True),
+    ),
+    "seven-liger": (Case("IST, Liger, seven modules, no dropout", {}, modules=SEVEN, dropout=0.0, liger=True),),
+}
+"""In the order in which they run: what changes the model for good comes last."""

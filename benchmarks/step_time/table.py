@@ -1,0 +1,174 @@
+"""Make the tables of step time in docs/cost.md, from the JSON files in `results` alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from pages import load_results, markdown, source, write_section  # noqa: E402
+
+RESULTS = HERE / "results"
+PAPER_13 = {"LoRA": (135, 184, 31.9), "LISA": (101, 225, 32.6), "LoRA + IST, PEFT's forward": (135, 150, 32.6)}
+"""Table 13 of the paper, one RTX 4090: forward and backward in ms, seconds for 100 steps."""
+
+
+def middle(row: dict[str, Any] | None, name: str) -> float | None:
+    """The median over rounds, or None where nothing was measured."""
+    return median(row[name]) if row and row.get(name) else None
+
+
+def partner(rows: dict[str, Any], row: dict[str, Any], floor: bool) -> dict[str, Any] | None:
+    """What a row is compared with: PEFT's LoRA as it is, on the same modules; or the floor of the same kernels."""
+    case = row.get("case")
+    if case is None:
+        return None
+    kernels = (case["liger"], case["compiled"]) if floor else (False, False)
+    for other in (other["case"] for other in rows.values() if "case" in other):
+        if other["floor"] != floor or (other["liger"], other["compiled"]) != kernels:
+            continue
+        alike = floor or (
+            other["options"] is None
+            and list(other["modules"]) == list(case["modules"])
+            and other["dropout"] == case["dropout"]
+            and other["precision"] == "float32"
+        )
+        if alike:
+            return rows[other["name"]]
+    return None
+
+
+def ratio(row: dict[str, Any], other: dict[str, Any] | None, name: str) -> float | None:
+    """Of two medians."""
+    above, below = middle(row, name), middle(other, name)
+    return above / below if above is not None and below else None
+
+
+def number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def step_rows(rows: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """A line for each case."""
+    for name, row in rows.items():
+        if row.get("error") and not row.get("step_ms"):
+            yield name, row["error"], *("–",) * 7
+            continue
+        lora, floor = partner(rows, row, floor=False), partner(rows, row, floor=True)
+        yield (
+            name,
+            number(middle(row, "step_ms"), ".1f"),
+            number(ratio(row, lora, "step_ms"), ".2f"),
+            number(ratio(row, floor, "step_ms"), ".2f"),
+            number(share(row), ".1%") if row["case"]["options"] is not None else "–",
+            number(middle(row, "activation_gib"), ".2f"),
+            number(ratio(row, lora, "activation_gib"), ".2f"),
+            number(middle(row, "peak_gib"), ".1f"),
+        )
+
+
+def share(row: dict[str, Any] | None) -> float | None:
+    """The importance loop's part of a step."""
+    probes, step = middle(row, "probe_ms"), middle(row, "step_ms")
+    return probes / step if probes is not None and step else None
+
+
+def step_table(result: dict[str, Any]) -> str:
+    """Time and memory of every case of a run, with the ratios to its LoRA and to its floor."""
+    config = result["config"]
+    header = (
+        f"{config['rows']} × {config['tokens']} tokens",
+        "ms a step",
+        "÷ LoRA",
+        "÷ floor",
+        "importance loop",
+        "activations, GiB",
+        "÷ LoRA",
+        "peak, GiB",
+    )
+    note = f"{config['rounds']} rounds of 10 steps, probes of {config['probe_rows']} row(s). {source(result)}."
+    return f"{markdown(header, step_rows(result['rows']))}\n\n{note}"
+
+
+def iteration_table(result: dict[str, Any]) -> str:
+    """Table 13 of the paper, with its figures in brackets where they are of the same shape."""
+    header = ("", "forward, ms", "backward, ms", "100 steps, s", "of it importance loop", "peak, GiB")
+    lines = []
+    for name, row in result["rows"].items():
+        shape, method = name.split(" | ")
+        if "error" in row:
+            lines.append((f"{shape}: {method}", row["error"], *("–",) * 4))
+            continue
+        hundred = 100 / row["steps"]
+        measured = (
+            f"{row['forward_ms']:.0f}",
+            f"{row['backward_ms']:.0f}",
+            f"{row['seconds'] * hundred:.1f}",
+            f"{row['probe_seconds'] * hundred:.1f}",
+            f"{row['peak_gib']:.1f}",
+        )
+        paper = PAPER_13.get(method) if shape == "1x1024" else None
+        said = [f" ({value:g})" for value in paper] if paper else [""] * 3
+        cells = [f"{cell}{more}" for cell, more in zip(measured, [*said, "", ""], strict=True)]
+        lines.append((f"{shape.replace('x', ' × ')}: {method}", *cells))
+    return f"{markdown(header, lines)}\n\n{source(result)}."
+
+
+def growth_tables(result: dict[str, Any]) -> list[str]:
+    """One table for each thing that grows, then what the library itself does."""
+    config = result["config"]
+    names = ("tokens", "layers", "rows")
+    middle_point = dict(zip(names, config["middle"], strict=True))
+    tables = []
+    for name in names:
+        others = {other: middle_point[other] for other in names if other != name}
+        rows = [row for row in result["rows"] if all(row[other] == value for other, value in others.items())]
+        rows = sorted((row for row in rows if row[name] in config[name]), key=lambda row: row[name])
+        if rows:
+            setting = ", ".join(f"{value} {other if value > 1 else other[:-1]}" for other, value in others.items())
+            header = (f"{name} ({setting})", "LoRA, ms", "IST, ms", "÷ LoRA", "LoRA, peak GiB", "IST, peak GiB")
+            tables.append(markdown(header, map(lambda row, name=name: growth_row(row, name), rows)))
+    tables.append(f"{config['size']} model, LoRA on five modules. {source(result)}.")
+    return tables
+
+
+def growth_row(row: dict[str, Any], name: str) -> tuple[str, ...]:
+    times = [row[method].get("step_ms") for method in ("LoRA", "IST")]
+    peaks = [row[method].get("peak_gib") for method in ("LoRA", "IST")]
+    both = times[1] / times[0] if None not in times else None
+    return (
+        str(row[name]),
+        *(number(value, ".1f") for value in times),
+        number(both, ".2f"),
+        *(number(value, ".2f") for value in peaks),
+    )
+
+
+def own_work_table(results: list[dict[str, Any]]) -> str:
+    """What `begin_step` and `end_step` take of the host, by device."""
+    header = ("device", "layers", "choice, toggling, history", "an update more, nothing computed", "commit")
+    lines = []
+    for result in results:
+        work = result["own_work"]
+        extra = work["update_ms"] - work["end_step_ms"]
+        cells = (str(work["layers"]), f"{work['step_ms']:.2f} ms a step", f"{extra:.1f} ms each time")
+        lines.append((result["device"], *cells, result["commit"]))
+    return markdown(header, lines)
+
+
+def main() -> None:
+    write_section("step time", [step_table(result) for result in load_results(RESULTS, "step_time")])
+    write_section("iterations", [iteration_table(result) for result in load_results(RESULTS, "iterations")])
+    growth = load_results(RESULTS, "growth")
+    grown = [table for result in growth if result["rows"] for table in growth_tables(result)]
+    worked = [result for result in growth if "own_work" in result]
+    write_section("growth", [*grown, *([own_work_table(worked)] if worked else [])])
+
+
+if __name__ == "__main__":
+    main()
