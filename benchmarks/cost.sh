@@ -34,9 +34,10 @@ if [ "$half" = memory ]; then
     folder=$TORCHINDUCTOR_CACHE_DIR program 240 step_time/run.py warm --layers 8 --rows 1 --tokens 1024 --rounds 0 \
         --groups compiled &
     wait
-    program 180 step_time/run.py "step-1x1024-$device" --rows 1 --tokens 1024 --groups plain compiled --seconds 100
+    program 200 step_time/run.py "step-1x1024-$device" --rows 1 --tokens 1024 --groups plain compiled --seconds 140
     program 100 step_time/growth.py "growth-$device" --own-steps 30
 else
-    program 240 step_time/run.py "step-16x256-$device" --groups plain probes seven liger seven-liger --seconds 120
+    program 240 step_time/run.py "step-16x256-$device" --rounds 2 --seconds 170 \
+        --groups plain probes seven liger seven-liger
     program 180 step_time/iterations.py "iterations-$device" --steps 60 30
 fi
