@@ -10,7 +10,7 @@ half=${1:?memory or time}
 folder=$(realpath -m "${2:?a folder}")
 cd "$(dirname "$0")/.."
 mkdir -p "$folder"
-export PYTHONPATH=src PYTHONWARNINGS=ignore PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+export PYTHONPATH=src HF_HUB_OFFLINE=1 PYTHONWARNINGS=ignore PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$(mktemp -d)} TORCHINDUCTOR_FX_GRAPH_CACHE=1
 python=${PYTHON:-python3}
 device=${LABEL:-h100}
