@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ def draw_memory(axes: Any, rows: dict[tuple[str, str, str], dict[str, Any]], mod
         base = [low + height for low, height in zip(base, heights, strict=True)]
     for place, total in enumerate(base):
         axes.text(place, total, f"{total:.1f}", ha="center", va="bottom")
-    axes.set_xticks(range(len(names)), [name.replace(", ", ",\n").replace(" + ", "\n+ ") for name in names])
+    axes.set_xticks(range(len(names)), [textwrap.fill(name, 13) for name in names])
     axes.set(title=f"{memory.MODELS.get(model, model)}, 1 × 1024 tokens, {attention} attention", ylabel="GiB")
+    axes.set_ylim(0, 1.08 * max(base, default=1))
     axes.legend(frameon=False)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import platform
+import signal
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -147,11 +149,13 @@ class Recorder:
 
     @contextmanager
     def finished(self) -> Any:
-        """Around the run: write at its end, also after an exception, that it has ended."""
+        """Around the run: write at its end, also after an exception or when it is told to stop, that it has ended."""
         start = time.perf_counter()
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             yield self.result
         finally:
+            signal.signal(signal.SIGTERM, before)
             self.result["seconds"] = round(time.perf_counter() - start, 1)
             self.result["finished"] = True
             self.write()

@@ -57,7 +57,7 @@ def step_rows(rows: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """A line for each case."""
     for name, row in rows.items():
         if row.get("error") and not row.get("step_ms"):
-            yield name, row["error"], *("–",) * 7
+            yield name, row["error"], *("–",) * 6
             continue
         lora, floor = partner(rows, row, floor=False), partner(rows, row, floor=True)
         yield (
@@ -97,12 +97,12 @@ def step_table(result: dict[str, Any]) -> str:
 
 def iteration_table(result: dict[str, Any]) -> str:
     """Table 13 of the paper, with its figures in brackets where they are of the same shape."""
-    header = ("", "forward, ms", "backward, ms", "100 steps, s", "of it importance loop", "peak, GiB")
+    header = ("", "forward, ms", "backward, ms", "100 steps, s", "of it importance loop", "steps timed", "peak, GiB")
     lines = []
     for name, row in result["rows"].items():
         shape, method = name.split(" | ")
         if "error" in row:
-            lines.append((f"{shape}: {method}", row["error"], *("–",) * 4))
+            lines.append((f"{shape}: {method}", row["error"], *("–",) * 5))
             continue
         hundred = 100 / row["steps"]
         measured = (
@@ -110,11 +110,12 @@ def iteration_table(result: dict[str, Any]) -> str:
             f"{row['backward_ms']:.0f}",
             f"{row['seconds'] * hundred:.1f}",
             f"{row['probe_seconds'] * hundred:.1f}",
+            str(row["steps"]),
             f"{row['peak_gib']:.1f}",
         )
         paper = PAPER_13.get(method) if shape == "1x1024" else None
         said = [f" ({value:g})" for value in paper] if paper else [""] * 3
-        cells = [f"{cell}{more}" for cell, more in zip(measured, [*said, "", ""], strict=True)]
+        cells = [f"{cell}{more}" for cell, more in zip(measured, [*said, "", "", ""], strict=True)]
         lines.append((f"{shape.replace('x', ' × ')}: {method}", *cells))
     return f"{markdown(header, lines)}\n\n{source(result)}."
 
