@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ist import SparseTuner
 from ist.fused import FusedLora, precision, reason_against
+from ist.fused import modules as fused_modules
 from tiny import tiny_batches, tiny_lora
 
 WIDTH, OUT = 48, 40
@@ -115,11 +116,87 @@ def squared_errors(
     return sums[0], sums[1]
 
 
+def no_worse(ours: Tensor, pefts: Tensor) -> None:
+    """Of errors that are float32's alone, how a processor adds up decides; those of bfloat16 are far above them."""
+    assert (ours <= torch.where(pefts > 1e-8, 1.02, 1.25) * pefts + 1e-15).all(), (ours / pefts).sqrt()
+
+
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("adapter", [torch.bfloat16, torch.float32], ids=["bf16 adapter", "float32 adapter"])
 def test_in_bf16_no_worse_than_peft(base: str, adapter: torch.dtype) -> None:
-    ours, pefts = squared_errors(lambda: adapt(BASES[base](), torch.bfloat16, adapter), torch.bfloat16, torch.bfloat16)
-    assert (ours <= 1.02 * pefts + 1e-15).all(), (ours / pefts).sqrt()
+    no_worse(*squared_errors(lambda: adapt(BASES[base](), torch.bfloat16, adapter), torch.bfloat16, torch.bfloat16))
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("adapter", [torch.bfloat16, torch.float32], ids=["bf16 adapter", "float32 adapter"])
+def test_idle_in_bf16_no_worse_than_peft(base: str, adapter: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With products of parts where a GPU has them, for a response that is a tenth of the output."""
+    on_gpu = precision.Split() if adapter == torch.float32 else precision.Plain(None, adapter, adapter)
+    monkeypatch.setattr(fused_modules, "products", lambda *_: on_gpu)
+    sums = torch.zeros(2, 2, dtype=torch.float64)
+    for draw in range(40):
+        torch.manual_seed(draw)
+        module = adapt(BASES[base](), torch.bfloat16, adapter)
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(False)
+            if "lora_B" in name:
+                parameter.data /= 8
+        x, dy = draws(64, WIDTH).bfloat16(), draws(64, OUT).bfloat16()
+        exact = results(copy.deepcopy(module).double(), x.double(), dy.double())
+        pefts = results(module, x, dy)
+        fuse(module).idle = True
+        for side, found in enumerate((results(module, x, dy), pefts)):
+            sums[side] += torch.stack([(a.double() - b).square().mean() for a, b in zip(found, exact, strict=True)])
+    no_worse(*sums)
+
+
+def test_idle_matrices_are_prepared_once_and_anew_when_written_to() -> None:
+    module = adapt(nn.Linear(WIDTH, OUT), torch.float64)
+    x, dy = draws(6, WIDTH), draws(6, OUT)
+    prepared = 0
+    fused = fuse(module)
+    fused.idle = True
+
+    def count(*arguments: Any) -> Any:
+        nonlocal prepared
+        prepared += 1
+        return precision.frozen_pair(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused_modules, "frozen_pair", count)
+        for change, number in (
+            (lambda: None, 1),
+            (lambda: None, 1),
+            (lambda: module.lora_A["default"].weight.mul_(2), 2),
+            (lambda: module.load_state_dict(module.state_dict()), 3),
+            (lambda: fused.forget_pair(), 4),
+            (lambda: module.scaling.update(default=0.5), 4),  # the factor is no part of it
+        ):
+            with torch.no_grad():
+                change()
+            found = module(x)
+            assert prepared == number
+            fused.idle = False
+            assert difference([found.detach()], results(module, x, dy)[:1]) < 1e-12
+            fused.idle = True
+
+
+def test_what_an_optimizer_writes_past_the_counter_is_seen_when_the_layer_goes_idle() -> None:
+    model = tiny_lora()
+    batch = tiny_batches(1)[0]
+    with SparseTuner(model, num_active_layers=2, probe_batches=[batch]) as tuner:
+        for active in ((0, 1), (2, 3), (0, 1)):
+            tuner.selector.choose = lambda _, active=active: active  # type: ignore[method-assign]
+            tuner.begin_step()
+            model(**batch).loss.backward()
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.data.view(-1).numpy()[:] += 0.1  # as an optimizer with kernels of its own does
+                    parameter.grad = None
+            tuner.end_step()
+        tuner.begin_step()
+        found = model(**batch).logits
+    torch.testing.assert_close(found, model(**batch).logits)
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
@@ -128,7 +205,7 @@ def test_under_autocast_no_worse_than_peft(half: torch.dtype, weights: torch.dty
     ours, pefts = squared_errors(
         lambda: adapt(nn.Linear(WIDTH, OUT), weights, torch.float32), weights, half, autocast=half
     )
-    assert (ours <= 1.02 * pefts + 1e-15).all(), (ours / pefts).sqrt()
+    no_worse(ours, pefts)
 
 
 def test_products_of_bfloat16_parts_are_those_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ FLOORS = [
     {"adalora", "adapterhub", "checkpoints", "config", "ddp", "distributed", "history", "importance"}
     | {"layers", "lora_fa", "probes", "resume", "sampling", "sharding", "whole_layers"},
     {"activation", "fingerprint", "fused", "optimizer_state", "recompute", "responses"},
-    {"depth", "suppression"},
+    {"depth", "joint", "suppression"},
     {"measurement", "selectors"},
     {"tuner"},
     {"integrations"},

@@ -20,6 +20,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class LayerActivation:
             for its orthogonality loss: idle layers are frozen during their whole forward.
         fused: whether LoRA modules compute as one function where they can.
         frozen_dropout: whether those of idle layers keep the dropout of their adapters.
+        sharded: whether an engine gathers the adapters' weights anew for each forward.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class LayerActivation:
         readers: Sequence[nn.Module] = (),
         fused: bool = True,
         frozen_dropout: bool = False,
+        sharded: bool = False,
     ) -> None:
         self.num_fused = 0
         """How many adapter modules compute as one function."""
@@ -72,7 +75,7 @@ class LayerActivation:
                 reason = reason_against(adapter, own) if fused else "switched off"
                 if reason is None:
                     (gate,) = make_gates(adapter, own, hooked=False)
-                    gates.append(FusedLora(adapter, gate, frozen_dropout))
+                    gates.append(FusedLora(adapter, gate, frozen_dropout, keep_pair=not sharded))
                     self.num_fused += 1
                 else:
                     gates += make_gates(adapter, own)
@@ -94,6 +97,8 @@ class LayerActivation:
         for layer, gates in zip(self._layers, self._gates, strict=True):
             for gate in gates:
                 gate.idle = layer.index not in active
+                if not gate.idle and isinstance(gate, FusedLora):
+                    gate.forget_pair()
         idle = (layer for layer in self._layers if layer.index not in active)
         self._idle = tuple(parameter for layer in idle for parameter in layer.parameters)
         self.drop_idle_gradients()
@@ -104,6 +109,18 @@ class LayerActivation:
         self._idle = ()
         for gates in self._gates:
             for gate in gates:
+                gate.idle = False
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Between steps, while nothing is learned from: LoRA modules compute as idle ones do, which is faster."""
+        fused = [gate for gates in self._gates for gate in gates if isinstance(gate, FusedLora)]
+        try:
+            for gate in fused:
+                gate.idle = True
+            yield
+        finally:
+            for gate in fused:
                 gate.idle = False
 
     def idle_parameters(self) -> tuple[nn.Parameter, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .activation import LayerActivation
 from .layers import Layer
+from .recompute import recomputed_idle
 
 __all__ = ["BackwardDepth"]
 
@@ -80,7 +81,7 @@ def input_embeddings(model: nn.Module) -> set[nn.Module]:
 def recomputes_reentrantly(block: nn.Module) -> bool:
     """Whether a block of transformers recomputes by the checkpointing that needs a gradient of its input."""
     function = getattr(block, "_gradient_checkpointing_func", None)
-    on = getattr(block, "gradient_checkpointing", False) and function is not None
+    on = getattr(block, "gradient_checkpointing", False) and function not in (None, recomputed_idle)
     return bool(on and getattr(function, "keywords", {}).get("use_reentrant", True))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from .config import Damping, ISTConfig
 from .distributed import Ranks
+from .joint import JointLosses
 from .layers import Layer
 from .probes import ProbeStream, private_randomness, to_device
 from .sampling import keyed_seed
 from .sharding import compute_device, is_sharded
-from .suppression import LossFunction, candidate_losses
+from .suppression import LossFunction, candidate_losses, model_loss
 
 __all__ = ["Measurement"]
 
@@ -57,6 +58,9 @@ class Measurement:
         self._loss_function = loss_function
         self._ranks = ranks
         self._sharded = is_sharded(model)
+        # Ranks that hold parts of the weights have to do the same forwards, and the same number of them.
+        joint = loss_function is model_loss and not self._sharded
+        self._joint = JointLosses(model, layers, config.beta, self._one_by_one) if joint else None
         self._warned: set[str] = set()
 
     def __call__(self, candidates: Sequence[tuple[int, ...]]) -> Tensor | None:
@@ -112,15 +116,7 @@ class Measurement:
 
     def _losses(self, candidates: Sequence[tuple[int, ...]], batch: Mapping[str, Any]) -> Tensor | None:
         try:
-            return candidate_losses(
-                self._model,
-                self._layers,
-                candidates,
-                batch,
-                self._config.beta,
-                self._loss_function,
-                cast("Damping", self._config.damping),
-            )
+            return (self._joint or self._one_by_one)(candidates, batch)
         except torch.OutOfMemoryError:
             if self._sharded and self._ranks.size > 1:
                 raise  # The other ranks wait in this forward for this one's part of the weights.
@@ -131,6 +127,17 @@ class Measurement:
         )
         torch.cuda.empty_cache()
         return None
+
+    def _one_by_one(self, candidates: Sequence[Collection[int]], batch: Mapping[str, Any]) -> Tensor:
+        return candidate_losses(
+            self._model,
+            self._layers,
+            candidates,
+            batch,
+            self._config.beta,
+            self._loss_function,
+            cast("Damping", self._config.damping),
+        )
 
     def _warn_no_batch(self) -> None:
         if "batch" not in self._warned:

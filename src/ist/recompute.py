@@ -3,29 +3,51 @@
 Every layer above the lowest active one needs a backward, but three quarters of them train nothing. With LoRA as one
 function (`ist.fused`) they keep little; here they keep their input alone, as with gradient checkpointing, at the price
 of a second forward of idle layers only. What lies below the lowest active layer has no backward, so it is neither kept
-nor recomputed. The recomputation is PyTorch's own (`torch.utils.checkpoint`, not reentrant), exact with dropout and
-autocast.
+nor recomputed. The recomputation is PyTorch's own (`torch.utils.checkpoint`), exact with dropout and autocast. An idle
+layer trains nothing, so what is bad about the reentrant kind does not touch it, and that kind is the faster one: its
+forward records no graph, and no hook runs for each tensor that would be saved.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .layers import Layer
+from .sharding import is_sharded
 
 __all__ = ["Recompute"]
 
 ATTRIBUTES = ("gradient_checkpointing", "_gradient_checkpointing_func")
 """By which a block of transformers recomputes; it also leaves the cache of generation out then."""
 recomputed = partial(checkpoint, use_reentrant=False)
+reentrantly_recomputed = partial(checkpoint, use_reentrant=True)
+
+
+def recomputed_idle(function: Callable[..., Any], *args: Any) -> Any:
+    """The recomputation of a layer in which nothing trains: reentrant, where gradients go through `args` alone."""
+    needs_gradient = any(isinstance(value, Tensor) and value.requires_grad for value in args)
+    if needs_gradient and isinstance(function, partial) and not has_gradient(function.keywords.values()):
+        return reentrantly_recomputed(function, *args)
+    return recomputed(function, *args)
+
+
+def has_gradient(values: Iterable[Any]) -> bool:
+    """Whether a tensor among nested values requires a gradient."""
+    return any(
+        value.requires_grad
+        if isinstance(value, Tensor)
+        else isinstance(value, (tuple, list, dict))
+        and has_gradient(value.values() if isinstance(value, dict) else value)
+        for value in values
+    )
 
 
 class Recompute:
@@ -44,14 +66,16 @@ class Recompute:
         self._mode = mode
         for layer in layers:
             restore(layer.module)  # of a training that ended with an exception
+        self._still = {layer.index for layer in self._layers if is_still(layer)}
         check_not_checkpointing(self._layers, mode)
         self._restore = weakref.finalize(self, restore_all, [layer.module for layer in self._layers])
 
     def activate(self, active: Collection[int]) -> None:
         """From now on recompute what `mode` says, where the layers `active` train."""
         for layer in self._layers:
-            recomputes = self._mode == "all" or layer.index not in active
-            switch(layer.module, recomputes)
+            idle = layer.index not in active
+            recomputes = self._mode == "all" or idle
+            switch(layer.module, recomputes, recomputed_idle if idle and layer.index in self._still else recomputed)
 
     def activate_all(self) -> None:
         """Recompute nothing."""
@@ -72,8 +96,15 @@ def check_not_checkpointing(layers: Sequence[Layer], mode: str) -> None:
         )
 
 
-def switch(block: nn.Module, on: bool) -> None:
-    """Have a block recompute in the backward, or not."""
+def is_still(layer: Layer) -> bool:
+    """Whether nothing trains in the block of a layer while the layer is idle, and no engine watches its backward."""
+    own = {id(parameter) for parameter in layer.parameters}
+    trains = any(p.requires_grad and id(p) not in own for p in layer.module.parameters())
+    return not trains and not is_sharded(layer.module)
+
+
+def switch(block: nn.Module, on: bool, function: Callable[..., Any]) -> None:
+    """Have a block recompute in the backward by `function`, or not."""
     if not on:
         restore(block)
     elif block._compiled_call_impl is not None:
@@ -81,9 +112,11 @@ def switch(block: nn.Module, on: bool) -> None:
             block._compiled_call_impl = RecomputedCall(block, block._compiled_call_impl)
     elif hasattr(block, "gradient_checkpointing"):
         block.gradient_checkpointing = True  # type: ignore[assignment]
-        block._gradient_checkpointing_func = recomputed  # type: ignore[assignment]
-    elif "forward" not in block.__dict__:
-        block.forward = MethodType(recomputed_forward, block)  # type: ignore[method-assign]
+        block._gradient_checkpointing_func = function  # type: ignore[assignment]
+    else:
+        block.__dict__["_ist_recompute"] = function
+        if "forward" not in block.__dict__:
+            block.forward = MethodType(recomputed_forward, block)  # type: ignore[method-assign]
 
 
 class RecomputedCall:
@@ -102,10 +135,10 @@ class RecomputedCall:
 
 def recomputed_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """The forward of a block that keeps its inputs alone."""
-    forward = partial(type(self).forward, self)
+    forward = partial(type(self).forward, self, **kwargs)
     if not (self.training and torch.is_grad_enabled()):
-        return forward(*args, **kwargs)
-    return recomputed(forward, *args, **kwargs)
+        return forward(*args)
+    return self._ist_recompute(forward, *args)
 
 
 recomputed_forward.__name__ = "forward"  # By which a pickled block finds the forward of its class.
@@ -113,11 +146,11 @@ recomputed_forward.__name__ = "forward"  # By which a pickled block finds the fo
 
 def restore(block: nn.Module) -> None:
     """Have a block compute as its class does."""
-    if block.__dict__.get("_gradient_checkpointing_func") is recomputed:
+    if block.__dict__.get("_gradient_checkpointing_func") in (recomputed, recomputed_idle):
         for name in ATTRIBUTES:
             block.__dict__.pop(name, None)
     if getattr(block.__dict__.get("forward"), "__func__", None) is recomputed_forward:
-        del block.__dict__["forward"]
+        del block.__dict__["forward"], block.__dict__["_ist_recompute"]
     if isinstance(block._compiled_call_impl, RecomputedCall):
         block._compiled_call_impl = block._compiled_call_impl.call
 

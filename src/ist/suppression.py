@@ -134,13 +134,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """
     modules = list(model.modules())
     # Straight from the instances: a module's own search for its attributes takes longer than a small model's forward.
-    training = [module for module in modules if module.training]
+    training = [module for module in modules if module.__dict__.get("training", True)]
     configs = {id(config): config for module in modules if (config := module.__dict__.get("config")) is not None}
     caching = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
     try:
         for config in caching:
             config.use_cache = False
-        model.eval()
+        if all(type(module).train is nn.Module.train for module in training):
+            for module in training:
+                module.__dict__["training"] = False
+        else:  # a module that has its own idea of what evaluation is
+            model.eval()
         for module in training:
             if type(module).__name__ == "Linear4bit":
                 module.training = True

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ._version import __version__
 from .activation import LayerActivation
@@ -29,7 +29,7 @@ from .probes import ProbeStream, probe_stream
 from .recompute import Recompute
 from .resume import STATE_FORMAT, check_same_run
 from .selectors import ImportanceUpdate, SelectorFactory, selector_factory, what_trains
-from .sharding import DEEPSPEED, check_engine, is_deepspeed
+from .sharding import DEEPSPEED, check_engine, is_deepspeed, is_sharded
 from .suppression import LossFunction, model_loss
 from .whole_layers import layers_to_train
 
@@ -120,6 +120,7 @@ class SparseTuner:
             readers=() if adalora is None else (adalora,),
             fused=self.config.fused,
             frozen_dropout=self.config.frozen_dropout,
+            sharded=is_sharded(model),
         )
         self._depth = BackwardDepth(model, self.layers, self._activation)
         self._tied_outputs = TiedOutputs(model, self._activation.idle_parameters)
@@ -259,7 +260,7 @@ class SparseTuner:
         self._activation.activate_all()
         self._recompute.activate_all()
         self.num_steps += 1
-        update = self.selector.learn(self.num_steps, self._measurement)
+        update = self.selector.learn(self.num_steps, self._measure)
         if update is not None:
             self.last_update = update
             if self.history:
@@ -316,6 +317,11 @@ class SparseTuner:
         self._measurement.num_probes = int(state["num_probes"])
         saved_update = state.get("last_update")
         self.last_update = saved_update and ImportanceUpdate.from_state_dict(saved_update)
+
+    def _measure(self, candidates: Sequence[tuple[int, ...]]) -> Tensor | None:
+        """Losses of candidate sets, as `Measurement` gives them."""
+        with self._activation.measuring():
+            return self._measurement(candidates)
 
     def _identity(self) -> dict[str, Any]:
         """What all processes of a run and a resumed run have in common, as plain JSON values."""

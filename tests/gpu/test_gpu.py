@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ist import SparseTuner
 from ist.fused import FusedLora
+from ist.joint import joint_losses
 from ist.suppression import can_skip_logits, candidate_losses
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -142,11 +143,11 @@ def test_a_checkpoint_in_the_middle_of_the_journeys_holds_every_moment() -> None
 # ---- Float32 adapters over bfloat16
 
 
-def module(adapter_dtype: torch.dtype, dropout: float = 0.0) -> Any:
+def module(adapter_dtype: torch.dtype, dropout: float = 0.0, width: int = 512, out: int = 384) -> Any:
     """One LoRA module with random values."""
     torch.manual_seed(3)
     config = peft.LoraConfig(target_modules=["proj"], r=16, lora_alpha=32, lora_dropout=dropout)
-    holder = nn.ModuleDict({"proj": nn.Linear(512, 384)})
+    holder = nn.ModuleDict({"proj": nn.Linear(width, out)})
     found: Any = peft.inject_adapter_in_model(config, holder)["proj"]  # type: ignore[index]
     found.to("cuda")
     for name, parameter in found.named_parameters():
@@ -155,11 +156,11 @@ def module(adapter_dtype: torch.dtype, dropout: float = 0.0) -> Any:
     return found.train()
 
 
-def results(found: Any, x: Tensor, dy: Tensor) -> list[Tensor]:
+def results(found: Any, x: Tensor, dy: Tensor, trained: bool = True) -> list[Tensor]:
     x = x.clone().requires_grad_()
     y = found(x)
-    trained = [p for p in found.parameters() if p.requires_grad]
-    return [y.detach(), *torch.autograd.grad(y, [x, *trained], dy.to(y.dtype))]
+    parameters = [p for p in found.parameters() if p.requires_grad] if trained else []
+    return [y.detach(), *torch.autograd.grad(y, [x, *parameters], dy.to(y.dtype))]
 
 
 def errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
@@ -168,16 +169,25 @@ def errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
 
 @pytest.mark.parametrize("adapter_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
 def test_error_is_no_larger_than_that_of_peft(adapter_dtype: torch.dtype) -> None:
-    found = module(adapter_dtype)
-    x, dy = torch.randn(3, 70, 512, device="cuda").bfloat16(), torch.randn(3, 70, 384, device="cuda").bfloat16()
+    """At sizes of a real model: for small ones, cuBLAS adds parts of a product up in bfloat16 as it sees fit."""
+    found = module(adapter_dtype, width=2048, out=1536)
+    x, dy = torch.randn(4, 512, 2048, device="cuda").bfloat16(), torch.randn(4, 512, 1536, device="cuda").bfloat16()
     pefts = results(found, x, dy)
-    FusedLora(found, nullcontext())
+    fused = FusedLora(found, nullcontext())
     ours = results(found, x, dy)
+    fused.idle = True
+    idle = results(found, x, dy, trained=False)
+    fused.remove()
     found.double()
     exact = results(found, x.double(), dy.double())
-    for our, theirs in zip(errors(ours, exact), errors(pefts, exact), strict=True):
-        assert our <= 1.05 * theirs + 2e-5  # the sum of two bfloat16 numbers is a float32 one up to 2⁻¹⁶
+    named = zip(("output", "input", "A", "B"), errors(ours, exact), errors(pefts, exact), strict=True)
+    for name, our, theirs in named:
+        assert our <= 1.05 * theirs + 2e-5, name  # two bfloat16 numbers add up to a float32 one up to 2⁻¹⁶
     assert [t.dtype for t in ours] == [t.dtype for t in pefts]
+    for name, our, theirs in zip(
+        ("output", "input"), errors(idle, exact[:2]), errors(pefts[:2], exact[:2]), strict=True
+    ):
+        assert our <= 1.1 * theirs, f"{name} of an idle module"  # a response of half the output's size
 
 
 def test_idle_float32_adapter_gives_the_input_its_gradient() -> None:
@@ -281,6 +291,20 @@ def test_its_time_is_not_that_of_the_step_before() -> None:
         tuner.end_step(optimizer)
         assert time.perf_counter() - start > 2 * (tuner.probe_seconds - before)
         assert tuner.probe_seconds - before < quiet + 0.2
+
+
+@pytest.mark.parametrize("adapter_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
+def test_all_candidates_in_one_forward(adapter_dtype: torch.dtype) -> None:
+    model = llama()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(adapter_dtype)
+    candidates = [(0, 1, 2, 3), (4, 5, 6, 7), (0, 2, 4, 6)]
+    batch = batches(1)[0]
+    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._activation.measuring():
+        expected = candidate_losses(model, tuner.layers, candidates, batch, 0.25)
+        found = joint_losses(model, tuner.layers, candidates, batch, 0.25)
+    torch.testing.assert_close(found, expected, rtol=3e-3, atol=0)
 
 
 def test_liger_measures_the_same_without_logits() -> None:

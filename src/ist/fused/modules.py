@@ -10,12 +10,21 @@ from collections.abc import Collection
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..sharding import inner_units
-from .function import lora_linear, lora_update
+from .function import frozen_lora_linear, lora_linear, lora_update
+from .precision import FrozenPair, autocast_dtype, frozen_pair, products
 
-__all__ = ["FusedLora", "reason_against", "remove_fused"]
+__all__ = ["FusedLora", "JoinError", "reason_against", "remove_fused"]
+
+NAMES = ("forward", "_ist_idle", "_ist_frozen", "_ist_dropout", "_ist_pair", "_ist_factors")
+"""What a module that was taken over has of its own."""
+
+
+class JoinError(RuntimeError):
+    """A module that is to scale its response row by row computes in a way that has no rows."""
 
 
 class FusedLora:
@@ -25,12 +34,19 @@ class FusedLora:
         module: a module for which `reason_against` has no reason.
         frozen: a context to compute an idle module in where PEFT's own forward has to run.
         keep_dropout: whether idle modules drop their adapter's input out too, as PEFT does for frozen adapters.
+        keep_pair: whether matrices are prepared for products once for all the time that the module is idle. Not where
+            an engine brings them at each forward anew.
     """
 
-    def __init__(self, module: nn.Module, frozen: Any, keep_dropout: bool = False) -> None:
+    def __init__(self, module: nn.Module, frozen: Any, keep_dropout: bool = False, keep_pair: bool = True) -> None:
         self.module = module
         module.__dict__.update(
-            forward=MethodType(fused_forward, module), _ist_idle=False, _ist_frozen=frozen, _ist_dropout=keep_dropout
+            forward=MethodType(fused_forward, module),
+            _ist_idle=False,
+            _ist_frozen=frozen,
+            _ist_dropout=keep_dropout,
+            _ist_pair=PairKeeper(keep_pair),
+            _ist_factors=None,
         )
 
     @property
@@ -42,6 +58,22 @@ class FusedLora:
     def idle(self, idle: bool) -> None:
         self.module.__dict__["_ist_idle"] = idle
 
+    def forget_pair(self) -> None:
+        """The matrices are about to be trained: what was prepared of them is none of theirs any more."""
+        self.module.__dict__["_ist_pair"].forget()
+
+    @staticmethod
+    def set_factors(module: nn.Module, factors: Tensor | None) -> None:
+        """Scale the response of an idle module by `factors[j]` in the j-th of as many equal parts of the rows; None is
+        by nothing.
+
+        Raises:
+            JoinError: the module was not taken over.
+        """
+        if "_ist_factors" not in module.__dict__:
+            raise JoinError("an adapter computes as PEFT has it")
+        module.__dict__["_ist_factors"] = factors
+
     def remove(self) -> None:
         """Leave the module as PEFT made it."""
         remove_fused(self.module)
@@ -50,8 +82,38 @@ class FusedLora:
 def remove_fused(module: nn.Module) -> None:
     """Leave a module as PEFT made it, also one of a training that ended with an exception."""
     if "_ist_idle" in module.__dict__:
-        for name in ("forward", "_ist_idle", "_ist_frozen", "_ist_dropout"):
+        for name in NAMES:
             module.__dict__.pop(name, None)
+
+
+class PairKeeper:
+    """Prepares the matrices of an idle module for products (`precision.frozen_pair`), once where it may keep them.
+
+    They are prepared anew when autograd's version counter says that one was written to. An optimizer may write past
+    that counter, but only where there is a gradient: an active module's are forgotten.
+    """
+
+    def __init__(self, keep: bool) -> None:
+        self._keep = keep
+        self._key: tuple[Any, ...] = ()
+        self._pair: FrozenPair | None = None
+
+    def __call__(self, x: Tensor, a: Tensor, b: Tensor) -> FrozenPair | None:
+        """What x is to be multiplied with, or None where it cannot be prepared."""
+        autocast = autocast_dtype(x)
+        dtype = autocast or x.dtype
+        if torch.compiler.is_compiling() or not self._keep or a.is_inference():
+            return frozen_pair(products(a, autocast, x.dtype), dtype, a, b)
+        key = (a.data_ptr(), a._version, b.data_ptr(), b._version, dtype, autocast)
+        if key != self._key:
+            with torch.no_grad():
+                self._pair = frozen_pair(products(a, autocast, x.dtype), dtype, a, b)
+            self._key = key
+        return self._pair
+
+    def forget(self) -> None:
+        """Let go of what was kept."""
+        self._key, self._pair = (), None
 
 
 def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -71,12 +133,18 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     a, b, c = held(matrices_a[name], "weight"), held(up, "weight"), held(up, "bias")
     if idle:
         a, b, c = a.detach(), b.detach(), None if c is None else c.detach()
-    base = children["base_layer"]
-    if is_plain(base):
-        weight, bias = base._parameters["weight"], base._parameters["bias"]
-        weight = weight if isinstance(base, nn.Linear) else weight.t()
-        return lora_linear(x, weight, bias, a, b, c, self.scaling[name], dropout)
-    return lora_update(base(x), x, a, b, c, self.scaling[name], dropout)
+    base, factors = children["base_layer"], self._ist_factors
+    if not is_plain(base):
+        check_no_factors(factors)
+        return lora_update(base(x), x, a, b, c, self.scaling[name], dropout)
+    weight, bias = base._parameters["weight"], base._parameters["bias"]
+    weight = weight if isinstance(base, nn.Linear) else weight.t()
+    pair = self._ist_pair(x, a, b) if idle and not dropout else None
+    if pair is None or x.dim() < 3:  # Tokens of several rows may be mixed up in two dimensions, as those of experts.
+        check_no_factors(factors)
+    if pair is not None:
+        return frozen_lora_linear(x, weight, bias, pair, c, self.scaling[name], factors)
+    return lora_linear(x, weight, bias, a, b, c, self.scaling[name], dropout)
 
 
 def held(module: Any, name: str) -> Any:
@@ -90,10 +158,17 @@ fused_forward.__name__ = "forward"  # By which a pickled module finds the forwar
 
 def peft_forward(module: Any, idle: bool, *args: Any, **kwargs: Any) -> Tensor:
     """PEFT's own forward, with the adapters frozen where the module is idle."""
+    check_no_factors(module._ist_factors)
     if not idle:
         return type(module).forward(module, *args, **kwargs)
     with module._ist_frozen:
         return type(module).forward(module, *args, **kwargs)
+
+
+def check_no_factors(factors: Tensor | None) -> None:
+    """Raise JoinError where a response was to be scaled row by row."""
+    if factors is not None:
+        raise JoinError("a module has no rows to scale its response in")
 
 
 def is_plain(base: nn.Module) -> bool:
