@@ -25,7 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ist import IST, SparseTuner
+from ist import IST, SparseTuner, whole_layers
 from ist.activation import LayerActivation
 from ist.whole_layers import discover_whole_layers
 from models import Stack
@@ -136,6 +136,12 @@ def test_what_does_not_fit_is_refused_and_left_as_it_was(
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert traces(model) == before
+
+
+def test_sharded_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_layers, "is_sharded", lambda model: True)
+    with pytest.raises(ValueError, match="the model's weights are sharded by FSDP, which was not tried"):
+        discover_whole_layers(tiny_llama())
 
 
 # ---- What moves
