@@ -60,6 +60,7 @@ def test_the_number_of_trainings(num_layers: int) -> None:
     for num_chosen in range(1, num_layers + 1):
         found = search_greedily(num_layers, num_chosen, lambda layers: float(len(layers)))
         assert len(found.trials) == count_trainings(num_layers, num_chosen)
+    assert count_trainings(30, 8) == 212  # the example in docs/baselines.md
 
 
 def search(model: Any, **options: Any) -> GreedySearch:

@@ -56,7 +56,9 @@ class ISTArguments:
         default="0.5", metadata={"help": "N_v, layers that a candidate set leaves undamped: a count or a fraction."}
     )
     num_candidates: int = field(default=3, metadata={"help": "N_c, candidate sets for each importance update."})
-    update_interval: int = field(default=10, metadata={"help": "T_c, steps between two importance updates."})
+    update_interval: int = field(
+        default=10, metadata={"help": "T_c, steps between two importance updates; of LISA and LIFT between two sets."}
+    )
     beta: float = field(default=0.25, metadata={"help": "Factor on damped responses, in [0, 1]."})
     mu: float = field(default=10.0, metadata={"help": "Step size of the importance: 10, or 100 for short trainings."})
     preset: str = field(default="paper", metadata={"help": "paper (the equations) or reference (the authors' code)."})
