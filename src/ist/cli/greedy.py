@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
-from ..greedy import greedy_layers
+from ..greedy import count_trainings, greedy_layers
 from ..probes import private_copy
 from ..sampling import keyed_generator
+from ..whole_layers import layers_to_train
 from .arguments import RunArguments
 from .display import Display
 
@@ -35,6 +36,11 @@ def search_layers(run: RunArguments, trainer: Any, folder: Path, resumed: bool, 
     args = run.training
     train, held_out = search_batches(
         trainer.train_dataset, trainer.data_collator, args.per_device_train_batch_size, run.ist.greedy_steps, args.seed
+    )
+    layers = layers_to_train(trainer.model, run.ist.layers, "either")
+    most = count_trainings(len(layers), run.ist_config.layer_counts(len(layers)).active)
+    display.console.print(
+        f"greedy search: up to {most} trainings of {run.ist.greedy_steps} steps come first", soft_wrap=True
     )
     with display.waiting("greedy search"):
         found = greedy_layers(
