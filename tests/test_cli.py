@@ -171,7 +171,7 @@ MISTAKES = [
     (["--update_interval=0"], "update_interval=0 is not a whole number of at least 1"),
     (["--num_candidates=1"], "num_candidates=1 is not a whole number of at least 2"),
     (["--preset=robust"], "preset='robust' is unknown: choose one of 'paper', 'reference'."),
-    (["--method=lisa"], "method='lisa' is unknown: choose one of 'ist', 'random', 'all'."),
+    (["--method=lift"], "method='lift' is unknown: choose one of 'ist', 'random', 'lisa', 'lift-front-to-end',"),
     (["--adapter=prefix"], "adapter='prefix' is unknown"),
     (["--validation_size=-1"], "validation_size=-1 is not a whole number of at least 0"),
     (["--output_dir={bad}/list.yaml/run"], "cannot be written (Not a directory): give another one with --output_dir."),

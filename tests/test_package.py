@@ -14,12 +14,13 @@ import ist
 SOURCE = Path(ist.__file__).parent
 FLOORS = [
     {"adalora", "adapterhub", "checkpoints", "config", "ddp", "distributed", "history", "importance"}
-    | {"layers", "lora_fa", "probes", "resume", "sampling", "sharding", "whole_layers"},
+    | {"layers", "lora_fa", "probes", "resume", "sampling", "scores", "sharding"}
+    | {"whole_layers"},
     {"activation", "fingerprint", "fused", "optimizer_state", "recompute", "responses"},
     {"depth", "joint", "suppression"},
     {"measurement", "selectors"},
     {"tuner"},
-    {"integrations"},
+    {"greedy", "integrations"},
     {"cli"},
 ]
 

@@ -25,7 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ist import IST, SparseTuner
+from ist import IST, SparseTuner, whole_layers
 from ist.activation import LayerActivation
 from ist.whole_layers import discover_whole_layers
 from models import Stack
@@ -138,6 +138,12 @@ def test_what_does_not_fit_is_refused_and_left_as_it_was(
     assert traces(model) == before
 
 
+def test_sharded_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_layers, "is_sharded", lambda model: True)
+    with pytest.raises(ValueError, match="the model's weights are sharded by FSDP, which was not tried"):
+        discover_whole_layers(tiny_llama())
+
+
 # ---- What moves
 
 
@@ -179,15 +185,21 @@ def test_a_tied_head_trains_at_every_step() -> None:
     check_moves(train_sparsely(model, tiny_batches(4), 6, selector="lisa", num_active_layers=1), model)
 
 
-@pytest.mark.parametrize("checkpointing", [None, False, True], ids=["plain", "checkpointing", "reentrant"])
-def test_active_gradients_are_those_of_full_training_and_idle_ones_none(checkpointing: bool | None) -> None:
+@pytest.mark.parametrize(
+    ("checkpointing", "recompute"),
+    [(None, "none"), (False, "none"), (True, "none"), (None, "frozen"), (None, "all")],
+    ids=["plain", "checkpointing", "reentrant checkpointing", "recompute frozen", "recompute all"],
+)
+def test_active_gradients_are_those_of_full_training_and_idle_ones_none(
+    checkpointing: bool | None, recompute: str
+) -> None:
     model, batch = tiny_llama(), tiny_batches(1)[0]
     model(**batch).loss.backward()
     full = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     if checkpointing is not None:
         model.activation_checkpointing_enable({"use_reentrant": checkpointing})
-    with SparseTuner(model, selector="lisa", num_active_layers=2) as tuner:
+    with SparseTuner(model, selector="lisa", num_active_layers=2, recompute=recompute) as tuner:
         active = set(tuner.begin_step())
         model(**batch, use_cache=False).loss.backward()
         own = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from .bottleneck import BottleneckConfig
     from .checkpoints import check_checkpoint, last_checkpoint
     from .config import ISTConfig
+    from .greedy import greedy_layers
     from .history import History, read_history
     from .integrations.trainer import IST
     from .layers import Layer, discover_layers
     from .selectors import FixedSelector, LearnedSelector, RandomSelector
     from .tuner import SparseTuner
+    from .whole_layers import discover_whole_layers
 
 __all__ = [
     "IST",
@@ -35,6 +37,8 @@ __all__ = [
     "__version__",
     "check_checkpoint",
     "discover_layers",
+    "discover_whole_layers",
+    "greedy_layers",
     "last_checkpoint",
     "read_history",
 ]
@@ -52,6 +56,8 @@ _MODULES = {
     "SparseTuner": ".tuner",
     "check_checkpoint": ".checkpoints",
     "discover_layers": ".layers",
+    "discover_whole_layers": ".whole_layers",
+    "greedy_layers": ".greedy",
     "last_checkpoint": ".checkpoints",
     "read_history": ".history",
 }

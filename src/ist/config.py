@@ -78,7 +78,7 @@ class ISTConfig:
     """`N_c`, candidate sets for each importance update: at least 2 (fewer are drawn where fewer exist)."""
 
     update_interval: int = 10
-    """`T_c`, optimizer steps between two importance updates: at least 1."""
+    """`T_c`, optimizer steps between two importance updates (of LISA and LIFT: between two sets): at least 1."""
 
     beta: float = 0.25
     """`β`, the factor on the adapters' response in suppressed layers, in [0, 1] (eq. 8)."""

@@ -28,7 +28,7 @@ from .optimizer_state import OptimizerState
 from .probes import ProbeStream, probe_stream
 from .recompute import Recompute
 from .resume import STATE_FORMAT, check_same_run
-from .selectors import ImportanceUpdate, SelectorFactory, selector_factory, what_trains
+from .selectors import ImportanceUpdate, SelectorFactory, make_selector, selector_factory, what_trains
 from .sharding import DEEPSPEED, check_engine, is_deepspeed, is_sharded
 from .suppression import LossFunction, model_loss
 from .whole_layers import layers_to_train
@@ -64,8 +64,8 @@ class SparseTuner:
         config: hyperparameters; or give them as keywords.
         probe_batches: where the importance loop takes its batches from: anything that can be iterated more than once,
             such as a `DataLoader`, or a `ProbeStream`. None takes the batch that the model was trained on last.
-        selector: a name in `SELECTORS`, such as `ist` (the paper's chooser), `random` or `lisa`; or a function
-            `(config, number of layers) -> Selector`.
+        selector: a name in `SELECTORS`, such as `ist` (the paper's chooser), `random` or `lisa`; `fixed:` with the
+            layers, as in `fixed:0,3,5`; or a function `(config, number of layers) -> Selector`.
         layers: the stack of blocks to choose from, where the model has several: see `discover_layers`.
         loss_function: `(model, batch) -> loss` in nats for the importance loop; `model(**batch).loss` if None.
         history: where steps and updates are written, or None.
@@ -92,7 +92,7 @@ class SparseTuner:
         check_engine(model)
         factory = selector_factory(selector)
         self.layers = layers_to_train(model, layers, what_trains(factory))
-        self.selector = factory(self.config, len(self.layers))
+        self.selector = make_selector(factory, self.config, [layer.name for layer in self.layers])
         self.ranks = current_ranks()
         """The processes that train together."""
         self._base = base_fingerprint(model)

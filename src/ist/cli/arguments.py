@@ -15,14 +15,13 @@ import yaml
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 from trl.scripts.utils import DatasetMixtureConfig
 
-from ..bottleneck import BottleneckConfig
 from ..config import ISTConfig, check_choice, check_whole
+from .adapters import adapter_config
+from .methods import ADAPTERS, METHODS, check_method, selector_of, settle_adapter, unused_flags
 from .recipe_safety import check_safe
 
 __all__ = ["ISTArguments", "RunArguments", "find_recipe", "parse_arguments"]
 
-ADAPTERS = ("lora", "series", "parallel")
-METHODS = ("ist", "random", "all")
 QUICKSTART_RECIPE = "quickstart"
 RECIPE_FOLDERS = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
 
@@ -33,7 +32,22 @@ class ISTArguments:
 
     method: str = field(
         default="ist",
-        metadata={"help": "Which layers a step trains: ist (by importance), random, or all (the PEFT method alone)."},
+        metadata={
+            "help": "Which layers a step trains. Adapters: ist (by importance), random, all (the PEFT method alone). "
+            "Whole layers: lisa, full (full fine-tuning). Either: lift-front-to-end, lift-end-to-front, lift-random, "
+            "fixed (--fixed_layers), greedy (searched first)."
+        },
+    )
+    fixed_layers: str | None = field(
+        default=None,
+        metadata={
+            "help": "With --method fixed: indices (0,3,5) or names (layers.0,layers.3), random (drawn once), top:FILE "
+            "or bottom:FILE (the most or least important by the scores in a JSON file or a run's history)."
+        },
+    )
+    greedy_steps: int = field(default=20, metadata={"help": "Steps of each trial of --method greedy."})
+    greedy_min_gain: float | None = field(
+        default=None, metadata={"help": "Stop the greedy search where a layer lowers the loss by less than this."}
     )
     num_active_layers: str | None = field(
         default="0.25", metadata={"help": "N_u, layers trained at a step: a count (8) or a fraction (0.25)."}
@@ -42,7 +56,9 @@ class ISTArguments:
         default="0.5", metadata={"help": "N_v, layers that a candidate set leaves undamped: a count or a fraction."}
     )
     num_candidates: int = field(default=3, metadata={"help": "N_c, candidate sets for each importance update."})
-    update_interval: int = field(default=10, metadata={"help": "T_c, steps between two importance updates."})
+    update_interval: int = field(
+        default=10, metadata={"help": "T_c, steps between two importance updates; of LISA and LIFT between two sets."}
+    )
     beta: float = field(default=0.25, metadata={"help": "Factor on damped responses, in [0, 1]."})
     mu: float = field(default=10.0, metadata={"help": "Step size of the importance: 10, or 100 for short trainings."})
     preset: str = field(default="paper", metadata={"help": "paper (the equations) or reference (the authors' code)."})
@@ -68,7 +84,23 @@ class ISTArguments:
     layers: list[str] | None = field(
         default=None, metadata={"help": "Stack(s) of blocks to choose from, where the model has several."}
     )
-    adapter: str = field(default="lora", metadata={"help": "lora, series or parallel (bottleneck adapters)."})
+    adapter: str | None = field(
+        default=None,
+        metadata={
+            "help": "lora, dora, adalora, series or parallel (bottleneck adapters), or none, which has whole layers "
+            "train; lora by default, none with --method lisa or full."
+        },
+    )
+    adalora_init_r: int | None = field(
+        default=None, metadata={"help": "Rank that AdaLoRA begins with; 1.5 times lora_r, which is left, by default."}
+    )
+    adalora_warmup_steps: int | None = field(
+        default=None, metadata={"help": "Steps before AdaLoRA's first allocation; a tenth of max_steps by default."}
+    )
+    adalora_final_steps: int | None = field(
+        default=None, metadata={"help": "Steps after AdaLoRA's last allocation; three tenths by default."}
+    )
+    adalora_interval: int = field(default=1, metadata={"help": "Steps between two allocations of AdaLoRA."})
     bottleneck_size: int = field(default=256, metadata={"help": "Width of a bottleneck adapter."})
     bottleneck_non_linearity: str = field(default="relu", metadata={"help": "Non-linearity of a bottleneck adapter."})
     bottleneck_dropout: float = field(default=0.0, metadata={"help": "Dropout on a bottleneck adapter's input."})
@@ -88,7 +120,9 @@ class ISTArguments:
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
-        check_choice("adapter", self.adapter, ADAPTERS)
+        if self.adapter is not None:
+            check_choice("adapter", self.adapter, ADAPTERS)
+        check_whole("greedy_steps", self.greedy_steps, at_least=1, why="a trial is a short training")
         if self.task is not None:
             check_choice("task", self.task, ("word-problems",))
         check_whole("num_train_problems", self.num_train_problems, at_least=1, why="there is nothing to train on else")
@@ -117,25 +151,21 @@ class RunArguments:
     recipe: str
     """Name of the recipe, or `ist`."""
 
+    unused: tuple[str, ...] = ()
+    """Flags of the command line that have no effect here."""
+
+    @property
+    def selector(self) -> str | None:
+        """Who chooses the layers, for `IST`; None where the Trainer trains alone."""
+        return selector_of(self.ist)
+
     def peft_config(self) -> Any:
-        """The adapter to put on the model.
+        """The adapter to put on the model, or None.
 
         Raises:
             ValueError: an option of the adapter is not allowed.
         """
-        from trl import get_peft_config
-
-        if self.ist.adapter == "lora":
-            return get_peft_config(dataclasses.replace(self.model, use_peft=True))
-        return BottleneckConfig(
-            mode="series" if self.ist.adapter == "series" else "parallel",
-            bottleneck_size=self.ist.bottleneck_size,
-            non_linearity=self.ist.bottleneck_non_linearity,
-            dropout=self.ist.bottleneck_dropout,
-            target_modules=self.ist.bottleneck_target_modules,
-            modules_to_save=self.model.lora_modules_to_save,
-            task_type=self.model.lora_task_type,
-        )
+        return adapter_config(self.ist, self.model, self.training.max_steps)
 
 
 class OneLineParser(TrlParser):
@@ -182,7 +212,17 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
             ) from error
         raise
     ist, script, training, model, mixture = parsed
-    return RunArguments(ist, ist.ist_config(training.seed), script, training, model, mixture, name)
+    given = flag_names(rest)
+    ist.adapter = settle_adapter(ist.method, ist.adapter, "adapter" in given)
+    check_method(ist, model, training)
+    unused = tuple(unused_flags(ist.method, ist.adapter, given))
+    return RunArguments(ist, ist.ist_config(training.seed), script, training, model, mixture, name, unused)
+
+
+def flag_names(flags: Sequence[str]) -> list[str]:
+    """The names of the flags on a command line, each once."""
+    names = [flag.split("=")[0].lstrip("-").replace("-", "_") for flag in flags if flag.startswith("--")]
+    return list(dict.fromkeys(name.removeprefix("no_") for name in names))
 
 
 def bf16_is_supported() -> bool:
@@ -204,8 +244,8 @@ def split_recipe(arguments: list[str]) -> tuple[str | None, list[str]]:
         known, rest = splitter.parse_known_args(arguments)
     except argparse.ArgumentError:
         raise ValueError("--recipe needs a name or a file: `ist recipes` lists the names.") from None
-    named = {argument.split("=")[0].replace("-", "_") for argument in rest}
-    if known.recipe is None and not named & {"__model_name_or_path", "__task", "__data_files", "__dataset_name"}:
+    named = set(flag_names(rest))
+    if known.recipe is None and not named & {"model_name_or_path", "task", "data_files", "dataset_name"}:
         return QUICKSTART_RECIPE, rest
     return known.recipe, rest
 

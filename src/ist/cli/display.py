@@ -17,8 +17,10 @@ from rich.text import Text
 from transformers import TrainerCallback
 
 from ..integrations.trainer import IST
-from ..layers import discover_layers, parameters_outside
+from ..layers import parameters_outside
+from ..selectors import make_selector, selector_factory, what_trains
 from ..tuner import describe_fused
+from ..whole_layers import layers_to_train
 
 __all__ = ["Display", "TrainingProgress", "device_name", "layer_map", "peak_memory"]
 
@@ -46,19 +48,41 @@ class Display:
             sep="",
         )
         self.console.print(
-            f"{total / 1e6:.1f} M parameters, {trainable / 1e6:.2f} M of them in adapters, on {trainer.args.device}"
+            f"{total / 1e6:.1f} M parameters, {trainable / 1e6:.2f} M of them trainable, on {trainer.args.device}"
             + (f", {trainer.args.world_size} processes" if trainer.args.world_size > 1 else "")
         )
-        if run.ist.method != "all":
-            layers = discover_layers(model, run.ist.layers)
+        if run.selector or run.ist.method == "greedy":
+            self._choice(run, model)
+        if run.unused:
+            self.console.print(
+                f"without effect with {run.ist.adapter}, {run.ist.method}: {', '.join(run.unused)}", soft_wrap=True
+            )
+
+    def _choice(self, run: Any, model: Any) -> None:
+        """What is chosen from, and what trains besides."""
+        factory = selector_factory(run.selector or "all")
+        layers = layers_to_train(model, run.ist.layers, what_trains(factory))
+        if run.ist.method == "greedy":
             active = run.ist_config.layer_counts(len(layers)).active
-            self.console.print(f"{active} of {len(layers)} layers a step, from {layers[0].name}")
-            outside = parameters_outside(model, layers)
-            if outside:
-                count = sum(parameter.numel() for parameter in outside.values())
-                self.console.print(
-                    f"{count} parameters outside of the layers train at every step ({next(iter(outside))}, …)"
-                )
+        else:
+            active = len(make_selector(factory, run.ist_config, [layer.name for layer in layers]).choose(0))
+        whole = "" if layers[0].adapters else "whole "
+        self.console.print(f"{active} of {len(layers)} {whole}layers a step, from {layers[0].name}")
+        outside = parameters_outside(model, layers)
+        if outside:
+            count = sum(parameter.numel() for parameter in outside.values())
+            self.console.print(
+                f"{count} parameters outside of the layers train at every step ({next(iter(outside))}, …)",
+                soft_wrap=True,
+            )
+
+    def searched(self, search: dict[str, Any]) -> None:
+        """What the greedy search found, and at what cost."""
+        self.console.print(
+            f"greedy search: layers {', '.join(map(str, search['layers']))} after {search['num_trainings']} trainings, "
+            f"{search['num_steps']} steps in {search['seconds']:.0f} s",
+            soft_wrap=True,
+        )
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -86,11 +110,10 @@ class Display:
             f"peak memory {result['peak_memory_bytes'] / 2**30:.2f} GiB"
         )
         if "fused" in result:
-            fused = describe_fused(result["fused"]["modules"], result["fused"]["others"])
-            self.console.print(
-                f"{fused}; measuring took {result['probe_share']:.1%} of the steps' time", soft_wrap=True
-            )
-        self.console.print(f"adapter: {folder}", soft_wrap=True)
+            modules, others = result["fused"]["modules"], result["fused"]["others"]
+            fused = f"{describe_fused(modules, others)}; " if modules or others else ""
+            self.console.print(f"{fused}measuring took {result['probe_share']:.1%} of the steps' time", soft_wrap=True)
+        self.console.print(f"{'model' if result['adapter'] == 'none' else 'adapter'}: {folder}", soft_wrap=True)
         if picture:
             self.console.print(f"picture: {picture}", soft_wrap=True)
 

@@ -29,6 +29,7 @@ from ..integrations.trainer import IST
 from ..sharding import is_sharded
 from .arguments import RunArguments, parse_arguments
 from .display import Display, TrainingProgress, device_name, peak_memory
+from .greedy import search_layers
 from .interrupt import Interrupt, Stopped
 from .quickstart_model import quickstart_model_path
 
@@ -62,7 +63,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
     """
     quiet_libraries()
     run = parse_arguments(arguments)
-    if run.ist.method != "all" and run.training.n_gpu > 1:
+    if run.training.n_gpu > 1 and (run.selector or run.ist.method == "greedy"):
         raise ValueError(
             f"{run.training.n_gpu} GPUs are seen by one process: start one for each with `accelerate launch -m ist "
             "train …` or `torchrun`, or set CUDA_VISIBLE_DEVICES=0."
@@ -75,6 +76,10 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
     trainer = make_trainer(run, data)
     display.begin(run, trainer)
     before = judge(trainer, data, display, "before", ranks)
+    search = None
+    if run.ist.method == "greedy":
+        search = search_layers(run, trainer, folder, checkpoint is not None, display)
+        trainer.add_callback(make_callback(run, "fixed:" + ",".join(map(str, search["layers"]))))
     callback = next((cb for cb in trainer.callback_handler.callbacks if isinstance(cb, IST)), None)
     progress = TrainingProgress(display, callback)
     trainer.add_callback(progress)
@@ -98,6 +103,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         "recipe": run.recipe,
         "model": run.model.model_name_or_path,
         "method": run.ist.method,
+        "adapter": run.ist.adapter,
         "device": device_name(),
         "num_processes": ranks.size,
         "versions": {name: version(name) for name in ("ist-peft", "torch", "transformers", "peft", "trl")},
@@ -108,6 +114,8 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         "before": before,
         "after": after,
     }
+    if search:
+        result["search"] = {name: search[name] for name in ("layers", "num_trainings", "num_steps", "seconds")}
     if callback and callback.tuner:
         tuner = callback.tuner
         result["fused"] = {"modules": tuner.num_fused, "others": dict(tuner.not_fused)}
@@ -236,7 +244,6 @@ def make_trainer(run: RunArguments, data: TaskData) -> SFTTrainer:
         },
     )
     run.training.disable_tqdm = True
-    callbacks = [IST(run.ist_config, selector=run.ist.method, layers=run.ist.layers)] if run.ist.method != "all" else []
     trainer = SFTTrainer(
         model=model,
         args=run.training,
@@ -244,10 +251,15 @@ def make_trainer(run: RunArguments, data: TaskData) -> SFTTrainer:
         eval_dataset=data.evaluation,
         processing_class=tokenizer,
         peft_config=run.peft_config(),
-        callbacks=callbacks,  # type: ignore[arg-type]
+        callbacks=[make_callback(run, run.selector)] if run.selector else [],  # type: ignore[arg-type]
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def make_callback(run: RunArguments, selector: str) -> IST:
+    """The callback with the run's hyperparameters."""
+    return IST(run.ist_config, selector=selector, layers=run.ist.layers)
 
 
 def judge(trainer: SFTTrainer, data: TaskData, display: Display, when: str, ranks: Ranks) -> dict[str, float]:

@@ -44,8 +44,8 @@ class IST(TrainerCallback, ExportableState):
 
     Args:
         config: hyperparameters; or give them as keywords.
-        selector: a name in `SELECTORS`, such as `ist` (the paper's chooser), `random` or `lisa`; or a function
-            `(config, number of layers) -> Selector`.
+        selector: a name in `SELECTORS`, such as `ist` (the paper's chooser), `random` or `lisa`; `fixed:` with the
+            layers, as in `fixed:0,3,5`; or a function `(config, number of layers) -> Selector`.
         layers: the stack of blocks to choose from, where the model has several: see `discover_layers`.
         loss_function: `(model, batch) -> loss` in nats for the importance loop; `model(**batch).loss` if None.
         probe_dataset: a map-style dataset to measure on, prepared as the training set is; the training set if None.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from ..config import check_choice
+from collections.abc import Sequence
+from functools import partial
+
+from ..config import ISTConfig, check_choice
 from .base import ImportanceUpdate, Measure, Selector, SelectorFactory, what_trains
 from .every import EverySelector, FullSelector
-from .fixed import FixedSelector
+from .fixed import FixedFactory, FixedSelector, fixed_layers
 from .learned import LearnedSelector
+from .lift import LIFT_ORDERS, LiftSelector
 from .lisa import LisaSelector
 from .random_sets import RandomSelector
 
@@ -17,11 +21,14 @@ __all__ = [
     "FullSelector",
     "ImportanceUpdate",
     "LearnedSelector",
+    "LiftSelector",
     "LisaSelector",
     "Measure",
     "RandomSelector",
     "Selector",
     "SelectorFactory",
+    "fixed_layers",
+    "make_selector",
     "selector_factory",
     "what_trains",
 ]
@@ -30,19 +37,37 @@ SELECTORS: dict[str, SelectorFactory] = {
     "ist": LearnedSelector,
     "random": RandomSelector,
     "lisa": LisaSelector,
+    **{f"lift-{order}": partial(LiftSelector, order=order) for order in LIFT_ORDERS},
     "all": EverySelector,
     "full": FullSelector,
 }
-"""Selectors that need nothing but a configuration and the number of layers."""
+"""Selectors that need nothing but a configuration and the number of layers. Beside them there is `fixed:LAYERS`."""
 
 
 def selector_factory(selector: str | SelectorFactory) -> SelectorFactory:
     """The factory of that name, or the factory itself.
 
+    Args:
+        selector: a name in `SELECTORS`; `fixed:` and what `fixed_layers` takes, as in `fixed:0,3,5`; or a factory.
+
     Raises:
         ValueError: there is no selector of that name.
     """
-    if isinstance(selector, str):
-        check_choice("selector", selector, SELECTORS)
-        return SELECTORS[selector]
-    return selector
+    if not isinstance(selector, str):
+        return selector
+    name, _, argument = selector.partition(":")
+    if name == "fixed":
+        return FixedFactory(argument)
+    check_choice("selector", selector, (*SELECTORS, "fixed:LAYERS"))
+    return SELECTORS[selector]
+
+
+def make_selector(factory: SelectorFactory, config: ISTConfig, names: Sequence[str]) -> Selector:
+    """The selector for a model whose layers have these names.
+
+    Raises:
+        ValueError: the configuration does not fit the model, or a layer that the selector is given is none of it.
+    """
+    if isinstance(factory, FixedFactory):
+        return factory.with_names(config, names)
+    return factory(config, len(names))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -95,4 +96,4 @@ SelectorFactory = Callable[[ISTConfig, int], Selector]
 
 def what_trains(factory: SelectorFactory) -> Trains:
     """What the selectors of a factory train in a layer: its attribute `trains`, or adapters where it has none."""
-    return getattr(factory, "trains", "adapters")
+    return getattr(factory.func if isinstance(factory, partial) else factory, "trains", "adapters")
