@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 HERE = Path(__file__).parent
@@ -18,27 +19,25 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from cases import GROUPS, Case  # noqa: E402
 from harness import SHAPES, Recorder, find_device, settings, shorten  # noqa: E402
-from run import Bench, prepare  # noqa: E402
+from run import Bench, Figures, prepare  # noqa: E402
 
 CASES = {case.name: case for cases in GROUPS.values() for case in cases}
 
 
 def busy(bench: Bench, case: Case, steps: int, top: int) -> dict[str, Any]:
     """Milliseconds of a step without profiler, and of the GPU's work in it, without the importance loop."""
-    from run import Figures
-
     found = Figures()
-    bench.round(case, steps, None)
-    bench.round(case, steps, found)
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
-        bench.round(case, steps, None)
-    events = sorted(profiled.key_averages(), key=lambda event: -event.self_device_time_total)
-    total = sum(event.self_device_time_total for event in events)
+    bench.round(case, steps, None, interval=10**6)
+    bench.round(case, steps, found, interval=10**6)
+    kind = ProfilerActivity.CUDA if bench.device == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[kind]) as profiled:
+        bench.round(case, steps, None, interval=10**6)
+    events = [event for event in profiled.key_averages() if event.device_type != DeviceType.CPU]
+    events.sort(key=lambda event: -event.self_device_time_total)
     return {
         "step_ms": found.step_ms[0],
-        "probe_ms": found.probe_ms[0],
-        "busy_ms": total / steps / 1e3,
-        "kernels": sum(event.count for event in events if event.self_device_time_total) / steps,
+        "busy_ms": sum(event.self_device_time_total for event in events) / steps / 1e3,
+        "kernels": sum(event.count for event in events) / steps,
         "top": {event.key[:100]: event.self_device_time_total / steps / 1e3 for event in events[:top]},
     }
 
@@ -51,7 +50,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--probe-rows", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--top", type=int, default=12)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["floor", "IST", "IST, Liger"])
     parser.add_argument("--folder", type=Path, default=HERE / "results")
