@@ -16,12 +16,13 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..data import find_tasks, load_hub_task, read_instructions, read_task, to_task_row, word_problems
+from ..data import find_tasks, read_instructions, to_task_row, word_problems
 from ..evaluation import EvaluationSettings, TaskData, TaskResult, evaluate
 from .checkout import commit
 from .display import device_name
 from .eval_arguments import evaluation_settings, parse_eval_arguments
 from .quickstart_model import QUICKSTART_MODEL, quickstart_model_path
+from .task_data import load_task
 
 __all__ = ["evaluate_command"]
 
@@ -68,15 +69,8 @@ def load_tasks(flags: argparse.Namespace) -> dict[str, TaskData]:
         if task.name == "word-problems":
             problems = word_problems(flags.limit or NUM_PROBLEMS, split="test", seed=flags.seed + 1)
             loaded.append((task.name, [to_task_row(problem) for problem in problems]))
-        elif flags.from_hub:
-            loaded.append((task.name, load_hub_task(task, flags.split)))
-        elif flags.data_folder:
-            loaded.append((task.name, read_task(flags.data_folder, task, flags.split)))
         else:
-            raise ValueError(
-                f"{task.name} does not come with this library: give --data_folder FOLDER with the tasks' files, or "
-                "--from_hub."
-            )
+            loaded.append((task.name, load_task(task, flags.split, flags.data_folder, flags.from_hub)))
     for file in flags.data_files or ():
         loaded.append((Path(file).stem, read_instructions([file])))
     for file in flags.text_files or ():

@@ -46,8 +46,6 @@ def parse_eval_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         raise ValueError(
             f"{' and '.join(only_loss)} {'has' if len(only_loss) == 1 else 'have'} a loss alone: add --protocol loss."
         )
-    if flags.data_folder and flags.from_hub:
-        raise ValueError("--data_folder and --from_hub given: the tasks come from one of them.")
     return flags
 
 

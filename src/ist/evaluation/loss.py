@@ -69,7 +69,7 @@ def text_windows(tokenizer: Any, text: str, window: int = 1024, stride: int | No
     while done < len(ids):
         end = min(len(ids), window if done == 1 else done + stride)
         # Where windows do not overlap, the last token of the one before is the context of the first prediction.
-        begin = max(0, min(end - window, done - 1))
+        begin = max(0, done - max(1, window - stride))
         items.append(Continuations(ids[begin : end - 1], done - begin, (ids[end - 1],)))
         done = end
     return items
