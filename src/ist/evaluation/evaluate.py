@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 def evaluate(
     model: Any,
     tokenizer: Any,
-    tasks: Mapping[str, TaskData],
+    tasks: Mapping[str, TaskData] | Sequence[str],
     protocol: Protocol = "generate",
     *,
     settings: EvaluationSettings | None = None,
@@ -58,16 +58,16 @@ def evaluate(
     """
     check_choice("protocol", protocol, PROTOCOLS)
     settings = dataclasses.replace(settings or EvaluationSettings(), **options)
+    if protocol != "lm-eval":
+        check_tasks(tasks, protocol, settings)
     answers = None if folder is None else Path(folder) / "answers"
     if answers is not None:
         weights = weights_fingerprint(model.named_parameters())
         claim_folder(answers, {"weights": weights, "protocol": protocol, **settings.of(protocol)})
-    if protocol == "lm-eval":
+    if not isinstance(tasks, Mapping) or protocol == "lm-eval":
         from .harness import evaluate_harness
 
         return evaluate_harness(model, tokenizer, list(tasks), settings, answers)
-    for name, data in tasks.items():
-        check_rows(name, data, protocol, settings)
     with evaluation_mode(model):
         return {
             name: evaluate_task(model, tokenizer, name, data, protocol, settings, answers, progress)
@@ -100,19 +100,20 @@ def evaluate_task(
     return summarise(found)
 
 
-def check_rows(name: str, data: TaskData, protocol: str, settings: EvaluationSettings) -> None:
-    """Raise ValueError where a protocol cannot evaluate some data, before anything is computed."""
-    if not data:
-        raise ValueError(f"{name} has no rows to evaluate on.")
-    if protocol == "loss":
-        return
-    for row in [data] if isinstance(data, str) else data:
-        if not isinstance(row, TaskRow):
-            raise ValueError(
-                f"{name} has no answers to mark: rows of other data have a loss alone, use the protocol loss."
-            )
-        if protocol == "likelihood":
-            option_texts(row, settings.options)
+def check_tasks(tasks: Any, protocol: str, settings: EvaluationSettings) -> None:
+    """Raise ValueError where a protocol cannot evaluate some data, before anything is computed or written."""
+    if not isinstance(tasks, Mapping):
+        raise ValueError(f"Names alone are for lm-eval: give {protocol} the rows of each task, by name.")
+    for name, data in tasks.items():
+        if not data:
+            raise ValueError(f"{name} has no rows to evaluate on.")
+        for row in () if protocol == "loss" else [data] if isinstance(data, str) else data:
+            if not isinstance(row, TaskRow):
+                raise ValueError(
+                    f"{name} has no answers to mark: rows of other data have a loss alone, use the protocol loss."
+                )
+            if protocol == "likelihood":
+                option_texts(row, settings.options)
 
 
 def summarise(answers: Mapping[int, Mapping[str, Any]]) -> TaskResult:

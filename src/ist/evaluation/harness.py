@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,17 @@ def evaluate_harness(
     Raises:
         ValueError: the package is not installed, or a task is unknown.
     """
+    results = {name: read_results(result_file(folder, name)) for name in tasks}
+    missing = [name for name, found in results.items() if found is None]
+    if missing or not tasks:
+        results.update(run_harness(model, tokenizer, missing, settings, folder))
+    return {part: result for name in tasks for part, result in (results[name] or {}).items()}
+
+
+def run_harness(
+    model: Any, tokenizer: Any, tasks: Sequence[str], settings: EvaluationSettings, folder: Path | None
+) -> dict[str, dict[str, TaskResult]]:
+    """The results of each task or group: a group's parts come beside it."""
     try:
         import lm_eval.models.huggingface as huggingface
         import lm_eval.tasks as harness_tasks
@@ -45,10 +56,10 @@ def evaluate_harness(
             f"The protocol lm-eval needs lm-evaluation-harness ({error}): pip install 'ist-peft[eval]'."
         ) from error
     manager = harness_tasks.TaskManager(include_path=settings.task_folder)
+    check_known(tasks, manager.all_tasks)
     language_model: Any = huggingface.HFLM
-    check_known(tasks, manager)
-    results: dict[str, TaskResult] = {}
     training = [module for module in model.modules() if module.training]
+    results: dict[str, dict[str, TaskResult]] = {}
     try:
         wrapped = language_model(
             pretrained=model,
@@ -58,33 +69,29 @@ def evaluate_harness(
         )
         for name in tasks:
             with private_randomness(settings.seed, model.device):  # the harness seeds the global generators
-                results.update(one_task(wrapped, name, manager, settings, folder))
+                results[name] = run_task(wrapped, name, manager, settings, folder)
     finally:
         for module in training:
             module.training = True
     return results
 
 
-def check_known(tasks: Sequence[str], manager: Any) -> None:
+def check_known(tasks: Sequence[str], known: Collection[str]) -> None:
     """Raise ValueError at a task that the harness does not know."""
-    unknown = [name for name in tasks if name not in manager.all_tasks]
+    unknown = [name for name in tasks if name not in known]
     if unknown or not tasks:
         raise ValueError(
-            f"{', '.join(unknown) or 'No task'} is no task of lm-evaluation-harness: `lm-eval ls tasks` lists them, "
+            f"{', '.join(unknown) or 'Nothing'} is no task of lm-evaluation-harness: `lm-eval ls tasks` lists them, "
             "and --task_folder takes a folder of your own."
         )
 
 
-def one_task(
+def run_task(
     wrapped: Any, name: str, manager: Any, settings: EvaluationSettings, folder: Path | None
 ) -> dict[str, TaskResult]:
-    """The results of one task or group, from its files where they are."""
+    """One task or group, and its answers written."""
     import lm_eval
 
-    file = None if folder is None else folder / f"{name}.lm-eval.json"
-    if file is not None and file.exists():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return {part: parse_result(values) for part, values in found.items()}
     run: Any = lm_eval.simple_evaluate
     output = run(
         model=wrapped,
@@ -101,14 +108,27 @@ def one_task(
     )
     samples = output.get("samples", {})
     results = {part: harness_result(values, samples.get(part, ())) for part, values in output["results"].items()}
-    if folder is not None and file is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+    file = result_file(folder, name)
+    if file is not None:
         for part, rows in samples.items():
             lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
-            write_whole(folder / f"{part}.jsonl", "".join(f"{line}\n" for line in lines))
+            write_whole(file.with_name(f"{part}.jsonl"), "".join(f"{line}\n" for line in lines))
         found = {part: result.to_dict() for part, result in results.items()}
         write_whole(file, json.dumps(found, indent=2) + "\n")
     return results
+
+
+def result_file(folder: Path | None, task: str) -> Path | None:
+    """Where a finished task's results are."""
+    return None if folder is None else folder / f"{task}.lm-eval.json"
+
+
+def read_results(file: Path | None) -> dict[str, TaskResult] | None:
+    """The results of a finished task, or None."""
+    if file is None or not file.exists():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return {part: parse_result(values) for part, values in found.items()}
 
 
 def harness_result(values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> TaskResult:

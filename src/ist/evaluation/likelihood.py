@@ -67,6 +67,8 @@ def option_likelihoods(
     items = {index: _continuations(tokenizer, row, form, max_length) for index, row in enumerate(rows)}
     for chunk in by_length([max(len(part.ids) for part, _ in item) for item in items.values()], batch_size):
         open_rows = [index for index in chunk if index not in done]
+        if not open_rows:
+            continue
         parts = [part for index in open_rows for part, _ in items[index]]
         values: list[list[float]] = []
         for start in range(0, len(parts), batch_size):

@@ -28,7 +28,9 @@ def losses(
     done = set(done)
     for chunk in by_length([len(item.ids) for item in items], batch_size):
         open_items = [index for index in chunk if index not in done]
-        values = score(model, [items[index] for index in open_items]) if open_items else []
+        if not open_items:
+            continue
+        values = score(model, [items[index] for index in open_items])
         yield [
             (index, -value, len(items[index].ids) + 1 - items[index].start)
             for index, (value,) in zip(open_items, values, strict=True)
