@@ -46,14 +46,26 @@ def test_the_end_comes_once(tokenizer: Any) -> None:
     assert encode_pair(tokenizer, "a", "b")[1] == ids
 
 
-def test_a_chat_goes_through_the_template(tokenizer: Any) -> None:
-    tokenizer.chat_template = (
-        "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
-    )
-    first, second = encode_pair(tokenizer, CHAT, [{"role": "assistant", "content": "yes"}])
-    assert tokenizer.decode(first) == "[user]hi[assistant]"
-    assert tokenizer.decode(second) == "yes"
+TEMPLATE = (
+    "{% for message in messages %}[{{ message.role }}]{{ message.content }}<eos>;{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "completion"),
+    [
+        (TEMPLATE, "yes<eos>;"),
+        ("!{{ messages|length }}" + TEMPLATE, "yes<eos>"),
+        (TEMPLATE.replace("<eos>", ""), "yes;<eos>"),
+    ],
+)
+def test_a_chat_goes_through_the_template(tokenizer: Any, template: str, completion: str) -> None:
+    """The answer ends as the template ends it; where the template words the beginning anew, as a text ends."""
+    tokenizer.chat_template = template
+    first, second = encode_pair(tokenizer, CHAT, [{"role": "assistant", "content": "yes"}], end=True)
+    assert tokenizer.decode(first).endswith("[assistant]")
+    assert tokenizer.decode(second) == completion
 
 
 def test_a_completion_that_changes_the_last_token_of_its_prompt_is_taken_alone() -> None:

@@ -17,7 +17,7 @@ from ist.cli import eval as eval_module
 from ist.cli.arguments import parse_arguments
 from ist.cli.checkout import commit
 from ist.cli.main import main
-from ist.cli.train import load_data
+from ist.cli.train import load_data, train
 from ist.data import instruction_prompt
 from task_rows import numbered_rows, raw_row, write_collection
 from tiny import trainable
@@ -223,3 +223,17 @@ def test_files_are_checked_against_test_tasks(tmp_path: Path, caplog: pytest.Log
     write_collection(tmp_path, {"boolq": numbered_rows(5)})
     with pytest.raises(ValueError, match="All 5 training rows are test rows of boolq: train on other data"):
         load("--data_files", tmp_path / "mine.json", "--test_tasks=boolq", *flags)
+
+
+def test_a_training_on_a_task_says_what_was_left_out(
+    tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_collection(write_collection(tmp_path, {"boolq": numbered_rows(20)}, "train"), {"boolq": numbered_rows(3)})
+    result = train([
+        "--model_name_or_path", str(tiny_model_folder), "--task=BOOLQ", "--data_folder", str(tmp_path),
+        "--validation_size=4", "--max_steps=2", "--per_device_train_batch_size=4", "--gradient_checkpointing=false",
+        "--save_strategy=no", "--use_cpu", "--lora_r=2", "--lora_target_modules", "q_proj", "v_proj",
+        "--completion_only_loss=false", "--max_length=128", "--output_dir", str(tmp_path / "run"),
+    ])  # fmt: skip
+    assert result["num_steps"] == 2
+    assert "3 of 20 training rows are test rows of boolq: left out" in caplog.text

@@ -350,4 +350,6 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     logging.getLogger("ist").setLevel(logging.ERROR)  # The display says the same.
+    for name in ("ist.data", "ist.cli"):  # What is left out of the data, once.
+        logging.getLogger(name).setLevel(logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")

@@ -40,8 +40,12 @@ def encode_pair(
         max_length: most tokens of both; a completion that alone is longer loses its end.
     """
     first = encode_prompt(tokenizer, prompt)
-    text = completion if isinstance(completion, str) else "".join(message["content"] for message in completion)
-    second = _continuation(tokenizer, prompt, first, text)
+    if isinstance(prompt, str) and isinstance(completion, str):
+        second = _continuation(tokenizer, prompt + completion, first, completion)
+    else:
+        text = _chat_text(tokenizer, prompt, completion)
+        second = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        end = end and tokenizer.eos_token_id not in second
     if end and tokenizer.eos_token_id is not None and second[-1:] != [tokenizer.eos_token_id]:
         second.append(tokenizer.eos_token_id)
     if max_length is not None:
@@ -50,13 +54,19 @@ def encode_pair(
     return first, second
 
 
-def _continuation(tokenizer: Any, prompt: Text, first: list[int], text: str) -> list[int]:
-    """The tokens of a text that follows a prompt."""
-    if isinstance(prompt, str):
-        both = list(tokenizer(prompt + text)["input_ids"])
-        if both[: len(first)] == first and len(both) > len(first):
-            return both[len(first) :]
+def _continuation(tokenizer: Any, whole: str, first: list[int], text: str) -> list[int]:
+    """The tokens of a text that follows the tokens of a prompt."""
+    both = list(tokenizer(whole)["input_ids"])
+    if both[: len(first)] == first and len(both) > len(first):
+        return both[len(first) :]
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _chat_text(tokenizer: Any, prompt: Any, completion: Any) -> str:
+    """An answer in a chat as the template words it, with what ends a message."""
+    before = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
+    return whole[len(before) :] if whole.startswith(before) else "".join(message["content"] for message in completion)
 
 
 def pad(rows: Sequence[Sequence[int]], side: Literal["left", "right"], value: int = 0) -> tuple[Tensor, Tensor]:
