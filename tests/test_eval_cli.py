@@ -16,6 +16,8 @@ from ist.bottleneck import BottleneckConfig
 from ist.cli import eval as eval_module
 from ist.cli.arguments import parse_arguments
 from ist.cli.checkout import commit
+from ist.cli.eval import load_tasks
+from ist.cli.eval_arguments import parse_eval_arguments
 from ist.cli.main import main
 from ist.cli.train import load_data, train
 from ist.data import instruction_prompt
@@ -187,6 +189,19 @@ def test_the_commit_is_known_in_a_checkout_alone(tmp_path: Path, monkeypatch: py
 
 
 # `ist train` on the paper's tasks
+
+
+def test_the_built_in_problems_are_those_that_training_holds_out() -> None:
+    flags = parse_eval_arguments(["--model_name_or_path=x", "--tasks=word-problems", "--limit=30"])
+    (rows,) = load_tasks(flags).values()
+    problems = load("--task=word-problems", "--num_test_problems=30", "--num_train_problems=10").problems
+    assert [row.question for row in rows] == [problem.prompt for problem in problems]
+
+
+def test_a_recipe_names_tasks(tmp_path: Path) -> None:
+    write_collection(tmp_path, {"boolq": numbered_rows(5), "piqa": [raw_row("piqa")]}, "train")
+    (tmp_path / "mine.yaml").write_text("task: [boolq, piqa]\nvalidation_size: 0\nbf16: false\n")
+    assert len(load("--recipe", tmp_path / "mine.yaml", "--data_folder", tmp_path).train) == 6
 
 
 def load(*arguments: str | Path) -> Any:

@@ -64,7 +64,7 @@ def test_a_task_of_a_folder(
 ) -> None:
     model, tokenizer = loaded
     model.train()
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     state = torch.random.get_rng_state()
     options: dict[str, Any] = {"task_folder": task_folder, "folder": tmp_path, "batch_size": 2}
     results = evaluate(model, tokenizer, ["ist_test_choices", "ist_test_text"], "lm-eval", **options)
@@ -80,6 +80,7 @@ def test_a_task_of_a_folder(
         expected += values.index(max(values)) == row["answer"]
     assert results["ist_test_choices"] == Accuracy(expected, 3)
     assert results["ist_test_text"].to_dict()["perplexity,none"] > 1
+    assert any((tmp_path / "cache").iterdir())  # and nothing in the user's cache
     lines = (tmp_path / "answers" / "ist_test_choices.jsonl").read_text().splitlines()
     assert [json.loads(line)["doc"]["question"] for line in lines] == [row["question"] for row in ROWS]
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **_: 1 / 0)  # nothing is computed again
