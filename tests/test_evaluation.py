@@ -33,10 +33,11 @@ def test_a_batch_answers_as_one_by_one(model_and_tokenizer: tuple[Any, Any]) -> 
 
 def test_correct_means_that_the_first_number_is_right(model_and_tokenizer: tuple[Any, Any]) -> None:
     model, tokenizer = model_and_tokenizer
-    said = {PROBLEMS[0].answer: f" {PROBLEMS[0].answer}.", PROBLEMS[1].answer: " 99999 "}
+    said = {PROBLEMS[0].prompt: f" {PROBLEMS[0].answer}.", PROBLEMS[1].prompt: " 99999 "}
 
     def generate(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
-        texts = list(said.values())
+        prompts = tokenizer.batch_decode(input_ids, skip_special_tokens=True)
+        texts = [said[prompt.removeprefix("Question: ").removesuffix("\nAnswer:")] for prompt in prompts]
         answers = tokenizer(texts, return_tensors="pt", padding=True)["input_ids"]
         return torch.cat([input_ids, answers], dim=1)
 

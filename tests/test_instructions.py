@@ -151,3 +151,80 @@ def test_a_file_of_another_encoding_is_named(tmp_path):
     file.write_bytes('[{"instruction": "größer", "output": "b"}]'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"rows\.json"):
         read_instructions([file])
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("instruction,input,output\nAdd.,1 and 2,3\n", [("Add.", "1 and 2", "3")]),
+        ('instruction,output\n"Say ""a, b"".\nTwice.",ab\n', [('Say "a, b".\nTwice.', "", "ab")]),
+        ("\ufeffoutput,instruction\r\nb,a\r\n", [("a", "", "b")]),
+    ],
+)
+def test_tables_are_read(tmp_path, text, rows):
+    file = tmp_path / "rows.csv"
+    file.write_text(text, encoding="utf-8", newline="")
+    expected = [{"instruction": i, "input": extra, "output": o} for i, extra, o in rows]
+    assert read_instructions([file]) == [
+        {"prompt": instruction_prompt(row), "completion": row["output"]} for row in expected
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("instruction,output\na\n", r"is not a table \(line 2 has not as many cells as the first\)"),
+        ("instruction,output\na,b,c\n", "line 2 has not as many cells"),
+        ('instruction,output\n"a,b\n', "is not a table"),
+        ("instruction,output\n", "holds no rows"),
+        ("question,answer\na,b\n", "row 1 lacks instruction and output"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(tmp_path, text, said):
+    (tmp_path / "rows.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=said) as error:
+        read_instructions([tmp_path / "rows.csv"])
+    assert "\n" not in str(error.value)
+
+
+ASKS = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "1 and 2?"}]
+SAYS = {"role": "assistant", "content": "3"}
+
+
+@pytest.mark.parametrize("before", [ASKS, ASKS[1:], [*ASKS, SAYS, {"role": "user", "content": "Sure?"}]])
+def test_a_chat_is_split_before_its_last_answer(tmp_path, before):
+    file = tmp_path / "chats.jsonl"
+    file.write_text(json.dumps({"messages": [*before, {**SAYS, "name": "bot"}], "id": 7}), encoding="utf-8")
+    assert read_instructions([file]) == [{"prompt": before, "completion": [SAYS]}]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], [SAYS], ASKS, "hello", [*ASKS, {"role": "assistant"}], [*ASKS, {**SAYS, "content": None}], [1, SAYS]],
+)
+def test_a_chat_without_an_answer_is_refused(tmp_path, messages):
+    (tmp_path / "chats.json").write_text(json.dumps([{"messages": messages}]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"chats\.json, row 1 is no chat to learn from"):
+        read_instructions([tmp_path / "chats.json"])
+
+
+def test_prompts_and_completions_are_taken_as_they_are(tmp_path):
+    (tmp_path / "rows.json").write_text('[{"prompt": "a", "completion": "b", "more": 1}]', encoding="utf-8")
+    assert read_instructions([tmp_path / "rows.json"]) == [{"prompt": "a", "completion": "b"}]
+
+
+def test_chats_among_other_rows_are_refused(tmp_path):
+    (tmp_path / "chats.json").write_text(json.dumps([{"messages": [*ASKS, SAYS]}]), encoding="utf-8")
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS), encoding="utf-8")
+    with pytest.raises(ValueError, match="hold chats and other rows"):
+        read_instructions([tmp_path / "chats.json", tmp_path / "rows.json"])
+
+
+def test_the_unusable_file_is_called_so(tmp_path, caplog):
+    for name in ("math_data.json", "math_10k.json"):
+        (tmp_path / name).write_text(json.dumps(ROWS), encoding="utf-8")
+    assert read_instructions([tmp_path / "math_10k.json"]) == EXPECTED
+    assert not caplog.records
+    assert read_instructions([tmp_path / "math_data.json"]) == EXPECTED
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "contains most of the collection's test items" in caplog.text

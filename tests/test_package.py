@@ -13,12 +13,12 @@ import ist
 
 SOURCE = Path(ist.__file__).parent
 FLOORS = [
-    {"adalora", "adapterhub", "checkpoints", "config", "ddp", "distributed", "history", "importance"}
+    {"adalora", "adapterhub", "checkpoints", "config", "data", "ddp", "distributed", "history", "importance"}
     | {"layers", "lora_fa", "probes", "resume", "sampling", "scores", "sharding"}
     | {"whole_layers"},
     {"activation", "fingerprint", "fused", "optimizer_state", "recompute", "responses"},
     {"depth", "joint", "suppression"},
-    {"measurement", "selectors"},
+    {"evaluation", "measurement", "selectors"},
     {"tuner"},
     {"greedy", "integrations"},
     {"cli"},

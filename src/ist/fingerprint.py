@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from .sharding import is_sharded
 
-__all__ = ["base_fingerprint"]
+__all__ = ["base_fingerprint", "weights_fingerprint"]
 
 SAMPLES = 64
 """Elements of each tensor that count."""
 
 
-@torch.no_grad()
 def base_fingerprint(model: nn.Module) -> str | None:
     """A digest of the frozen weights: of names, shapes and evenly spaced elements of each tensor.
 
@@ -30,11 +30,15 @@ def base_fingerprint(model: nn.Module) -> str | None:
     """
     if is_sharded(model) or any(parameter.is_meta for parameter in model.parameters()):
         return None
+    return weights_fingerprint((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+
+
+@torch.no_grad()
+def weights_fingerprint(parameters: Iterable[tuple[str, nn.Parameter]]) -> str:
+    """The digest of some parameters, given with their names, as `base_fingerprint` makes it."""
     digest = hashlib.blake2b(digest_size=8)
     samples = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            continue
+    for name, parameter in parameters:
         digest.update(f"{name}{list(parameter.shape)}".encode())
         if parameter.is_floating_point() and parameter.numel():
             flat = parameter.detach().reshape(-1)

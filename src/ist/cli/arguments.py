@@ -16,6 +16,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 from trl.scripts.utils import DatasetMixtureConfig
 
 from ..config import ISTConfig, check_choice, check_whole
+from ..data.tasks import find_tasks
 from .adapters import adapter_config
 from .methods import ADAPTERS, METHODS, check_method, selector_of, settle_adapter, unused_flags
 from .recipe_safety import check_safe
@@ -109,9 +110,16 @@ class ISTArguments:
     )
     data_files: list[str] | None = field(
         default=None,
-        metadata={"help": "JSON or JSON-lines files of rows with instruction, output and, if need be, input."},
+        metadata={"help": "JSON, JSON-lines or CSV files: instruction, output and, if need be, input; or messages."},
     )
-    task: str | None = field(default=None, metadata={"help": "A built-in task instead of a dataset: word-problems."})
+    task: list[str] | None = field(
+        default=None, metadata={"help": "Tasks of the paper (boolq, gsm8k, commonsense, …), or word-problems."}
+    )
+    data_folder: str | None = field(default=None, metadata={"help": "The folder with the files of --task."})
+    from_hub: bool = field(default=False, metadata={"help": "Load --task from the Hugging Face hub instead."})
+    test_tasks: list[str] | None = field(
+        default=None, metadata={"help": "Tasks whose test rows are left out of training, beside those of --task."}
+    )
     num_train_problems: int = field(default=2000, metadata={"help": "Training problems of the built-in task."})
     num_test_problems: int = field(default=100, metadata={"help": "Held-out problems of the built-in task."})
     validation_size: int = field(
@@ -124,7 +132,11 @@ class ISTArguments:
             check_choice("adapter", self.adapter, ADAPTERS)
         check_whole("greedy_steps", self.greedy_steps, at_least=1, why="a trial is a short training")
         if self.task is not None:
-            check_choice("task", self.task, ("word-problems",))
+            self.task = [task.name for task in find_tasks(self.task)]
+            if "word-problems" in self.task and len(self.task) > 1:
+                raise ValueError(f"task={', '.join(self.task)} is not allowed: word-problems trains alone.")
+        if self.test_tasks is not None:
+            self.test_tasks = [task.name for task in find_tasks(self.test_tasks)]
         check_whole("num_train_problems", self.num_train_problems, at_least=1, why="there is nothing to train on else")
         check_whole("num_test_problems", self.num_test_problems, at_least=0, why="give 0 to ask none")
         check_whole("validation_size", self.validation_size, at_least=0, why="give 0 to hold out none")

