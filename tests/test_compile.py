@@ -9,6 +9,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from ist import SparseTuner
+from ist.fused import function, precision
+from ist.fused import modules as fused_modules
 from tiny import snapshot, tiny_batches, tiny_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the compiler's own calls
@@ -25,14 +27,19 @@ def _fresh() -> Any:
     torch._dynamo.reset()
 
 
-def train(steps: int, backend: str | None, **options: Any) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """The adapters after some steps of sparse tuning, and what the layers' importance is then."""
+def compiled(backend: str | None, dropout: float = 0.0) -> Any:
+    """A model whose blocks are compiled one by one."""
     torch.manual_seed(0)
-    model = tiny_lora(NUM_LAYERS, lora_dropout=options.pop("dropout", 0.0)).train()
+    model = tiny_lora(NUM_LAYERS, lora_dropout=dropout).train()
     blocks: Any = model.get_submodule("base_model.model.model.layers")
     if backend:
         for block in blocks:
             block.compile(backend=backend, fullgraph=True)
+    return model
+
+
+def train(steps: int, model: Any, **options: Any) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """The adapters after some steps of sparse tuning, and what the layers' importance is then."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     batches = [{name: value[:, :8] for name, value in batch.items()} for batch in tiny_batches(4)]
     with SparseTuner(model, num_active_layers=2, update_interval=5, probe_batches=batches, **options) as tuner:
@@ -52,7 +59,7 @@ def train(steps: int, backend: str | None, **options: Any) -> tuple[dict[str, to
 @pytest.mark.parametrize("recompute", ["none", "frozen"])
 def test_few_graphs_over_200_steps(dropout: float, recompute: str) -> None:
     with torch._dynamo.config.patch(error_on_recompile=False, fail_on_recompile_limit_hit=True):
-        train(200, "aot_eager", dropout=dropout, recompute=recompute)
+        train(200, compiled("aot_eager", dropout), recompute=recompute)
     assert 0 < counters["stats"]["unique_graphs"] <= MAX_GRAPHS
     assert not counters["graph_break"]
     assert not counters["recompile_limit"]
@@ -60,18 +67,40 @@ def test_few_graphs_over_200_steps(dropout: float, recompute: str) -> None:
 
 @pytest.mark.parametrize("recompute", ["none", "frozen"])
 def test_the_training_is_the_same(recompute: str) -> None:
-    adapters, scores = train(20, "aot_eager", recompute=recompute)
-    expected, expected_scores = train(20, None)
+    adapters, scores = train(20, compiled("aot_eager"), recompute=recompute)
+    expected, expected_scores = train(20, compiled(None))
     assert adapters.keys() == expected.keys()
     for name, value in adapters.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
     assert scores == pytest.approx(expected_scores, rel=1e-4)
 
 
+@pytest.mark.parametrize("recompute", ["none", "frozen"])
+def test_products_of_parts_break_no_graph(recompute: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does with float32 adapters on a bfloat16 model."""
+    for module in (function, fused_modules):
+        monkeypatch.setattr(module, "products", lambda *_: precision.Split())
+    monkeypatch.setattr(precision, "wide_product", lambda left, right: left.float() @ right.float())
+    model = compiled("aot_eager", dropout=0.2)
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.bfloat16()
+    train(30, model, recompute=recompute)
+    assert 0 < counters["stats"]["unique_graphs"] <= MAX_GRAPHS
+    assert not counters["graph_break"]
+
+
+def test_a_second_training_needs_no_more_graphs() -> None:
+    model = compiled("aot_eager")
+    for _ in range(3):
+        train(20, model)
+    assert 0 < counters["stats"]["unique_graphs"] <= MAX_GRAPHS
+
+
 def test_the_default_compiler_takes_the_function_of_lora() -> None:
     """Inductor, as `block.compile()` uses it."""
-    adapters, _ = train(6, "inductor")
-    expected, _ = train(6, None)
+    adapters, _ = train(6, compiled("inductor"))
+    expected, _ = train(6, compiled(None))
     assert adapters.keys() == expected.keys()
     for name, value in adapters.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)

@@ -58,7 +58,7 @@ class JointLosses:
 
     def __call__(self, candidates: Sequence[Collection[int]], batch: Mapping[str, Any]) -> Tensor:
         """Losses in nats, float64 of shape `[N_c]` on the CPU."""
-        if self._trusted is False or not fits(batch, len(candidates)):
+        if self._trusted is False or not fits(batch, len(candidates)) or self._is_compiled():
             return self._one_by_one(candidates, batch)
         try:
             losses = joint_losses(self._model, self._layers, candidates, batch, self._beta)
@@ -70,6 +70,10 @@ class JointLosses:
             self._trusted = bool(((losses - alone).abs() <= TOLERANCE * alone.abs()).all())
             return losses if self._trusted else alone
         return losses
+
+    def _is_compiled(self) -> bool:
+        """Whether the layers are compiled: they then launch few kernels, and this way would need graphs of its own."""
+        return any(layer.module._compiled_call_impl is not None for layer in self._layers)
 
 
 def fits(batch: Mapping[str, Any], num_candidates: int) -> bool:

@@ -177,6 +177,9 @@ def wide_product(left: Tensor, right: Tensor) -> Tensor:
 
 def parts(w: Tensor, count: int) -> Tensor:
     """`w` `[r, n]` as bfloat16 parts one under another, `[count·r, n]`: high and low; of three, the high one twice."""
+    if torch.compiler.is_compiling():  # Which fuses this by itself, and does not follow writes into views.
+        high = w.to(torch.bfloat16)
+        return torch.cat([*[high] * (count - 1), (w - high).to(torch.bfloat16)])
     found = w.new_empty(count, *w.shape, dtype=torch.bfloat16)
     found.copy_(w)
     torch.sub(w, found[0], out=found[-1])
@@ -188,6 +191,9 @@ def beside(u: Tensor, count: int) -> Tensor:
 
     So `beside(u, 3) @ parts(w, 3)` is high·high + low·high + high·low.
     """
+    if torch.compiler.is_compiling():
+        high = u.to(torch.bfloat16)
+        return torch.cat([high, (u - high).to(torch.bfloat16), high][:count], dim=1)
     found = u.new_empty(u.shape[0], count, u.shape[1], dtype=torch.bfloat16)
     found.copy_(u.unsqueeze(1))
     torch.sub(u, found[:, 0], out=found[:, 1])
