@@ -125,6 +125,9 @@ class ISTArguments:
     validation_size: int = field(
         default=120, metadata={"help": "Rows held out of data_files for the loss before and after; 0 for none."}
     )
+    max_train_seconds: float | None = field(
+        default=None, metadata={"help": "End after this many seconds of steps (validation and checkpoints left out)."}
+    )
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
@@ -139,6 +142,8 @@ class ISTArguments:
             self.test_tasks = [task.name for task in find_tasks(self.test_tasks)]
         check_whole("num_train_problems", self.num_train_problems, at_least=1, why="there is nothing to train on else")
         check_whole("num_test_problems", self.num_test_problems, at_least=0, why="give 0 to ask none")
+        if self.max_train_seconds is not None and not self.max_train_seconds > 0:
+            raise ValueError(f"max_train_seconds={self.max_train_seconds} is no time to train in: give more than 0.")
         check_whole("validation_size", self.validation_size, at_least=0, why="give 0 to hold out none")
 
     def ist_config(self, seed: int) -> ISTConfig:
