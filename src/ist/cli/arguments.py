@@ -283,8 +283,8 @@ def find_recipe(name: str) -> Path:
 
 
 def list_recipes() -> list[Path]:
-    """The recipes that come with the library."""
-    files = [file for folder in RECIPE_FOLDERS for file in folder.glob("*.yaml")]
+    """The recipes that come with the library; those of `ist compare` are other ones."""
+    files = [file for folder in RECIPE_FOLDERS for file in folder.glob("*.yaml") if "compare-" not in file.name]
     return sorted({file.stem: file for file in files}.values(), key=lambda file: file.stem)
 
 
