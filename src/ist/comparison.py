@@ -25,7 +25,7 @@ def figures_of(result: Mapping[str, Any], evaluation: Mapping[str, Any] | None =
             `average`.
     """
     names = {"loss": "validation loss", "accuracy": "exact answers"}
-    figures: dict[str, float] = {names.get(name, name): value for name, value in result["after"].items()}
+    figures: dict[str, float] = {names.get(name) or name: value for name, value in result["after"].items()}
     tasks = (evaluation or {}).get("tasks", {})
     accuracies = {name: task["accuracy"] for name, task in tasks.items() if "accuracy" in task}
     figures.update(accuracies)

@@ -82,10 +82,7 @@ def run_name(method: str, seed: int | None, rate: float | None, what: str) -> st
 def figure_table(figure: str, rows: Mapping[str, Any]) -> Table:
     """A figure of all methods, with a column of differences for each method that others are paired with."""
     others = list(dict.fromkeys(other for row in rows.values() for other in row["differences"]))
-    seeds = max(len(row["values"]) for row in rows.values())
-    table = Table(
-        title=Text(f"{figure}, {budget}, {seeds} seeds"), title_justify="left", show_edge=False, pad_edge=False
-    )
+    table = Table(show_edge=False, pad_edge=False)
     for column in ("method", "mean", *(f"minus {other}" for other in others)):
         table.add_column(Text(column))
     for method, row in rows.items():
