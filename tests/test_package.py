@@ -16,7 +16,7 @@ FLOORS = [
     {"adalora", "adapterhub", "checkpoints", "config", "data", "ddp", "distributed", "history", "importance"}
     | {"layers", "lora_fa", "probes", "resume", "sampling", "scores", "sharding"}
     | {"whole_layers"},
-    {"activation", "fingerprint", "fused", "optimizer_state", "recompute", "responses"},
+    {"activation", "comparison", "fingerprint", "fused", "optimizer_state", "recompute", "responses"},
     {"depth", "joint", "suppression"},
     {"evaluation", "measurement", "selectors"},
     {"tuner"},

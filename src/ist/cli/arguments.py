@@ -219,7 +219,9 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
         check_keys(f"{file.name}", defaults, parser.flags())
     parser.set_defaults_with_config(**{"output_dir": f"runs/{name}", **device_defaults(rest, defaults), **defaults})
     _, unknown = parser.parse_known_args(rest)
-    check_keys("the command line", [flag.lstrip("-").replace("-", "_") for flag in unknown], parser.flags())
+    check_keys(
+        "the command line", [flag.lstrip("-").split("=")[0].replace("-", "_") for flag in unknown], parser.flags()
+    )
     try:
         parsed = parser.parse_args_into_dataclasses(rest, look_for_args_file=False)
     except ValueError as error:

@@ -13,7 +13,16 @@ from ..config import check_choice
 from .arguments import RECIPE_FOLDERS, check_keys, parse_arguments, read_recipe
 from .recipe_safety import check_safe
 
-__all__ = ["BUDGETS", "CompareRecipe", "Method", "find_comparison", "list_comparisons", "read_comparison"]
+__all__ = [
+    "BUDGETS",
+    "OWN_FLAGS",
+    "CompareRecipe",
+    "Method",
+    "find_comparison",
+    "list_comparisons",
+    "read_comparison",
+    "to_arguments",
+]
 
 PREFIX = "compare-"
 """How the names of comparisons begin among the recipes that come with the library."""

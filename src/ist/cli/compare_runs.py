@@ -81,14 +81,14 @@ def run_command(command: str, arguments: Sequence[str], log: Path, on_line: OnLi
         ValueError: it failed; the message ends with the last line that it printed.
     """
     last = ""
-    with log.open("a", encoding="utf-8") as file, stopping_on_signals():
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ist", command, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
+    command_line = [sys.executable, "-m", "ist", command, *arguments]
+    with (
+        log.open("a", encoding="utf-8") as file,
+        stopping_on_signals(),
+        subprocess.Popen(
+            command_line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process,
+    ):
         assert process.stdout is not None
         try:
             for line in process.stdout:

@@ -99,7 +99,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
     if interrupt.number is not None:
         raise Stopped(output.global_step, folder, interrupt.number)
     seconds = time.perf_counter() - start
-    memory = peak_memory()
+    memory, log = peak_memory(), log_entries(trainer)
     after = judge(trainer, data, display, "after", ranks)
     trainer.save_model(str(folder))
     result = {
@@ -118,7 +118,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         "peak_memory_bytes": memory,
         "before": before,
         "after": after,
-        "log": [{name: entry[name] for name in LOGGED if name in entry} for entry in log_entries(trainer)],
+        "log": log,
     }
     if search:
         result["search"] = {name: search[name] for name in ("layers", "num_trainings", "num_steps", "seconds")}
@@ -298,7 +298,8 @@ def judge(trainer: SFTTrainer, data: TaskData, display: Display, when: str, rank
 
 def log_entries(trainer: SFTTrainer) -> list[dict[str, Any]]:
     """The Trainer's log of training and validation losses, from the first step on, resumes included."""
-    return [entry for entry in trainer.state.log_history if entry["step"] and ("loss" in entry or "eval_loss" in entry)]
+    losses = [entry for entry in trainer.state.log_history if entry["step"] and {"loss", "eval_loss"} & set(entry)]
+    return [{name: entry[name] for name in LOGGED if name in entry} for entry in losses]
 
 
 def prepare_folder(name: str | None, ranks: Ranks) -> Path:

@@ -19,6 +19,8 @@ __all__ = ["draw_comparison"]
 STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 Run = Mapping[str, Any]
+Curve = Sequence[tuple[float, float, float]]
+"""Points of step, seconds of training and validation loss."""
 
 
 def draw_comparison(summary: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -58,7 +60,7 @@ def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def loss_curve(run: Run) -> list[tuple[float, float, float]]:
-    """Step, seconds of training and validation loss, from before the first step to after the last one."""
+    """A run's validation losses, from before the first step to after the last one."""
     points = [(e["step"], e["step_seconds"], e["eval_loss"]) for e in run["log"] if "eval_loss" in e]
     if "loss" not in run["before"]:
         return points
@@ -86,19 +88,26 @@ def draw_losses(runs: Sequence[Run]) -> Figure | None:
     return figure
 
 
-def draw_band(
-    axes: Any, curves: Sequence[Sequence[tuple[float, float, float]]], column: int, color: str, label: str
-) -> None:
-    """The mean of curves point by point, with the range between the lowest and the highest."""
-    length = min((len(curve) for curve in curves), default=0)
-    if not length:
+def draw_band(axes: Any, curves: Sequence[Curve], column: int, color: str, label: str) -> None:
+    """The mean of curves, with the range between the lowest and the highest, as far as all of them go."""
+    curves = [curve for curve in curves if curve]
+    if not curves:
         return
-    points = [[curve[k] for curve in curves] for k in range(length)]
-    across = [sum(point[column] for point in at) / len(at) for at in points]
-    losses = [[point[2] for point in at] for at in points]
+    end = min(curve[-1][column] for curve in curves)
+    across = sorted({point[column] for curve in curves for point in curve if point[column] <= end})
+    losses = [[value_at(at, curve, column) for curve in curves] for at in across]
     axes.plot(across, [sum(at) / len(at) for at in losses], color=color, marker=".", label=label)
     if len(curves) > 1:
         axes.fill_between(across, [min(at) for at in losses], [max(at) for at in losses], color=color, alpha=0.15, lw=0)
+
+
+def value_at(at: float, curve: Curve, column: int) -> float:
+    """The loss of a curve at a step or second, on the straight line between the points around it."""
+    before = max((point for point in curve if point[column] <= at), key=lambda point: point[column], default=curve[0])
+    after = min((point for point in curve if point[column] >= at), key=lambda point: point[column], default=curve[-1])
+    if after[column] <= before[column]:
+        return before[2]
+    return before[2] + (after[2] - before[2]) * (at - before[column]) / (after[column] - before[column])
 
 
 def draw_importance(runs: Sequence[Run]) -> Figure | None:
@@ -119,7 +128,7 @@ def draw_importance(runs: Sequence[Run]) -> Figure | None:
                 sum(sigmoid(run["importance"]["scores"][k][layer]) for run in own) / len(own) for k in range(length)
             ]
             axes.plot(own[0]["importance"]["steps"][:length], means, color=colors(layer / max(1, num_layers - 1)), lw=1)
-        axes.set(title=f"Importance over time, {method}", xlabel="optimizer step", ylabel="sigmoid(I)", ylim=(0, 1))
+        axes.set(title=f"Importance over time, {method}", xlabel="optimizer step", ylabel="sigmoid(I)")
     scale = ScalarMappable(Normalize(0, num_layers - 1), colors)
     figure.colorbar(scale, ax=list(panels), label="layer", pad=0.01)
     return figure
