@@ -118,7 +118,7 @@ def test_a_second_call_trains_nothing(
     assert main(command(compared.parent, tiny_model_folder)) == 0
     assert [file.stat().st_mtime_ns for file in files] == before
     console = capsys.readouterr().out
-    for text in ("small: 2 methods × 1 seeds", "validation loss, equal steps, 1 seed", "minus LoRA", "picture: "):
+    for text in ("small: 2 methods × 1 seed,", "validation loss, equal steps, 1 seed", "minus LoRA", "picture: "):
         assert text in console
 
 

@@ -26,7 +26,8 @@ from ..suppression import suppress
 from .analyse_display import AnalyseDisplay
 from .analyse_recipe import write_selection_recipe
 from .arguments import parse_arguments
-from .compare_runs import source_commit, write_json
+from .checkout import commit
+from .compare_runs import write_json
 from .display import device_name
 from .train import RESULT_FILE, TaskData, load_data, make_trainer, quiet_libraries
 
@@ -62,7 +63,7 @@ def analyse(arguments: Sequence[str]) -> dict[str, Any]:
         "method": run.ist.method,
         "device": device_name(),
         "versions": {name: version(name) for name in ("ist-peft", "torch", "transformers", "peft", "trl")},
-        "commit": source_commit(),
+        "commit": commit(),
         **analysis.measure(learned_importance(folder)),
     }
     write_json(folder / ANALYSIS_FILE, result)

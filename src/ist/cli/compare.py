@@ -12,11 +12,11 @@ import yaml
 
 from ..comparison import best_rate, figures_of, steps_in_time, tabulate
 from ..history import HISTORY_FILE, read_history
+from .checkout import commit
 from .compare_display import CompareDisplay
 from .compare_recipe import BUDGETS, CompareRecipe, Method, find_comparison, read_comparison, to_arguments
-from .compare_runs import evaluate_once, source_commit, train_once, write_json
-from .quickstart_model import quickstart_model_path
-from .train import QUICKSTART_MODEL, quiet_libraries
+from .compare_runs import evaluate_once, train_once, write_json
+from .train import quiet_libraries
 
 __all__ = ["COMPARE_FILE", "compare"]
 
@@ -186,12 +186,12 @@ class Comparison:
     def judge(self, method: Method, result: dict[str, Any], folder: Path) -> dict[str, Any]:
         """The run's figures by `ist eval`."""
         has_adapter = (folder / "adapter_config.json").is_file()
-        name = str(result["model"])
-        name = str(quickstart_model_path()) if name == QUICKSTART_MODEL else name
         model = (
-            {"model_name_or_path": name, "adapter": str(folder)} if has_adapter else {"model_name_or_path": str(folder)}
+            {"model_name_or_path": result["model"], "adapter": folder}
+            if has_adapter
+            else {"model_name_or_path": folder}
         )
-        arguments = to_arguments({**model, **self.recipe.evaluation, "output_dir": str(folder / "evaluation")})
+        arguments = to_arguments({**model, **self.recipe.evaluation, "output_dir": folder / "evaluation"})
         with self.display.running(method.name, None, None, "evaluation") as on_line:
             return evaluate_once(arguments, folder / "evaluation", on_line)
 
@@ -214,7 +214,7 @@ class Comparison:
         against = {m.name: [other for other in m.against if other in names] for m in self.recipe.methods}
         return {
             "recipe": self.recipe.name,
-            "commit": source_commit(),
+            "commit": commit(),
             "seeds": list(self.recipe.seeds),
             "methods": {method.name: dict(method.flags) for method in self.recipe.methods},
             "more_flags": list(self.recipe.more_flags),

@@ -28,7 +28,7 @@ class CompareDisplay:
         """What is about to be compared."""
         self.console.print(
             Text(recipe.name, "bold"),
-            f": {len(recipe.methods)} methods × {len(recipe.seeds)} seeds, into {folder}",
+            f": {count(len(recipe.methods), 'method')} × {count(len(recipe.seeds), 'seed')}, into {folder}",
             sep="",
             soft_wrap=True,
         )
@@ -60,7 +60,7 @@ class CompareDisplay:
         for budget, figures in summary["table"].items():
             for figure, rows in figures.items():
                 seeds = max(len(row["values"]) for row in rows.values())
-                title = f"{figure}, {BUDGETS[budget]}, {seeds} seed{'s' if seeds > 1 else ''}"
+                title = f"{figure}, {BUDGETS[budget]}, {count(seeds, 'seed')}"
                 self.console.print(Text(f"\n{title}", "bold"), soft_wrap=True)
                 self.console.print(figure_table(figure, rows))
         self.console.print(Text("\ncost", "bold"))
@@ -73,6 +73,11 @@ class CompareDisplay:
             self.console.print(f"picture: {picture}", soft_wrap=True)
 
 
+def count(number: int, name: str) -> str:
+    """A number of things."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
 def run_name(method: str, seed: int | None, rate: float | None, what: str) -> str:
     """A run in words."""
     words = [method, f"seed {seed}" if seed is not None else "", f"learning rate {rate:g}" if rate else ""]
@@ -81,7 +86,8 @@ def run_name(method: str, seed: int | None, rate: float | None, what: str) -> st
 
 def figure_table(figure: str, rows: Mapping[str, Any]) -> Table:
     """A figure of all methods, with a column of differences for each method that others are paired with."""
-    others = list(dict.fromkeys(other for row in rows.values() for other in row["differences"]))
+    paired = {other for row in rows.values() for other in row["differences"]}
+    others = [method for method in rows if method in paired]
     table = Table(show_edge=False, pad_edge=False)
     for column in ("method", "mean", *(f"minus {other}" for other in others)):
         table.add_column(Text(column))

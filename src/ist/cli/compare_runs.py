@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-__all__ = ["evaluate_once", "source_commit", "train_once", "write_json"]
+from .checkout import commit
+
+__all__ = ["evaluate_once", "train_once", "write_json"]
 
 RESULT_FILE = "ist_result.json"
 EVALUATION_FILE = "ist_eval.json"
@@ -40,10 +41,10 @@ def train_once(arguments: Sequence[str], folder: Path, on_line: OnLine) -> dict[
         check_same(json.loads(record.read_text(encoding="utf-8"))["arguments"], arguments, folder)
     if not result.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(record, {**begun, "commit": source_commit()})
+        write_json(record, {**begun, "commit": commit()})
         run_command("train", arguments, folder / "train.log", on_line)
-    commit = json.loads(record.read_text(encoding="utf-8")).get("commit") if record.is_file() else None
-    return {**json.loads(result.read_text(encoding="utf-8")), "commit": commit}
+    at = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    return {**json.loads(result.read_text(encoding="utf-8")), "commit": at.get("commit")}
 
 
 def evaluate_once(arguments: Sequence[str], folder: Path, on_line: OnLine) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def evaluate_once(arguments: Sequence[str], folder: Path, on_line: OnLine) -> di
         check_same(json.loads(record.read_text(encoding="utf-8"))["arguments"], arguments, folder)
     if not (folder / EVALUATION_FILE).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(record, {"command": "eval", "arguments": list(arguments), "commit": source_commit()})
+        write_json(record, {"command": "eval", "arguments": list(arguments), "commit": commit()})
         run_command("eval", arguments, folder / "eval.log", on_line)
     return json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
 
@@ -122,37 +123,6 @@ class stopping_on_signals:  # noqa: N801  (a context manager, read as a phrase)
     def __exit__(self, *exception: object) -> None:
         if self._former is not None:
             signal.signal(signal.SIGTERM, self._former)
-
-
-def source_commit() -> str | None:
-    """The commit of the library that runs, where it is a checkout or was installed from one; `-dirty` where its code
-    differs from it.
-    """
-    if commit := os.environ.get("COMMIT"):
-        return commit
-    root = Path(__file__).parents[3]
-    if (root / ".git").exists():
-        return commit_of_checkout(root)
-    try:
-        origin = json.loads(distribution("ist-peft").read_text("direct_url.json") or "{}")
-    except (PackageNotFoundError, ValueError):
-        return None
-    return origin.get("vcs_info", {}).get("commit_id")
-
-
-def commit_of_checkout(root: Path) -> str | None:
-    """What git says about the checkout in a folder."""
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--exclude=*"],
-            capture_output=True,
-            text=True,
-        )
-        changed = subprocess.run(["git", "-C", str(root), "diff", "--quiet", "HEAD", "--", "src"], capture_output=True)
-    except OSError:
-        return None
-    commit = described.stdout.strip()
-    return f"{commit}{'-dirty' if changed.returncode else ''}" if commit else None
 
 
 def write_json(file: Path, value: Any) -> None:
