@@ -147,8 +147,8 @@ def test_a_command_that_fails_says_why(tmp_path: Path) -> None:
     assert lines == [(tmp_path / "tune.log").read_text().strip()]
 
 
-def order_of_data(arguments: Sequence[str]) -> list[Any]:
-    """The training batches of a run, as they reached the model."""
+def course_of_data(arguments: Sequence[str]) -> tuple[list[Any], list[float]]:
+    """The training batches of a run, as they reached the model, and the first weights of its adapters."""
     run = parse_arguments(arguments)
     trainer = make_trainer(run, load_data(run))
     seen: list[Any] = []
@@ -158,9 +158,10 @@ def order_of_data(arguments: Sequence[str]) -> list[Any]:
             seen.append(kwargs["input_ids"].tolist())
 
     assert trainer.model is not None
+    first = next(p for name, p in trainer.model.named_parameters() if "lora_A" in name)[0].tolist()
     trainer.model.register_forward_pre_hook(record, with_kwargs=True)
     trainer.train()
-    return seen
+    return seen, first
 
 
 def test_all_methods_see_the_same_data_in_the_same_order(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -171,11 +172,14 @@ def test_all_methods_see_the_same_data_in_the_same_order(tiny_model_folder: Path
     )
     flags = ["--model_name_or_path", str(tiny_model_folder), "--max_steps=15", "--save_strategy=no"]
     recipe = read_comparison(tmp_path / "small.yaml", flags)
-    orders = [order_of_data(recipe.arguments(method, 1, tmp_path / "run")) for method in recipe.methods]
-    assert len(orders[0]) == 15
-    assert orders[0] == orders[1] == orders[2]
-    other = order_of_data(recipe.arguments(recipe.methods[0], 2, tmp_path / "run"))
-    assert other != orders[0]
+    courses = [course_of_data(recipe.arguments(method, 1, tmp_path / "run")) for method in recipe.methods]
+    (plain, plain_weights), (ist, ist_weights), (dora, _) = courses
+    assert len(plain) == 15
+    assert plain == ist == dora
+    assert plain_weights == ist_weights
+    other, other_weights = course_of_data(recipe.arguments(recipe.methods[0], 2, tmp_path / "run"))
+    assert other != plain
+    assert other_weights != plain_weights
 
 
 def test_an_analysis_of_a_run(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
