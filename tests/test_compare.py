@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from ist.cli.arguments import parse_arguments
+from ist.cli.compare import Comparison
 from ist.cli.compare_recipe import read_comparison
 from ist.cli.compare_runs import run_command
 from ist.cli.main import main
@@ -180,6 +181,44 @@ def test_all_methods_see_the_same_data_in_the_same_order(tiny_model_folder: Path
     other, other_weights = course_of_data(recipe.arguments(recipe.methods[0], 2, tmp_path / "run"))
     assert other != plain
     assert other_weights != plain_weights
+
+
+def put_result(arguments: Sequence[str], folder: Path, **result: Any) -> None:
+    """Leave a finished run in a folder, as `ist train` would."""
+    folder.mkdir(parents=True)
+    usual = {"before": {"loss": 3.0}, "log": [], "peak_memory_bytes": 2**20, "model": "x"}
+    (folder / "run.json").write_text(json.dumps({"arguments": list(arguments)}))
+    (folder / "ist_result.json").write_text(json.dumps({**usual, **result}))
+
+
+def test_the_best_rate_is_taken_and_equal_time_is_the_references(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every run that is asked for is there; another one, or other flags, would be trained or refused."""
+    (tmp_path / "small.yaml").write_text(RECIPE.replace("method: ist", "method: ist, learning_rates: [0.01, 0.04]"))
+    recipe = read_comparison(tmp_path / "small.yaml", ["--model_name_or_path=x"], budget="seconds")
+    out = tmp_path / "out"
+    plain, ist = recipe.methods
+    where = out / "LoRA" / "seed-1"
+    put_result(recipe.arguments(plain, 1, where), where, after={"loss": 1.0}, num_steps=60, step_seconds=10.0)
+    for rate, loss in ((0.01, 1.5), (0.04, 1.2)):
+        where = out / "IST" / f"lr-{rate}" / "seed-1"
+        arguments = recipe.arguments(ist, 1, where, {"learning_rate": rate})
+        put_result(arguments, where, after={"loss": loss}, num_steps=60, step_seconds=5.0)
+    where = out / "IST" / "lr-0.04" / "seconds" / "seed-1"
+    changes = {"max_steps": 120, "max_train_seconds": 10.0, "learning_rate": 0.04}
+    put_result(recipe.arguments(ist, 1, where, changes), where, after={"loss": 0.9}, num_steps=120, step_seconds=9.9)
+
+    Comparison(recipe, out).run()
+    summary = json.loads((out / "compare.json").read_text())
+    chosen = {"tried": {"0.01": 1.5, "0.04": 1.2}, "chosen": 0.04, "at_the_edge": True}
+    assert summary["learning_rates"] == {"IST": chosen}
+    differences = {
+        budget: figures["validation loss"]["IST"]["differences"]["LoRA"]["mean"]
+        for budget, figures in summary["table"].items()
+    }
+    assert differences == {"steps": pytest.approx(0.2), "seconds": pytest.approx(-0.1)}
+    assert "validation loss, equal training time, 1 seed" in capsys.readouterr().out
 
 
 def test_an_analysis_of_a_run(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
