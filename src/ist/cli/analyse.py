@@ -181,7 +181,9 @@ class Analysis:
         def measure(removed: list[list[int]]) -> list[float]:
             return weighted_mean(self.losses(removed, few), self.weights[:few]).tolist()
 
-        with self.display.waiting(f"greedy search, {'most' if most_first else 'least'} important first"):
+        sets = len(self.layers) * (len(self.layers) + 1) // 2 - 1
+        name = f"greedy search, {'most' if most_first else 'least'} important first"
+        with self.display.waiting(f"{name}, {sets} sets of layers on {min(few, len(self.batches))} batches"):
             return removal_order(len(self.layers), measure, most_first)
 
     def remove(self, order: list[int], name: str) -> dict[str, Any]:

@@ -22,7 +22,9 @@ class AnalyseDisplay:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Say what is being done while it is."""
+        """Say what is being done while it is; on a terminal the line goes when it is done."""
+        if not self.console.is_terminal:
+            self.console.print(f"{what} …", soft_wrap=True)
         with self.console.status(what):
             yield
 

@@ -87,7 +87,7 @@ def read_comparison(file: Path, more_flags: Sequence[str] = (), **changes: Any) 
     check_safe(recipe, file.name)
     for key in recipe:
         check_keys(file.name, [key], KEYS)
-    evaluation = {**(recipe.get("evaluation") or {}), **(changes.get("evaluation") or {})}
+    evaluation = read_evaluation(recipe, file.name, changes.get("evaluation") or {})
     seeds = changes.get("seeds") or recipe.get("seeds", [0])
     comparison = CompareRecipe(
         name=file.stem.removeprefix(PREFIX),
@@ -106,6 +106,19 @@ def read_comparison(file: Path, more_flags: Sequence[str] = (), **changes: Any) 
         if run.training.n_gpu > 1:
             raise ValueError(f"{run.training.n_gpu} GPUs are seen by one process: set CUDA_VISIBLE_DEVICES=0.")
     return comparison
+
+
+def read_evaluation(recipe: Mapping[str, Any], where: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of `ist eval`, those of the command line over the recipe's."""
+    given = recipe.get("evaluation") or {}
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"evaluation={given!r} in {where} is no list of flags: write `tasks: [boolq]` in lines below it."
+        )
+    evaluation = {**given, **changes}
+    if own := {"model_name_or_path", "adapter", "output_dir"} & set(evaluation):
+        raise ValueError(f"The evaluation sets {own.pop()}, which ist compare gives to each run itself: leave it out.")
+    return evaluation
 
 
 def read_methods(recipe: Mapping[str, Any], where: str, chosen: Sequence[str] | None) -> tuple[Method, ...]:
