@@ -112,9 +112,7 @@ def read_evaluation(recipe: Mapping[str, Any], where: str, changes: Mapping[str,
     """The flags of `ist eval`, those of the command line over the recipe's."""
     given = recipe.get("evaluation") or {}
     if not isinstance(given, Mapping):
-        raise ValueError(
-            f"evaluation={given!r} in {where} is no list of flags: write `tasks: [boolq]` in lines below it."
-        )
+        raise ValueError(f"evaluation={given!r} in {where} is no list of flags: write `tasks: [boolq]` below it.")
     evaluation = {**given, **changes}
     if own := {"model_name_or_path", "adapter", "output_dir"} & set(evaluation):
         raise ValueError(f"The evaluation sets {own.pop()}, which ist compare gives to each run itself: leave it out.")
