@@ -19,6 +19,8 @@ class AnalyseDisplay:
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, markup=False)
+        if not self.console.is_terminal:
+            self.console.width = 160  # in a file a table's row is a line
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:

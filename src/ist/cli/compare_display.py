@@ -23,6 +23,8 @@ class CompareDisplay:
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, markup=False)
+        if not self.console.is_terminal:
+            self.console.width = 160  # in a file a table's row is a line
 
     def begin(self, recipe: CompareRecipe, folder: Path) -> None:
         """What is about to be compared."""
