@@ -22,8 +22,8 @@ __all__ = ["COMPARE_FILE", "compare"]
 
 COMPARE_FILE = "compare.json"
 KEPT = (
-    "device", "num_processes", "versions", "commit", "num_steps", "train_loss", "train_seconds", "step_seconds",
-    "peak_memory_bytes", "before", "after", "log",
+    "adapter", "device", "num_processes", "versions", "commit", "num_steps", "train_loss", "train_seconds",
+    "step_seconds", "peak_memory_bytes", "probe_share", "search", "fused", "before", "after", "log",
 )  # fmt: skip
 """What `compare.json` takes over from a run's result."""
 
