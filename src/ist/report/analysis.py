@@ -27,11 +27,13 @@ def draw_analysis(result: Mapping[str, Any], folder: Path) -> Path:
     """
     with matplotlib.rc_context(STYLE):
         figure = new_figure(9, 6)
-        (losses, answers), (importance, learned) = figure.subplots(2, 2)
-        draw_removal(losses, result["removal"], "loss", "Loss without layers", "nats a token")
-        draw_removal(answers, result["removal"], "accuracy", "Exact answers without layers", "share")
-        draw_importance(importance, result)
-        draw_learned(learned, result)
+        answered = any(removal["accuracy"] for removal in result["removal"].values())
+        panels = figure.subplot_mosaic([["loss", "answers" if answered else "loss"], ["importance", "learned"]])
+        draw_removal(panels["loss"], result["removal"], "loss", "Loss without layers", "nats a token")
+        if answered:
+            draw_removal(panels["answers"], result["removal"], "accuracy", "Exact answers without layers", "share")
+        draw_importance(panels["importance"], result)
+        draw_learned(panels["learned"], result)
         picture = folder / ANALYSIS_PICTURE
         figure.savefig(picture)
     return picture
@@ -41,12 +43,8 @@ def draw_removal(axes: Any, removal: Mapping[str, Any], figure: str, title: str,
     """A figure after each removal, in both orders."""
     axes.set(title=title, xlabel="layers removed", ylabel=label)
     for name, color in (("least_first", "tab:blue"), ("most_first", "tab:red")):
-        if removal[name][figure]:
-            axes.plot(removal[name][figure], color=color, marker=".", label=name.replace("_", " important "))
-    if axes.has_data():
-        axes.legend(frameon=False)
-    else:
-        axes.text(0.5, 0.5, "not asked", ha="center", transform=axes.transAxes)
+        axes.plot(removal[name][figure], color=color, marker=".", label=name.replace("_", " important "))
+    axes.legend(frameon=False)
 
 
 def draw_importance(axes: Any, result: Mapping[str, Any]) -> None:
