@@ -71,6 +71,11 @@ def test_the_command_line_goes_before_the_recipe(tmp_path: Path) -> None:
         ({"methods": {"x": {"fixed_layers": "top:/etc/passwd"}}}, "sets fixed_layers to 'top:/etc/passwd'"),
         ({"methods": {"x": {"fixed_layers": "bottom:../a.json"}}}, "sets fixed_layers to 'bottom:../a.json'"),
         ({"evaluation": "boolq"}, "evaluation='boolq' in compare-mine.yaml is no list of flags"),
+        (
+            {"evaluation": {"tasks": "boolq", "protocol": "guess"}},
+            "evaluation: argument --protocol: invalid choice",
+        ),
+        ({"evaluation": {"task": "boolq"}}, "evaluation: "),
         ({"evaluation": {"adapter": "x"}}, "The evaluation sets adapter, which ist compare gives"),
         ({"seeds": [1, 1]}, "seeds=[1, 1] is not a list of different whole numbers"),
         ({"seeds": []}, "is not a list of different whole numbers"),

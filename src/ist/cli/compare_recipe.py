@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config import check_choice
 from .arguments import RECIPE_FOLDERS, check_keys, parse_arguments, read_recipe
+from .eval_arguments import evaluation_settings, parse_eval_arguments
 from .recipe_safety import check_safe
 
 __all__ = [
@@ -116,6 +117,11 @@ def read_evaluation(recipe: Mapping[str, Any], where: str, changes: Mapping[str,
     evaluation = {**given, **changes}
     if own := {"model_name_or_path", "adapter", "output_dir"} & set(evaluation):
         raise ValueError(f"The evaluation sets {own.pop()}, which ist compare gives to each run itself: leave it out.")
+    if evaluation:
+        try:
+            evaluation_settings(parse_eval_arguments(to_arguments({"model_name_or_path": "model", **evaluation})))
+        except ValueError as error:
+            raise ValueError(f"evaluation: {error}") from error
     return evaluation
 
 
