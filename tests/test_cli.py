@@ -220,7 +220,7 @@ def test_a_mistake_is_one_line_and_status_2(
         (["--help"], 0, "ist recipes"),
         (["--version"], 0, "ist 0."),
         (["recipes"], 0, "quickstart"),
-        (["tune"], 2, "there is no command 'tune': choose one of train, eval, recipes, report."),
+        (["tune"], 2, "there is no command 'tune': choose one of train, eval, compare, analyse, recipes, report."),
         (["report"], 2, "ist report takes one folder"),
         (["report", "nowhere"], 2, "nowhere does not exist"),
     ],

@@ -14,11 +14,11 @@ import ist
 SOURCE = Path(ist.__file__).parent
 FLOORS = [
     {"adalora", "adapterhub", "checkpoints", "config", "data", "ddp", "distributed", "history", "importance"}
-    | {"layers", "lora_fa", "probes", "resume", "sampling", "scores", "sharding"}
+    | {"layers", "lora_fa", "probes", "resume", "sampling", "scores", "sharding", "statistics"}
     | {"whole_layers"},
-    {"activation", "fingerprint", "fused", "optimizer_state", "recompute", "responses"},
+    {"activation", "comparison", "fingerprint", "fused", "optimizer_state", "recompute", "responses"},
     {"depth", "joint", "suppression"},
-    {"evaluation", "measurement", "selectors"},
+    {"analysis", "evaluation", "measurement", "selectors"},
     {"tuner"},
     {"greedy", "integrations"},
     {"cli"},

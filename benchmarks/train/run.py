@@ -31,6 +31,7 @@ def main(name: str, flags: list[str], results: Path = HERE / "results") -> Path:
         result = json.loads((Path(folder) / RESULT_FILE).read_text(encoding="utf-8"))
         # Names of files are kept, the folders of one machine are not.
         shown = ["/".join(Path(flag).parts[-2:]) if Path(flag).is_file() else flag for flag in flags]
+        del result["arguments"]
         result = {"name": name, "flags": shown, "commit": revision, **result}
         file = results / f"{name}.json"
         file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

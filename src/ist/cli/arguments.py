@@ -125,6 +125,9 @@ class ISTArguments:
     validation_size: int = field(
         default=120, metadata={"help": "Rows held out of data_files for the loss before and after; 0 for none."}
     )
+    max_train_seconds: float | None = field(
+        default=None, metadata={"help": "End after this many seconds of steps (validation and checkpoints left out)."}
+    )
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
@@ -139,6 +142,8 @@ class ISTArguments:
             self.test_tasks = [task.name for task in find_tasks(self.test_tasks)]
         check_whole("num_train_problems", self.num_train_problems, at_least=1, why="there is nothing to train on else")
         check_whole("num_test_problems", self.num_test_problems, at_least=0, why="give 0 to ask none")
+        if self.max_train_seconds is not None and not self.max_train_seconds > 0:
+            raise ValueError(f"max_train_seconds={self.max_train_seconds} is no time to train in: give more than 0.")
         check_whole("validation_size", self.validation_size, at_least=0, why="give 0 to hold out none")
 
     def ist_config(self, seed: int) -> ISTConfig:
@@ -214,7 +219,9 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
         check_keys(f"{file.name}", defaults, parser.flags())
     parser.set_defaults_with_config(**{"output_dir": f"runs/{name}", **device_defaults(rest, defaults), **defaults})
     _, unknown = parser.parse_known_args(rest)
-    check_keys("the command line", [flag.lstrip("-").replace("-", "_") for flag in unknown], parser.flags())
+    check_keys(
+        "the command line", [flag.lstrip("-").split("=")[0].replace("-", "_") for flag in unknown], parser.flags()
+    )
     try:
         parsed = parser.parse_args_into_dataclasses(rest, look_for_args_file=False)
     except ValueError as error:
@@ -278,8 +285,8 @@ def find_recipe(name: str) -> Path:
 
 
 def list_recipes() -> list[Path]:
-    """The recipes that come with the library."""
-    files = [file for folder in RECIPE_FOLDERS for file in folder.glob("*.yaml")]
+    """The recipes that come with the library; those of `ist compare` are other ones."""
+    files = [file for folder in RECIPE_FOLDERS for file in folder.glob("*.yaml") if "compare-" not in file.name]
     return sorted({file.stem: file for file in files}.values(), key=lambda file: file.stem)
 
 

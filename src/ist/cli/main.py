@@ -15,6 +15,8 @@ USAGE = """ist: fine-tune the layers that matter
   ist train                    the quickstart: a small model learns word problems
   ist train --recipe NAME      a recipe, with any flag beside it to change it
   ist train --FLAG VALUE …     without a recipe; `ist train --help` lists the flags
+  ist compare --recipe NAME    methods × seeds on one task: table, intervals, curves (quick: minutes on two cores)
+  ist analyse FOLDER           which layers of a trained adapter matter, and whether IST learned it
   ist recipes                  the recipes that come with the library
   ist eval --FLAG VALUE …      a model's answers or loss on tasks; `ist eval --help` lists the flags
   ist report FOLDER            pictures of a run: importance over time, layers chosen, losses
@@ -37,11 +39,26 @@ def train(arguments: Sequence[str]) -> None:
         raise SystemExit(stopped.status) from None
 
 
+def compare(arguments: Sequence[str]) -> None:
+    """Compare methods over seeds."""
+    from .compare import compare
+
+    compare(arguments)
+
+
+def analyse(arguments: Sequence[str]) -> None:
+    """Measure which layers of a trained adapter matter."""
+    from .analyse import analyse
+
+    analyse(arguments)
+
+
 def recipes(arguments: Sequence[str]) -> None:
     """List the recipes with the first line of each."""
     from .arguments import list_recipes
+    from .compare_recipe import list_comparisons
 
-    for file in list_recipes():
+    for file in [*list_recipes(), *list_comparisons()]:
         title = file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
         print(f"{file.stem:32} {title}")
 
@@ -65,12 +82,15 @@ def evaluate(arguments: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "eval": evaluate,
+    "compare": compare,
+    "analyse": analyse,
     "recipes": recipes,
     "report": report,
 }
 GOES_ON = {
     "train": "--resume_from_checkpoint last goes on from the last checkpoint",
     "eval": "the same command goes on from the answers that are there",
+    "compare": "the same command goes on where it was",
 }
 
 

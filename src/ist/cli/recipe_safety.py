@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
@@ -71,6 +72,7 @@ def entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def leaves_folder(text: str) -> bool:
     """Whether a text, read as a path or an address, leads out of the folder that it is used in."""
+    text = re.sub(r"^(top|bottom):", "", text)  # a file of importance, in --fixed_layers
     outside = text.startswith("~") or "://" in text
     paths = PurePosixPath(text), PureWindowsPath(text)
     return outside or any(path.is_absolute() or path.anchor or ".." in path.parts for path in paths)

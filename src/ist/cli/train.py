@@ -28,6 +28,7 @@ from ..history import HISTORY_FILE
 from ..integrations.trainer import IST
 from ..sharding import is_sharded
 from .arguments import RunArguments, parse_arguments
+from .clock import TrainingClock
 from .display import Display, TrainingProgress, device_name, peak_memory
 from .greedy import search_layers
 from .interrupt import Interrupt, Stopped
@@ -37,6 +38,8 @@ from .task_data import training_rows, without_test_rows
 __all__ = ["train"]
 
 RESULT_FILE = "ist_result.json"
+LOGGED = ("step", "step_seconds", "loss", "eval_loss", "learning_rate", "grad_norm")
+"""What the result keeps of the Trainer's log."""
 TEST_SEED_OFFSET = 1
 
 
@@ -81,6 +84,8 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
     callback = next((cb for cb in trainer.callback_handler.callbacks if isinstance(cb, IST)), None)
     progress = TrainingProgress(display, callback)
     trainer.add_callback(progress)
+    clock = TrainingClock(run.ist.max_train_seconds)
+    trainer.add_callback(clock)
     interrupt = Interrupt()
     trainer.add_callback(interrupt)
     if torch.cuda.is_available():
@@ -94,11 +99,12 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
     if interrupt.number is not None:
         raise Stopped(output.global_step, folder, interrupt.number)
     seconds = time.perf_counter() - start
-    memory = peak_memory()
+    memory, log = peak_memory(), log_entries(trainer)
     after = judge(trainer, data, display, "after", ranks)
     trainer.save_model(str(folder))
     result = {
         "recipe": run.recipe,
+        "arguments": list(arguments),
         "model": run.model.model_name_or_path,
         "method": run.ist.method,
         "adapter": run.ist.adapter,
@@ -108,9 +114,11 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         "num_steps": output.global_step,
         "train_loss": output.training_loss,
         "train_seconds": seconds,
+        "step_seconds": clock.seconds,
         "peak_memory_bytes": memory,
         "before": before,
         "after": after,
+        "log": log,
     }
     if search:
         result["search"] = {name: search[name] for name in ("layers", "num_trainings", "num_steps", "seconds")}
@@ -286,6 +294,12 @@ def judge(trainer: SFTTrainer, data: TaskData, display: Display, when: str, rank
         figures["accuracy"] = correct * (ranks.size if shared else 1) / len(data.problems)
     display.judged(when, figures)
     return figures
+
+
+def log_entries(trainer: SFTTrainer) -> list[dict[str, Any]]:
+    """The Trainer's log of training and validation losses, from the first step on, resumes included."""
+    losses = [entry for entry in trainer.state.log_history if entry["step"] and {"loss", "eval_loss"} & set(entry)]
+    return [{name: entry[name] for name in LOGGED if name in entry} for entry in losses]
 
 
 def prepare_folder(name: str | None, ranks: Ranks) -> Path:

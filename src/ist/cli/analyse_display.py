@@ -1,0 +1,85 @@
+"""What `ist analyse` shows: the layers in the order of their importance, and the removals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["AnalyseDisplay"]
+
+
+class AnalyseDisplay:
+    """The console of an analysis."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, markup=False)
+        if not self.console.is_terminal:
+            self.console.width = 160  # in a file a table's row is a line
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Say what is being done while it is; on a terminal the line goes when it is done."""
+        if not self.console.is_terminal:
+            self.console.print(f"{what} …", soft_wrap=True)
+        with self.console.status(what):
+            yield
+
+    def end(self, result: Mapping[str, Any], folder: Path, further: str, picture: Path | None) -> None:
+        """The tables, and where everything is."""
+        print_line = self.console.print
+        tokens = f"{result['num_batches']} batches, {result['num_tokens']} tokens"
+        print_line(f"validation loss {result['loss']:.4f} nats a token ({tokens})", soft_wrap=True)
+        print_line(Text("\ntrue importance: the loss without a layer's response, minus the loss with it", "bold"))
+        print_line(importance_table(result))
+        if correlation := result["rank_correlation"]:
+            print_line(correlation_text(correlation), soft_wrap=True)
+        print_line(Text(f"\nlayers taken out one after the other ({result['order']})", "bold"))
+        print_line(removal_table(result["removal"]))
+        print_line(f"\nall figures: {folder / 'analysis.json'}", soft_wrap=True)
+        print_line(f"to tune only the most or least important layers: {further}", soft_wrap=True)
+        if picture:
+            print_line(f"picture: {picture}", soft_wrap=True)
+
+
+def importance_table(result: Mapping[str, Any]) -> Table:
+    """Every layer, the most important first."""
+    table = Table(show_edge=False, pad_edge=False)
+    for column in ("layer", "importance", "95% interval", *(["learned"] if result["learned"] else [])):
+        table.add_column(column)
+    importance, intervals = result["importance"], result["intervals"]
+    for layer in sorted(range(len(importance)), key=lambda index: -importance[index]):
+        interval = f"[{intervals[layer][0]:+.4f}, {intervals[layer][1]:+.4f}]" if intervals else "–"
+        learned = [f"{result['learned'][layer]:+.3f}"] if result["learned"] else []
+        table.add_row(str(layer), f"{importance[layer]:+.4f}", interval, *learned)
+    return table
+
+
+def correlation_text(correlation: Mapping[str, Any]) -> str:
+    """The rank correlation in words."""
+    if correlation["tau"] is None:
+        return "Kendall's tau between true and learned importance: none, one of them is the same for all layers"
+    interval = f" [{correlation['low']:+.2f}, {correlation['high']:+.2f}]" if correlation["low"] is not None else ""
+    return f"Kendall's tau between true and learned importance: {correlation['tau']:+.2f}{interval}"
+
+
+def removal_table(removal: Mapping[str, Any]) -> Table:
+    """Losses and exact answers at a few points of both removals."""
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("layers removed")
+    for name in removal:
+        table.add_column(f"loss, {name.replace('_', ' ')}")
+    with_answers = [name for name in removal if removal[name]["accuracy"]]
+    for name in with_answers:
+        table.add_column(f"exact, {name.replace('_', ' ')}")
+    last = len(next(iter(removal.values()))["order"])
+    for number in sorted({round(last * eighth / 8) for eighth in range(9)}):
+        losses = [f"{removal[name]['loss'][number]:.4f}" for name in removal]
+        answers = [f"{removal[name]['accuracy'][number]:.0%}" for name in with_answers]
+        table.add_row(f"{number} of {last}", *losses, *answers)
+    return table
