@@ -124,11 +124,14 @@ def test_text_from_data_is_not_markup(tmp_path: Path) -> None:
     assert Display().console._markup is False
     trap = "[bold red]a[/bold red] [link=file:///etc/passwd]b[/link] [/]"
     result = {"before": {trap: 1.0}, "after": {trap: 2.0}, "num_steps": 1, "train_seconds": 1, "peak_memory_bytes": 1}
+    result["adapter"] = "lora"
     display.end(result, tmp_path / "[red]run[", None)
     run = SimpleNamespace(
         recipe=trap,
         model=SimpleNamespace(model_name_or_path=trap),
         ist=SimpleNamespace(adapter="lora", method="all"),
+        selector=None,
+        unused=[],
     )
     import torch
 
