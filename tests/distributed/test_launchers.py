@@ -74,9 +74,18 @@ def run(command: list[str], model: Path, folder: Path, **environment: str) -> su
         try:
             out, err = process.communicate(timeout=100)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            end(process)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a launcher that is still there: asked first, since it alone knows its processes."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+            return
 
 
 def steps_of(folder: Path) -> list[int]:
