@@ -14,7 +14,8 @@ import pytest
 
 from ist import read_history
 from ist.cli.main import main
-from ist.cli.train import load_data, train
+from ist.cli.train import train
+from ist.cli.training_data import load_data
 
 QUICK = [
     "--max_steps=6", "--per_device_train_batch_size=4", "--logging_steps=2", "--update_interval=2",

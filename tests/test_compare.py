@@ -17,7 +17,8 @@ from ist.cli.compare import Comparison
 from ist.cli.compare_recipe import read_comparison
 from ist.cli.compare_runs import run_command
 from ist.cli.main import main
-from ist.cli.train import load_data, make_trainer, train
+from ist.cli.train import make_trainer, train
+from ist.cli.training_data import load_data
 
 RECIPE = """
 methods:

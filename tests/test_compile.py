@@ -9,8 +9,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from ist import SparseTuner
+from ist.fused import frozen as fused_frozen
 from ist.fused import function, precision
-from ist.fused import modules as fused_modules
 from tiny import snapshot, tiny_batches, tiny_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the compiler's own calls
@@ -78,7 +78,7 @@ def test_the_training_is_the_same(recompute: str) -> None:
 @pytest.mark.parametrize("recompute", ["none", "frozen"])
 def test_products_of_parts_break_no_graph(recompute: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU does with float32 adapters on a bfloat16 model."""
-    for module in (function, fused_modules):
+    for module in (function, fused_frozen):
         monkeypatch.setattr(module, "products", lambda *_: precision.Split())
     monkeypatch.setattr(precision, "wide_product", lambda left, right: left.float() @ right.float())
     model = compiled("aot_eager", dropout=0.2)

@@ -19,7 +19,8 @@ from ist.cli.checkout import commit
 from ist.cli.eval import load_tasks
 from ist.cli.eval_arguments import parse_eval_arguments
 from ist.cli.main import main
-from ist.cli.train import load_data, train
+from ist.cli.train import train
+from ist.cli.training_data import load_data
 from ist.data import instruction_prompt
 from task_rows import numbered_rows, raw_row, write_collection
 from tiny import trainable

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ist import SparseTuner
 from ist.fused import FusedLora, precision, reason_against
-from ist.fused import modules as fused_modules
+from ist.fused import frozen as fused_frozen
 from tiny import tiny_batches, tiny_lora
 
 WIDTH, OUT = 48, 40
@@ -132,7 +132,7 @@ def test_in_bf16_no_worse_than_peft(base: str, adapter: torch.dtype) -> None:
 def test_idle_in_bf16_no_worse_than_peft(base: str, adapter: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """With products of parts where a GPU has them, for a response that is a tenth of the output."""
     on_gpu = precision.Split() if adapter == torch.float32 else precision.Plain(None, adapter, adapter)
-    monkeypatch.setattr(fused_modules, "products", lambda *_: on_gpu)
+    monkeypatch.setattr(fused_frozen, "products", lambda *_: on_gpu)
     sums = torch.zeros(2, 2, dtype=torch.float64)
     for draw in range(40):
         torch.manual_seed(draw)
@@ -157,13 +157,15 @@ def test_idle_matrices_are_prepared_once_and_anew_when_written_to() -> None:
     fused = fuse(module)
     fused.idle = True
 
+    prepare = fused_frozen.frozen_pair
+
     def count(*arguments: Any) -> Any:
         nonlocal prepared
         prepared += 1
-        return precision.frozen_pair(*arguments)
+        return prepare(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused_modules, "frozen_pair", count)
+        patch.setattr(fused_frozen, "frozen_pair", count)
         for change, number in (
             (lambda: None, 1),
             (lambda: None, 1),

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from .precision import FrozenPair, Products, autocast_dtype, products
+from .precision import Products, autocast_dtype, products
 
-__all__ = ["frozen_lora_linear", "lora_linear", "lora_update"]
+__all__ = ["lora_linear", "lora_update", "unflatten"]
 
 
 def lora_linear(
@@ -39,80 +39,6 @@ def lora_linear(
     y, kind = base_product(x, weight, bias, a)
     add_lora_(kind, y, x, a, b, c, scaling, dropout)
     return y
-
-
-def frozen_lora_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    pair: FrozenPair,
-    c: Tensor | None,
-    scaling: float,
-    factors: Tensor | None = None,
-) -> Tensor:
-    """`lora_linear` of a frozen adapter without dropout: two thin products in each direction, and nothing else.
-
-    Args:
-        factors: `[parts]`, further factors on what the adapter adds, one for each of so many equal parts of the rows;
-            without gradient.
-    """
-    if factors is None and torch.is_grad_enabled() and x.requires_grad:
-        return FrozenLoraLinear.apply(x, weight, bias, *pair, c, scaling)  # type: ignore[return-value]
-    return frozen_forward(x, weight, bias, *pair, c, scaling, factors)
-
-
-def frozen_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    down: Tensor,
-    up: Tensor,
-    c: Tensor | None,
-    scaling: float,
-    factors: Tensor | None = None,
-) -> Tensor:
-    if x.dtype != down.dtype:  # autocast
-        x, weight = x.to(down.dtype), weight.to(down.dtype)
-        bias = None if bias is None else bias.to(down.dtype)
-    y = linear(x, weight, bias)
-    rows = y.view(-1, y.shape[-1])
-    h = x.reshape(-1, x.shape[-1]) @ down.t()
-    if factors is not None:
-        h.view(len(factors), -1, h.shape[-1]).mul_(factors[:, None, None])
-    rows.addmm_(h, up, alpha=scaling)
-    if c is not None and factors is None:
-        rows.add_(c.to(rows.dtype), alpha=scaling)
-    elif c is not None:
-        rows.view(len(factors), -1, rows.shape[-1]).add_(factors[:, None, None] * c, alpha=scaling)  # type: ignore
-    return y
-
-
-class FrozenLoraLinear(torch.autograd.Function):
-    """`frozen_lora_linear` with its backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        down: Tensor,
-        up: Tensor,
-        c: Tensor | None,
-        scaling: float,
-    ) -> Tensor:
-        ctx.save_for_backward(weight, down, up)
-        ctx.scaling, ctx.x_dtype = scaling, x.dtype
-        return frozen_forward(x, weight, bias, down, up, c, scaling)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        weight, down, up = ctx.saved_tensors
-        dy = grad.reshape(-1, grad.shape[-1])
-        dx = dy @ (weight if weight.dtype == dy.dtype else weight.to(dy.dtype))
-        dx.addmm_(dy @ up.t(), down, alpha=ctx.scaling)
-        return unflatten(ctx, dx, grad), None, None, None, None, None, None
 
 
 def lora_update(

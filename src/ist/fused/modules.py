@@ -10,12 +10,11 @@ from collections.abc import Collection
 from types import MethodType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..sharding import inner_units
-from .function import frozen_lora_linear, lora_linear, lora_update
-from .precision import FrozenPair, autocast_dtype, frozen_pair, products
+from .frozen import PairKeeper, frozen_lora_linear
+from .function import lora_linear, lora_update
 
 __all__ = ["FusedLora", "JoinError", "reason_against", "remove_fused"]
 
@@ -84,36 +83,6 @@ def remove_fused(module: nn.Module) -> None:
     if "_ist_idle" in module.__dict__:
         for name in NAMES:
             module.__dict__.pop(name, None)
-
-
-class PairKeeper:
-    """Prepares the matrices of an idle module for products (`precision.frozen_pair`), once where it may keep them.
-
-    They are prepared anew when autograd's version counter says that one was written to. An optimizer may write past
-    that counter, but only where there is a gradient: an active module's are forgotten.
-    """
-
-    def __init__(self, keep: bool) -> None:
-        self._keep = keep
-        self._key: tuple[Any, ...] = ()
-        self._pair: FrozenPair | None = None
-
-    def __call__(self, x: Tensor, a: Tensor, b: Tensor) -> FrozenPair | None:
-        """What x is to be multiplied with, or None where it cannot be prepared."""
-        autocast = autocast_dtype(x)
-        dtype = autocast or x.dtype
-        if torch.compiler.is_compiling() or not self._keep or a.is_inference():
-            return frozen_pair(products(a, autocast, x.dtype), dtype, a, b)
-        key = (a.data_ptr(), a._version, b.data_ptr(), b._version, dtype, autocast)
-        if key != self._key:
-            with torch.no_grad():
-                self._pair = frozen_pair(products(a, autocast, x.dtype), dtype, a, b)
-            self._key = key
-        return self._pair
-
-    def forget(self) -> None:
-        """Let go of what was kept."""
-        self._key, self._pair = (), None
 
 
 def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

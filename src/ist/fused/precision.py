@@ -14,11 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["FrozenPair", "Plain", "Products", "Split", "autocast_dtype", "frozen_pair", "products"]
-
-FrozenPair = tuple[Tensor, Tensor]
-"""A frozen adapter ready for two products, `x @ downᵀ` and `· @ up` forwards, `dy @ upᵀ` and `· @ down` backwards: down
-`[k, in]` and up `[k, out]` in the activations' dtype, k = r or a multiple of it."""
+__all__ = ["Plain", "Products", "Split", "autocast_dtype", "parts", "products"]
 
 
 class Plain:
@@ -137,24 +133,6 @@ def products(a: Tensor, autocast: torch.dtype | None, *activations: torch.dtype)
     if a.is_cuda and a.dtype == torch.float32 and all(dtype == torch.bfloat16 for dtype in activations):
         return Split()
     return Plain(None, a.dtype, a.dtype)
-
-
-def frozen_pair(kind: Products, dtype: torch.dtype, a: Tensor, b: Tensor) -> FrozenPair | None:
-    """A and B for products that nothing is learned from, or None where these need another dtype than the activations'.
-
-    Of float32 matrices they are parts: high, high and low of A, and high, low and high of Bᵀ, whose products add up to
-    high·high + high·low + low·high. What is lost is that the first product, which nothing is learned from, is rounded
-    to bfloat16: 2⁻⁹ of the adapter's response, beside the 2⁻⁹ of the whole output that any bfloat16 output has lost.
-
-    Args:
-        kind: says how the adapter's products are computed.
-        dtype: of the activations, after autocast.
-        a: the matrix A `[r, in]`.
-        b: the matrix B `[out, r]`.
-    """
-    if isinstance(kind, Split):
-        return parts(a, 3), parts(b.t(), 3).view(3, -1, b.shape[0])[[0, 2, 1]].flatten(0, 1)
-    return (kind.cast(a), kind.cast(b).t()) if kind.dtype == dtype else None
 
 
 def product(left: Tensor, right: Tensor, factor: float) -> Tensor:
