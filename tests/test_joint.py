@@ -116,6 +116,30 @@ def test_a_model_whose_loss_is_another_one_is_measured_set_by_set() -> None:
         assert torch.equal(joint(CANDIDATES, batch), expected)
 
 
+def test_a_model_that_gives_no_logits_without_labels_is_measured_set_by_set() -> None:
+    """Such as an encoder–decoder, which makes its decoder's inputs from them."""
+    model = tiny_lora().double()
+    batch = tiny_batches(1)[0]
+    inner: Any = model.get_base_model()
+    forward = inner.forward
+
+    def with_labels_alone(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("labels") is None:
+            raise ValueError("no inputs of a decoder")
+        return forward(*args, **kwargs)
+
+    inner.forward = with_labels_alone
+    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._activation.measuring():
+        expected = candidate_losses(model, tuner.layers, CANDIDATES, batch, 0.25)
+        joint = JointLosses(
+            model, tuner.layers, 0.25, lambda sets, given: candidate_losses(model, tuner.layers, sets, given, 0.25)
+        )
+        assert torch.equal(joint(CANDIDATES, batch), expected)
+        assert joint.trusted is False
+        with pytest.raises(ValueError, match="no inputs of a decoder"):
+            joint(CANDIDATES, {"input_ids": batch["input_ids"]})
+
+
 def ids(rows: int, tokens: int) -> Tensor:
     return torch.zeros(rows, tokens, dtype=torch.long)
 

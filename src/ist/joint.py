@@ -62,7 +62,9 @@ class JointLosses:
             return self._one_by_one(candidates, batch)
         try:
             losses = joint_losses(self._model, self._layers, candidates, batch, self._beta)
-        except (JoinError, torch.OutOfMemoryError):
+        except Exception as error:  # What is wrong with the batch or the model comes up again, set by set.
+            if self._trusted and not isinstance(error, (JoinError, torch.OutOfMemoryError)):
+                raise
             self._trusted = False
             return self._one_by_one(candidates, batch)
         if self._trusted is None:
