@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -104,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command == "--version":
         print(f"ist {__version__}")
         return 0
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # It speaks of kernels as it is imported.
     try:
         if command not in COMMANDS:
             raise ValueError(f"there is no command {command!r}: choose one of {', '.join(COMMANDS)}.")
