@@ -44,7 +44,8 @@ test-nightly: $(VENV)/.dev ## many random kills; their figures go to .matrix/kil
 	OMP_NUM_THREADS=1 IST_MATRIX=.matrix $(BIN)/python -m pytest -m nightly --timeout 3600 --durations 5
 
 test-gpu: ## what only a GPU shows, with the Python that has its torch; its log goes to tests/gpu/LOG.txt
-	PYTHONPATH=src $(PYTHON) -m pytest -o addopts= -o filterwarnings= -o timeout=300 -p no:cacheprovider -rs -v tests/gpu > tests/gpu/LOG.txt
+	echo "commit $${COMMIT:-$$(git describe --always --abbrev=12)}, $$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1)" > tests/gpu/LOG.txt
+	PYTHONPATH=src $(PYTHON) -m pytest -o addopts= -o filterwarnings= -o timeout=300 -p no:cacheprovider -rs -v tests/gpu >> tests/gpu/LOG.txt
 
 test-slow: $(VENV)/.dev ## the quickstart, in full
 	$(BIN)/python -m pytest -m slow --timeout 1800 --durations 5
