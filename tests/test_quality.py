@@ -13,13 +13,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ist.data import TASKS, read_task
 from ist.evaluation import evaluate
+from ist.evaluation.likelihood import option_likelihoods
 from task_rows import numbered_rows, raw_row, write_collection
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from quality import figures, plan, pool, run, table, tasks, train  # noqa: E402
+from quality import figures, judge, plan, pool, run, table, tasks, train  # noqa: E402
 
 PLANS = sorted((BENCHMARKS / "quality" / "plans").glob("*.yaml"))
 SMALL = {"steps": 3, "batch_size": 2, "validation_rows": 4, "test_rows": 3, "rank": 2, "points": 2, "train_rows": 40}
@@ -80,7 +82,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model_folder: Path) -> Any:
-    return train.Remembering(AutoTokenizer.from_pretrained(tiny_model_folder))
+    return AutoTokenizer.from_pretrained(tiny_model_folder)
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +214,7 @@ def test_a_batch_has_the_loss_of_its_rows(data: Path, tokenizer: Any, base: Any,
     for name in ("gsm8k", "wikitext2"):
         task = prepared(name, data, tokenizer, tmp_path)
         rows = task.validation[:2] + task.train[:2]
-        batch = train.collate(rows)
+        batch = judge.collate(rows)
         assert batch["labels"].shape[1] == batch["logits_to_keep"] <= batch["input_ids"].shape[1]
         with torch.no_grad():
             loss = base(**batch).loss
@@ -225,6 +227,21 @@ def test_a_batch_has_the_loss_of_its_rows(data: Path, tokenizer: Any, base: Any,
             count += ids.shape[1] - row.start
         assert int((batch["labels"] != -100).sum()) == count
         assert float(loss) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_judging_at_once_is_judging_row_by_row(data: Path, tokenizer: Any, base: Any, tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    rows = [row for name in tasks.COMMONSENSE for row in read_task(data, TASKS[name])]
+    rows += tasks.read_sentiment(data / "sst2" / "test.tsv")
+    expected = {i: v for batch in option_likelihoods(base, tokenizer, rows, max_length=200) for i, v in batch}
+    found = judge.choose(base, [tasks.choice(row, tokenizer, 200) for row in rows], cpu)
+    assert [len(row.options) for row in rows] == [*map(len, found)]
+    for index, values in enumerate(found):
+        assert values == pytest.approx(expected[index], rel=1e-5)
+    solved = read_task(data, TASKS["gsm8k"])
+    one = evaluate(base, tokenizer, {"x": solved}, "loss", max_length=200)["x"].to_dict()
+    task = prepared("gsm8k", data, tokenizer, tmp_path, test_rows=99)
+    assert judge.test(base, tokenizer, task, cpu)["solutions"] == pytest.approx(one, rel=1e-5)
 
 
 def test_methods_of_a_seed_begin_alike(data: Path, tokenizer: Any, base: Any, tmp_path: Path) -> None:
@@ -320,11 +337,11 @@ def test_a_plan_is_run_and_gone_on_with(
 def test_processes_fail_and_are_replaced(data: Path, tokenizer: Any, tiny_model_folder: Path, tmp_path: Path) -> None:
     full = {**plan.TRAINING, **SMALL, "max_length": 200}
     file = tasks.prepare("mawps", data, tokenizer, full, tmp_path)
-    home = pool.Home(str(tiny_model_folder), {"mawps": str(file)}, "cpu", "abc", 1)
+    home = pool.Home(str(tiny_model_folder), "tiny", {"mawps": str(file)}, "cpu", "abc", 1)
     good = plan.expand(small_plan(methods={"LoRA": {"selector": "all"}}), {}, {}).trainings[0]
     processes = pool.Pool(1, home)
     try:
-        for training in ({**good, "options": {"selector": "ist", "beta": 7}}, good):
+        for training in ({**good, "task": "chess"}, good):
             processes.start(training)
             assert processes.num_free == 0
             (line,) = processes.collect(60)
@@ -334,6 +351,16 @@ def test_processes_fail_and_are_replaced(data: Path, tokenizer: Any, tiny_model_
     finally:
         processes.close()
     assert processes.running == []
+
+
+def test_what_is_no_number_is_none_in_json() -> None:
+    line = {"test": {"a": {"loss": math.nan, "perplexity": math.inf}}, "curve": [[0, 0.0, 1.0]], "error": "x"}
+    assert run.finite(line) == {
+        "test": {"a": {"loss": None, "perplexity": None}}, "curve": [[0, 0.0, 1.0]], "error": "x",
+    }  # fmt: skip
+    broken = line_of("LoRA", 0, 0.5, test={"answers": {"loss": None}}, curve=[[9, 1.0, None]])
+    assert figures.figures(broken) == {}
+    assert figures.compare([broken])[0].table(["LoRA"]) == {}
 
 
 # --- tables
@@ -399,13 +426,3 @@ def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:
     page.write_text(table.PAGE.read_text(encoding="utf-8"))
     table.main(page=page)
     assert page.read_text() == table.PAGE.read_text(encoding="utf-8")
-
-
-def test_the_tokenizer_remembers(
-    tiny_model_folder: Path, base: Any, data: Path, tokenizer: Any, tmp_path: Path
-) -> None:
-    task = prepared("commonsense", data, tokenizer, tmp_path)
-    plain = AutoTokenizer.from_pretrained(tiny_model_folder)
-    for name, part in task.tests.items():
-        results = [evaluate(base, each, {name: part.data}, part.protocol) for each in (plain, tokenizer, tokenizer)]
-        assert results[0] == results[1] == results[2]

@@ -93,7 +93,11 @@ def same_setting(line: Line, other: Line) -> bool:
 def figures(line: Line) -> dict[str, float]:
     """What a training is judged by."""
     loss = final_loss(line)
-    return figures_of({"after": {"loss": loss} if loss == loss else {}}, {"tasks": line.get("test", {})})
+    tests = {
+        name: {figure: value for figure, value in test.items() if value is not None}
+        for name, test in line.get("test", {}).items()
+    }
+    return figures_of({"after": {"loss": loss} if loss == loss else {}}, {"tasks": tests})
 
 
 def load_lines(folder: Path) -> list[Line]:

@@ -28,6 +28,8 @@ class Home:
 
     model: str
     """The folder of the model."""
+    name: str
+    """What the lines call it."""
     prepared: dict[str, str]
     """The file with the tokens, by task."""
     device: str
@@ -163,8 +165,9 @@ class Worker:
         begin = time.perf_counter()
         line: dict[str, Any] = dict(training)
         try:
+            file = self._home.prepared[training["task"]]
             self._load()
-            line.update(self._train(training))
+            line.update(self._train(training, file))
         except Exception as error:
             line["error"] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:500]
             line["where"] = traceback.format_exc(limit=-3)[-1500:]
@@ -178,8 +181,6 @@ class Worker:
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
-        from .train import Remembering
-
         logging.set_verbosity_error()
         getLogger("ist").setLevel("ERROR")
         logging.disable_progress_bar()
@@ -188,15 +189,14 @@ class Worker:
         self._device = torch.device(f"cuda:{number}" if self._home.device == "cuda" else "cpu")
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
-        self._tokenizer = Remembering(AutoTokenizer.from_pretrained(self._home.model))
+        self._tokenizer = AutoTokenizer.from_pretrained(self._home.model)
         self._base = AutoModelForCausalLM.from_pretrained(self._home.model, dtype=torch.float32)
 
-    def _train(self, training: Training) -> dict[str, Any]:
+    def _train(self, training: Training, file: str) -> dict[str, Any]:
         import torch
 
         from .train import train
 
-        file = self._home.prepared[training["task"]]
         if file not in self._tasks:
             self._tasks[file] = pickle.loads(Path(file).read_bytes())
         task = self._tasks[file]
@@ -219,7 +219,7 @@ class Worker:
                 "python": platform.python_version(),
             },
             "commit": self._home.commit,
-            "model": Path(self._home.model).name,
+            "model": self._home.name,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "host_load": round(os.getloadavg()[0], 1),
         }

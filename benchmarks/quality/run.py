@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import pickle
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +27,8 @@ from quality.plan import Training, describe, expand, read_plan, select, settings
 from quality.pool import Home, Inline, Pool  # noqa: E402
 
 RESULTS = HERE / "results"
+SHOWN = 5
+WORK = Path(tempfile.gettempdir()) / "ist-quality"
 
 
 def read_lines(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
@@ -42,22 +46,34 @@ def read_lines(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 
 def prepare_all(plan: Mapping[str, Any], options: argparse.Namespace) -> dict[str, str]:
-    """The files with the tokens of the plan's tasks, made side by side."""
-    jobs = [(task, options.data, options.model, settings(plan, task), str(options.work)) for task in plan["tasks"]]
-    if len(jobs) == 1 or not options.processes:
-        return {job[0]: prepare_one(job) for job in jobs}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(len(jobs), options.processes), mp_context=context) as executor:
-        return dict(zip(plan["tasks"], executor.map(prepare_one, jobs), strict=True))
+    """The files with the tokens of the plan's tasks; those that are not there are made side by side."""
+    from quality.tasks import prepared_file
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    files = {task: prepared_file(task, tokenizer, settings(plan, task), options.work) for task in plan["tasks"]}
+    jobs = [
+        (task, options.data, options.model, settings(plan, task), str(options.work))
+        for task, file in files.items()
+        if not file.exists()
+    ]
+    if len(jobs) < 2 or not options.processes:
+        for job in jobs:
+            prepare_one(job)
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(len(jobs), options.processes), mp_context=context) as executor:
+            list(executor.map(prepare_one, jobs))
+    return {task: str(file) for task, file in files.items()}
 
 
-def prepare_one(job: tuple[str, str, str, dict[str, Any], str]) -> str:
-    """One task's file."""
+def prepare_one(job: tuple[str, str, str, dict[str, Any], str]) -> None:
+    """Make one task's file."""
     from quality.tasks import prepare
     from transformers import AutoTokenizer
 
     task, data, model, setting, work = job
-    return str(prepare(task, data, AutoTokenizer.from_pretrained(model), setting, work))
+    prepare(task, data, AutoTokenizer.from_pretrained(model), setting, work)
 
 
 def count_rows(prepared: Mapping[str, str]) -> dict[str, int]:
@@ -94,6 +110,8 @@ class Session:
         self.seconds, self.limit, self.begin = seconds, limit, begin
         self.alone = False
         """Whether what runs must have the device for itself."""
+        self.pace: dict[str, float] = {}
+        """The most seconds a step that a training of each task took in this call, with all that belongs to it."""
 
     def run(self) -> None:
         """Until nothing is left, or the time is over."""
@@ -128,18 +146,34 @@ class Session:
             self.alone = True
             self.pool.start(timed[0])
             return
-        others = [training for training in left if training["kind"] != "speed"]
+        others = [training for training in left if training["kind"] != "speed" and self.fits(training)]
         for training in others[: self.pool.num_free]:
             self.pool.start(training)
+
+    def fits(self, training: Training) -> bool:
+        """Whether a training would end within the limit, as far as this call has seen its task."""
+        return self.elapsed + self.pace.get(training["task"], 0.0) * training["steps"] <= self.limit
 
     def write(self, line: dict[str, Any]) -> None:
         """Keep a line, and say so."""
         line["beside"] = 0 if line["kind"] == "speed" else len(self.pool.running)
         self.lines[line["id"]] = line
+        if line["kind"] == "training" and "error" not in line:
+            pace = line["wall_seconds"] / line["steps"]
+            self.pace[line["task"]] = max(pace, self.pace.get(line["task"], 0.0))
         with self.output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(finite(line), allow_nan=False) + "\n")
         said = line.get("error") or {name: show(part) for name, part in line.get("test", {}).items()} or "done"
         print(f"{self.elapsed:5.0f} s  {line['id']}  {line['wall_seconds']:.0f} s  {said}", flush=True)
+
+
+def finite(value: Any) -> Any:
+    """Plain values with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show(part: Mapping[str, float]) -> str:
@@ -150,10 +184,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("plan", help="a name in plans/, or a file")
     parser.add_argument("--model", required=True, help="folder of the model and its tokenizer")
+    parser.add_argument("--name", help="what the lines call the model; its folder's name without this")
     parser.add_argument("--data", required=True, help="folder with commonsense, math, sst2 and wikitext-2")
     parser.add_argument("--output", type=Path, required=True, help="the JSON-lines file that takes the results")
     parser.add_argument("--results", type=Path, nargs="*", default=[RESULTS], help="folders with what is done already")
-    parser.add_argument("--work", type=Path, default=Path(".quality"), help="folder for tokens")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder for tokens")
     parser.add_argument("--processes", type=int, default=1, help="trainings side by side; 0: one, in this process")
     parser.add_argument("--seconds", type=float, default=420.0, help="start no training after these")
     parser.add_argument("--limit", type=float, default=560.0, help="give up what still runs after these")
@@ -184,7 +219,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{time.monotonic() - begin:5.0f} s  tokens are there; training rows: {num_rows}", flush=True)
     if not options.list:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        home = Home(options.model, prepared, options.device or device(), commit(), threads(options.processes))
+        home = Home(
+            options.model,
+            options.name or Path(options.model).name,
+            prepared,
+            options.device or device(),
+            commit(),
+            threads(options.processes),
+        )
         pool = Pool(options.processes, home) if options.processes else Inline(home)
         session = Session(plan, pool, lines, options.output, num_rows, options.seconds, options.limit, begin)
         try:
@@ -195,7 +237,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     left = [training for training in expansion.trainings if training["id"] not in lines]
     failed = [training for training in expansion.trainings if "error" in lines.get(training["id"], {})]
     print(f"left: {len(left)} trainings ({'; '.join(describe(left)) or 'none'}), failed: {len(failed)}")
-    print("\n".join(["waiting:", *expansion.waiting]) if expansion.waiting else "nothing waits", flush=True)
+    for reason in expansion.waiting[:SHOWN]:
+        print(f"waiting: {reason}")
+    if len(expansion.waiting) > SHOWN:
+        print(f"and {len(expansion.waiting) - SHOWN} more wait")
     return 1 if left or expansion.waiting else 0
 
 

@@ -12,16 +12,36 @@ from pathlib import Path
 from typing import Any
 
 from ist.data import TASKS, Option, Task, TaskRow, read_task, without_contamination
+from ist.data.encoding import encode_pair
+from ist.evaluation.likelihood import option_texts
 from ist.evaluation.loss import completion_losses, text_windows
 from ist.evaluation.scoring import Continuations
 
-__all__ = ["PREPARE", "Prepared", "Test", "prepare"]
+__all__ = [
+    "PREPARE",
+    "Choice",
+    "Prepared",
+    "Test",
+    "prepare",
+    "prepared_file",
+]
 
 COMMONSENSE = ("boolq", "ARC-Easy", "ARC-Challenge", "openbookqa")
 """Those of the paper's eight whose training and test sets are at hand."""
 SENTIMENT = Task(name="sst2", family="sentiment", kind="label", max_new_tokens=4, prefix=" ")
 LABELS = ("negative", "positive")
-WINDOW_FORMAT = 2  # counts changes of what is prepared
+FORMAT = 3  # counts changes of what is prepared
+PROBE = "It's 12.5 unbelievably long; naïve words."  # tells tokenizers apart
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A question and its options in tokens: options that differ in their last token alone stand together."""
+
+    parts: tuple[tuple[Continuations, tuple[int, ...]], ...]
+    """Each with the indices of the options that it holds."""
+    right: int
+    """The index of the right option."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +49,9 @@ class Test:
     """What a trained model is tested by."""
 
     protocol: str
-    data: Any
-    """As `ist.evaluation.evaluate` takes it."""
+    """`generate`, `likelihood` or `loss`, as of `ist.evaluation.evaluate`."""
+    data: Sequence[Any]
+    """Rows for `generate`, a `Choice` each for `likelihood`, tokens for `loss`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of the evaluation."""
 
@@ -74,9 +95,7 @@ def prepare(name: str, data: str | Path, tokenizer: Any, setting: Mapping[str, A
     Raises:
         ValueError: there is no such task, or its files are not there.
     """
-    if name not in PREPARE:
-        raise ValueError(f"task={name!r} is unknown: choose some of {', '.join(PREPARE)}.")
-    file = Path(folder) / f"{name}-{prepared_code(tokenizer, setting)}.pkl"
+    file = prepared_file(name, tokenizer, setting, folder)
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         work = file.with_suffix(".part")
@@ -85,11 +104,19 @@ def prepare(name: str, data: str | Path, tokenizer: Any, setting: Mapping[str, A
     return file
 
 
-def prepared_code(tokenizer: Any, setting: Mapping[str, Any]) -> str:
-    """A digest of what prepared tokens depend on."""
+def prepared_file(name: str, tokenizer: Any, setting: Mapping[str, Any], folder: str | Path) -> Path:
+    """The file of a task, named by a digest of what its tokens depend on. It can be made on one machine and used on
+    another.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if name not in PREPARE:
+        raise ValueError(f"task={name!r} is unknown: choose some of {', '.join(PREPARE)}.")
     names = ("max_length", "train_rows", "validation_rows", "test_rows")
-    parts = [WINDOW_FORMAT, tokenizer.vocab_size, Path(tokenizer.name_or_path).name, *(setting[name] for name in names)]
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=4).hexdigest()
+    parts = [FORMAT, tokenizer(PROBE)["input_ids"], *(setting[name] for name in names)]
+    code = hashlib.blake2b(json.dumps(parts).encode(), digest_size=4).hexdigest()
+    return Path(folder) / f"{name}-{code}.pkl"
 
 
 def from_rows(name: str, rows: Rows, tokenizer: Any, setting: Mapping[str, Any], tests: Mapping[str, Test]) -> Prepared:
@@ -114,12 +141,33 @@ def sample(rows: Sequence[Any], num: int, seed: int = 0) -> list[Any]:
     return random.Random(seed).sample(list(rows), min(num, len(rows)))
 
 
-def make_tests(rows: Rows, num: int, **options: Any) -> dict[str, Test]:
-    """The tests of a task, with so many rows each."""
-    return {
-        name: Test(protocol, sample(part, num), options if protocol == "generate" else {})
-        for name, (protocol, part) in rows.tests.items()
-    }
+def make_tests(rows: Rows, tokenizer: Any, setting: Mapping[str, Any], **options: Any) -> dict[str, Test]:
+    """The tests of a task: so many rows each, in tokens where that is all that is needed of them."""
+    tests = {}
+    for name, (protocol, part) in rows.tests.items():
+        chosen: Sequence[TaskRow] = sample(part, setting["test_rows"])
+        if protocol == "loss":
+            texts = [row.to_prompt_completion() for row in chosen]
+            tests[name] = Test("loss", completion_losses(tokenizer, texts, setting["max_length"]))
+        elif protocol == "likelihood":
+            tests[name] = Test("likelihood", [choice(row, tokenizer, setting["max_length"]) for row in chosen])
+        else:
+            tests[name] = Test(protocol, chosen, options)
+    return tests
+
+
+def choice(row: TaskRow, tokenizer: Any, max_length: int) -> Choice:
+    """The options of a row in tokens, as in `ist.evaluation`'s protocol `likelihood` with labels."""
+    prompt, texts = option_texts(row, "label")
+    groups: dict[tuple[tuple[int, ...], int], list[tuple[int, int]]] = {}
+    for index, text in enumerate(texts):
+        first, second = encode_pair(tokenizer, prompt, text, max_length=max_length)
+        groups.setdefault(((*first, *second[:-1]), len(first)), []).append((index, second[-1]))
+    parts = tuple(
+        (Continuations(ids, start, tuple(last for _, last in found)), tuple(index for index, _ in found))
+        for (ids, start), found in groups.items()
+    )
+    return Choice(parts, [option.label for option in row.options].index(row.answer))
 
 
 def commonsense(data: Path, tokenizer: Any, setting: Mapping[str, Any]) -> Prepared:
@@ -127,7 +175,7 @@ def commonsense(data: Path, tokenizer: Any, setting: Mapping[str, Any]) -> Prepa
     train = [row for name in COMMONSENSE for row in read_task(data, TASKS[name], "train")]
     train, validation = held_out(train, setting["validation_rows"])
     rows = Rows(train, validation, {name: ("likelihood", read_task(data, TASKS[name])) for name in COMMONSENSE})
-    return from_rows("commonsense", rows, tokenizer, setting, make_tests(rows, setting["test_rows"]))
+    return from_rows("commonsense", rows, tokenizer, setting, make_tests(rows, tokenizer, setting))
 
 
 def mawps(data: Path, tokenizer: Any, setting: Mapping[str, Any]) -> Prepared:
@@ -135,14 +183,14 @@ def mawps(data: Path, tokenizer: Any, setting: Mapping[str, Any]) -> Prepared:
     parts = {split: read_task(data, TASKS["mawps"], split) for split in ("train", "validation", "test")}
     tests = {"exact answers": ("generate", parts["test"]), "answers": ("loss", parts["test"])}
     rows = Rows(parts["train"], parts["validation"], tests)
-    return from_rows("mawps", rows, tokenizer, setting, make_tests(rows, setting["test_rows"], max_new_tokens=16))
+    return from_rows("mawps", rows, tokenizer, setting, make_tests(rows, tokenizer, setting, max_new_tokens=16))
 
 
 def gsm8k(data: Path, tokenizer: Any, setting: Mapping[str, Any]) -> Prepared:
     """The loss of worked solutions: a model this small solves almost none of the problems."""
     train, validation = held_out(read_task(data, TASKS["gsm8k"], "train"), setting["validation_rows"])
     rows = Rows(train, validation, {"solutions": ("loss", read_task(data, TASKS["gsm8k"]))})
-    return from_rows("gsm8k", rows, tokenizer, setting, make_tests(rows, setting["test_rows"]))
+    return from_rows("gsm8k", rows, tokenizer, setting, make_tests(rows, tokenizer, setting))
 
 
 def sst2(data: Path, tokenizer: Any, setting: Mapping[str, Any]) -> Prepared:
@@ -151,7 +199,7 @@ def sst2(data: Path, tokenizer: Any, setting: Mapping[str, Any]) -> Prepared:
     train, validation, test = (read_sentiment(file) for file in files.values())
     tests = {"sentiment": ("likelihood", test), "words": ("loss", test)}
     rows = Rows(train, validation, tests)
-    return from_rows("sst2", rows, tokenizer, setting, make_tests(rows, setting["test_rows"]))
+    return from_rows("sst2", rows, tokenizer, setting, make_tests(rows, tokenizer, setting))
 
 
 def wikitext2(data: Path, tokenizer: Any, setting: Mapping[str, Any]) -> Prepared:
@@ -165,8 +213,8 @@ def wikitext2(data: Path, tokenizer: Any, setting: Mapping[str, Any]) -> Prepare
     train, validation = (
         sample(windows[split], setting[f"{part}_rows"]) for split, part in (("train", "train"), ("valid", "validation"))
     )
-    tests = {"text": Test("loss", texts["test"], {"window": window})}
-    counts = {"train": len(train), "validation": len(validation), "left_out": 0, "test text": len(windows["test"])}
+    tests = {"text": Test("loss", sample(windows["test"], setting["test_rows"]))}
+    counts = {"train": len(train), "validation": len(validation), "left_out": 0, "test text": len(tests["text"].data)}
     return Prepared("wikitext2", train, validation, tests, counts)
 
 

@@ -7,7 +7,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,51 +14,19 @@ from torch import Tensor
 
 from ist import SparseTuner, discover_layers
 from ist.analysis import batch_weights, loss_increases, losses_without
-from ist.data.encoding import pad
-from ist.evaluation import evaluate
 from ist.evaluation.scoring import Continuations
 from ist.probes import DatasetProbes, to_device
-from ist.suppression import evaluation_mode, model_loss
 
+from .judge import EVALUATION_ROWS, collate, computing, mean_loss, test
 from .plan import SPEED_WARM
 from .tasks import Prepared
 
-__all__ = ["Remembering", "collate", "train"]
+__all__ = ["train"]
 
 WHOLE = ("lisa", "full")
 """Methods that train the model's own weights."""
-EVALUATION_ROWS = 64
-"""Sequences in a forward pass without a backward."""
 ADAPTER = ("use_dora",)
 """Options of a method that are its adapter's, not the tuner's."""
-
-
-class Remembering:
-    """A tokenizer that remembers the tokens of every text: tests ask for the same ones after every training."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._known: dict[Any, list[int]] = {}
-
-    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-        key = (text, *sorted(options.items()))
-        if key not in self._known:
-            self._known[key] = self._tokenizer(text, **options)["input_ids"]
-        return {"input_ids": self._known[key]}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
-
-
-def collate(rows: Sequence[Continuations]) -> dict[str, Any]:
-    """A batch, padded on the left: completions end together, and logits are made for their positions alone."""
-    ids, mask = pad([(*row.ids, *row.lasts) for row in rows], "left")
-    lengths = [len(row.ids) + 1 - row.start for row in rows]
-    kept = min(ids.shape[1], max(lengths) + 1)  # and the position before, which predicts the first token
-    labels = ids[:, -kept:].clone()
-    for label, length in zip(labels, lengths, strict=True):
-        label[: kept - length] = -100
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "logits_to_keep": kept}
 
 
 def order_of_rows(num_rows: int, num: int, seed: int) -> list[int]:
@@ -130,11 +97,6 @@ def make_model(training: Mapping[str, Any], base: Any) -> Any:
     return get_peft_model(model, config)
 
 
-def computing(device: torch.device) -> AbstractContextManager[Any]:
-    """The precision of all methods: weights in float32, products in bfloat16 on a GPU."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
-
-
 class Run:
     """The steps of a training and the clock that counts them alone."""
 
@@ -145,7 +107,10 @@ class Run:
         self.tuner = make_tuner(training, model, task)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=training["learning_rate"], weight_decay=self.setting["weight_decay"]
+            self.parameters,
+            lr=training["learning_rate"],
+            weight_decay=self.setting["weight_decay"],
+            fused=device.type == "cuda",
         )
         self.choices: Counter[int] = Counter()
 
@@ -191,14 +156,8 @@ class Run:
 
     def validate(self) -> float | None:
         """Nats a token on the validation rows; None where that is no number."""
-        rows, total, count = self.task.validation, 0.0, 0
-        with evaluation_mode(self.model), torch.no_grad(), computing(self.device):
-            for start in range(0, len(rows), EVALUATION_ROWS):
-                batch = collate(rows[start : start + EVALUATION_ROWS])
-                tokens = int((batch["labels"] != -100).sum())
-                total += float(model_loss(self.model, to_device(batch, self.device))) * tokens
-                count += tokens
-        return total / count if math.isfinite(total) else None
+        loss = mean_loss(self.model, self.task.validation, self.device).loss
+        return loss if math.isfinite(loss) else None
 
     def learned(self) -> dict[str, Any]:
         """Memory, how often each layer was trained, and the last scores."""
@@ -261,15 +220,3 @@ def true_importance(model: Any, task: Prepared, device: torch.device) -> list[fl
     with computing(device):
         losses: Tensor = losses_without(model, layers, removed, batches)
     return loss_increases(losses, batch_weights(batches)).tolist()
-
-
-def test(model: Any, tokenizer: Any, task: Prepared, device: torch.device) -> dict[str, dict[str, float]]:
-    """The tests of a task, each with its counts."""
-    results = {}
-    with computing(device):
-        for name, part in task.tests.items():
-            found = evaluate(
-                model, tokenizer, {name: part.data}, part.protocol, batch_size=EVALUATION_ROWS, **part.options
-            )
-            results[name] = found[name].to_dict()
-    return results
