@@ -19,9 +19,12 @@ from ist.evaluation.likelihood import option_likelihoods
 from task_rows import numbered_rows, raw_row, write_collection
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PATH = [*sys.path]
 sys.path.insert(0, str(BENCHMARKS))
 
 from quality import figures, judge, plan, pool, run, table, tasks, train  # noqa: E402
+
+sys.path[:] = PATH  # as other tests expect it
 
 PLANS = sorted((BENCHMARKS / "quality" / "plans").glob("*.yaml"))
 SMALL = {"steps": 3, "batch_size": 2, "validation_rows": 4, "test_rows": 3, "rank": 2, "points": 2, "train_rows": 40}
@@ -334,7 +337,10 @@ def test_a_plan_is_run_and_gone_on_with(
         assert part in shown
 
 
-def test_processes_fail_and_are_replaced(data: Path, tokenizer: Any, tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_processes_fail_and_are_replaced(
+    data: Path, tokenizer: Any, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])  # which the processes inherit
     full = {**plan.TRAINING, **SMALL, "max_length": 200}
     file = tasks.prepare("mawps", data, tokenizer, full, tmp_path)
     home = pool.Home(str(tiny_model_folder), "tiny", {"mawps": str(file)}, "cpu", "abc", 1)
