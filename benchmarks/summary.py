@@ -1,4 +1,4 @@
-"""Whether the targets of cost are met, from the JSON files alone: `make bench-summary`, a line for each target."""
+"""Whether the targets of cost are met, and how methods compare, from the JSON files alone: `make bench-summary`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def load_table(folder: str) -> Any:
 
 
 step_time = load_table("step_time")
+quality = load_table("quality")
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,11 @@ def find(target: Target, results: Sequence[dict[str, Any]]) -> Finding:
 
 def lines(findings: Sequence[Finding]) -> Iterator[str]:
     """Aligned for a terminal."""
-    table = [finding.cells() for finding in findings]
+    return aligned([finding.cells() for finding in findings])
+
+
+def aligned(table: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The rows of a table with columns of one width."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for cells in table:
         yield "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
@@ -159,6 +164,7 @@ def main() -> None:
     """Print the lines; with `--write`, put them into docs/cost.md too."""
     findings = [find(target, load_results(RESULTS)) for target in TARGETS]
     print("\n".join(lines(findings)))
+    print("", *aligned([quality.SUMMARY_HEADER, *quality.quality_summary()]), sep="\n")
     if "--write" in sys.argv:
         header = ("what", "figure", "target", "", "file", "commit")
         write_section("targets", [markdown(header, (finding.cells() for finding in findings))])

@@ -1,0 +1,127 @@
+"""From result lines to what is compared: the runs of each method at its best learning rate, by task and length."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ist.comparison import best_rate, figures_of, tabulate
+from ist.statistics import Difference, paired_difference
+
+from .plan import final_loss
+
+__all__ = ["FIGURES", "Comparison", "compare", "interval", "load_lines"]
+
+Line = Mapping[str, Any]
+FIGURES: dict[str, dict[str, str]] = {
+    "mawps": {"exact answers": "exact answers, %", "answers loss": "loss of the answers, nats a token"},
+    "sst2": {"sentiment": "accuracy, %", "words loss": "loss of the word, nats a token"},
+    "commonsense": {
+        "average": "mean accuracy of the four tests, %",
+        "validation loss": "validation loss, nats a token",
+    },
+    "wikitext2": {"text loss": "test loss, nats a token"},
+    "gsm8k": {"solutions loss": "loss of worked solutions, nats a token"},
+}
+"""What a task is judged by, the first one first."""
+AGAINST = ("LoRA", "random")
+
+
+@dataclass
+class Comparison:
+    """Trainings of one model and task that differ in the method alone."""
+
+    model: str
+    task: str
+    base_steps: int
+    epochs: int | None
+    batch_size: int
+    lines: list[Line] = field(default_factory=list)
+
+    @property
+    def length(self) -> str:
+        """How long a training is."""
+        steps = f"{self.base_steps} steps of {self.batch_size} rows"
+        return f"{self.epochs} epochs, {steps}" if self.epochs else steps
+
+    def methods(self, budget: str = "steps", ablations: bool | None = None) -> list[str]:
+        """Those with results, in the order in which they came; of both kinds where `ablations` is None."""
+        lines = [line for line in self.lines if line["budget"] == budget]
+        return list(dict.fromkeys(x["method"] for x in lines if ablations in (None, bool(x["ablation"]))))
+
+    def runs(self, method: str, budget: str = "steps") -> list[Line]:
+        """A method's trainings, by seed, at the rate with the lowest validation loss of those tried with one seed.
+
+        At equal time the reference's trainings are those at equal steps.
+        """
+        budget = "steps" if method == AGAINST[0] else budget
+        lines = [line for line in self.lines if line["method"] == method and line["budget"] == budget]
+        if not lines:
+            return []
+        newest = max(lines, key=lambda line: line["date"])
+        lines = [line for line in lines if same_setting(line, newest)]
+        first = min(line["seed"] for line in lines)
+        rate = best_rate({line["learning_rate"]: final_loss(line) for line in lines if line["seed"] == first})
+        chosen = [line for line in lines if line["learning_rate"] == rate]
+        return sorted({line["seed"]: line for line in chosen}.values(), key=lambda line: line["seed"])
+
+    def rates(self, method: str) -> list[float]:
+        """All learning rates that were tried."""
+        return sorted({line["learning_rate"] for line in self.lines if line["method"] == method})
+
+    def table(self, methods: Sequence[str], budget: str = "steps") -> dict[str, dict[str, Any]]:
+        """Means, deviations and paired differences, see `ist.comparison.tabulate`."""
+        runs = [
+            {"method": method, "seed": line["seed"], "budget": budget, "figures": figures(line)}
+            for method in dict.fromkeys([*AGAINST, *methods])
+            for line in self.runs(method, budget)
+        ]
+        against = {
+            method: [other for other in AGAINST if other != method] for method in dict.fromkeys([*AGAINST, *methods])
+        }
+        return tabulate(runs, against)
+
+
+def same_setting(line: Line, other: Line) -> bool:
+    """Whether two trainings differ in nothing but learning rate and seed."""
+    return all(line[name] == other[name] for name in ("options", "setting", "steps"))
+
+
+def figures(line: Line) -> dict[str, float]:
+    """What a training is judged by."""
+    loss = final_loss(line)
+    tests = {
+        name: {figure: value for figure, value in test.items() if value is not None}
+        for name, test in line.get("test", {}).items()
+    }
+    return figures_of({"after": {"loss": loss} if loss == loss else {}}, {"tasks": tests})
+
+
+def load_lines(folder: Path) -> list[Line]:
+    """The lines of all result files, each training once, with the name of its file; not those of the quick plan."""
+    lines: dict[str, Line] = {}
+    for file in sorted(folder.glob("*.jsonl")):
+        for text in file.read_text(encoding="utf-8").splitlines():
+            line = {**json.loads(text), "file": file.name}
+            if line["study"] != "quick" and (line["id"] not in lines or "error" in lines[line["id"]]):
+                lines[line["id"]] = line
+    return list(lines.values())
+
+
+def compare(lines: Iterable[Line]) -> list[Comparison]:
+    """The comparisons that finished trainings make, in the order of `FIGURES`, the short ones first."""
+    found: dict[Any, Comparison] = {}
+    for line in lines:
+        if line["kind"] == "training" and "error" not in line:
+            key = (line["model"], line["task"], line["base_steps"], line["epochs"], line["setting"]["batch_size"])
+            found.setdefault(key, Comparison(*key)).lines.append(line)
+    order = list(FIGURES)
+    return sorted(found.values(), key=lambda c: (order.index(c.task), bool(c.epochs), c.base_steps))
+
+
+def interval(values: Sequence[float]) -> Difference:
+    """The mean with its 95% interval by Student's t."""
+    return paired_difference(values, [0.0] * len(values))

@@ -1,0 +1,284 @@
+"""From a plan to its trainings: each a mapping of plain values with an id that says all that it depends on.
+
+A plan that is run again and again comes to the same ids, so that what is in the result files is not run again. Some
+trainings wait for others: the further seeds of a method for its best learning rate, a fixed set by importance for the
+importance, a training at equal time for the speeds. Expanding is repeated as lines come in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ist.comparison import best_rate
+from ist.config import ISTConfig
+from ist.scores import extreme_layers
+
+__all__ = ["Expansion", "expand", "final_loss", "read_plan"]
+
+Training = dict[str, Any]
+Lines = Mapping[str, Mapping[str, Any]]
+"""Results by id."""
+
+TRAINING: dict[str, Any] = {
+    "steps": 250,
+    "epochs": None,  # in the place of steps
+    "batch_size": 32,
+    "max_length": 256,
+    "train_rows": 20000,
+    "validation_rows": 512,
+    "test_rows": 500,  # of each test set
+    "rank": 32,
+    "alpha": 64,
+    "dropout": 0.05,
+    "modules": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"],
+    "weight_decay": 0.0,
+    "warmup": 0.1,
+    "clip": 1.0,
+    "points": 5,  # validation losses after the one before the first step
+}
+"""What all methods share, where a plan says nothing else."""
+IMPORTANCE = {"steps": 100, "learning_rate": 1e-3, "seed": 1000}
+"""The short LoRA training whose layers are suppressed one by one: its seed is none of those compared."""
+SPEED_STEPS, SPEED_WARM = 40, 10
+"""Steps of a training that is timed with nothing beside it, and how many of them are not counted."""
+REFERENCE = "LoRA"
+"""The method whose time the others get at equal time."""
+KEYS = {"extends", "study", "tasks", "methods", "rates", "seeds", "budgets", "training", "importance"}
+
+
+@dataclass
+class Expansion:
+    """What a plan comes to, with the results that there are."""
+
+    trainings: list[Training] = field(default_factory=list)
+    """In the order in which they are to be run."""
+    waiting: list[str] = field(default_factory=list)
+    """What cannot be said yet, and why."""
+
+
+def read_plan(file: str | Path) -> dict[str, Any]:
+    """A plan from YAML or JSON, with what it `extends` under it.
+
+    Raises:
+        ValueError: a key is unknown, or what a plan needs is missing.
+    """
+    import yaml
+
+    own = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    if unknown := set(own) - KEYS:
+        raise ValueError(f"{file} has {', '.join(sorted(unknown))}: a plan has some of {', '.join(sorted(KEYS))}.")
+    base = read_plan(Path(file).parent / own.pop("extends")) if "extends" in own else {}
+    plan = {**base, **own, "training": {**base.get("training", {}), **own.get("training", {})}}
+    if missing := {"tasks", "methods"} - set(plan):
+        raise ValueError(f"{file} lacks {' and '.join(sorted(missing))}.")
+    if isinstance(plan["tasks"], list):
+        plan["tasks"] = {task: {} for task in plan["tasks"]}
+    for name, method in plan["methods"].items():
+        if method.get("rate_of", name) not in plan["methods"]:
+            raise ValueError(f"{file}: {name} takes the learning rate of {method['rate_of']}, which is no method here.")
+    return plan
+
+
+def settings(plan: Mapping[str, Any], task: str, method: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the trainings of a task are made with.
+
+    Raises:
+        ValueError: a setting is unknown.
+    """
+    merged = {
+        **TRAINING,
+        **plan.get("training", {}),
+        **(plan["tasks"][task] or {}),
+        **(method or {}).get("training", {}),
+    }
+    if unknown := set(merged) - set(TRAINING):
+        raise ValueError(
+            f"training settings {', '.join(sorted(unknown))} are unknown: there are {', '.join(TRAINING)}."
+        )
+    return merged
+
+
+def expand(plan: Mapping[str, Any], lines: Lines, num_rows: Mapping[str, int]) -> Expansion:
+    """All trainings of a plan that can be said now.
+
+    Args:
+        plan: as `read_plan` gives it.
+        lines: results so far, by id.
+        num_rows: training rows of each task, by which epochs become steps.
+    """
+    expansion = Expansion()
+    for task in plan["tasks"]:
+        of_task = TaskPlan(plan, task, lines, num_rows.get(task, 0), expansion)
+        for name, method in plan["methods"].items():
+            of_task.add(name, method)
+    seen: set[str] = set()
+    expansion.trainings = [t for t in expansion.trainings if t["id"] not in seen and not seen.add(t["id"])]
+    return expansion
+
+
+class TaskPlan:
+    """The part of a plan that is one task's."""
+
+    def __init__(self, plan: Mapping[str, Any], task: str, lines: Lines, num_rows: int, expansion: Expansion) -> None:
+        self.plan, self.task, self.lines, self.num_rows, self.expansion = plan, task, lines, num_rows, expansion
+        self.seeds: Sequence[int] = plan.get("seeds", [0])
+
+    def add(self, name: str, method: Mapping[str, Any]) -> None:
+        """All trainings of a method."""
+        options = self.options(name, method)
+        if options is None:
+            return
+        budgets = self.plan.get("budgets", ["steps"])
+        owner = method.get("rate_of")
+        if owner is None:
+            self.expansion.trainings += (grid := self.grid(name, method, options))
+        else:
+            owner_options = self.options(owner, self.plan["methods"][owner])
+            grid = [] if owner_options is None else self.grid(owner, self.plan["methods"][owner], owner_options)
+        rate = chosen_rate(grid, self.lines)
+        if rate is None:
+            self.wait(name, "its learning rates are not all tried, or none worked")
+        elif "steps" in budgets:
+            self.expansion.trainings += [self.training(name, method, options, rate, seed) for seed in self.seeds]
+        if "seconds" in budgets and name != REFERENCE:
+            self.add_at_equal_time(name, method, options, rate)
+
+    def add_at_equal_time(self, name: str, method: Mapping[str, Any], options: Any, rate: float | None) -> None:
+        """As many steps as the method does in the time that the reference takes, both timed alone."""
+        reference = self.plan["methods"].get(REFERENCE)
+        if reference is None:
+            raise ValueError(f"Equal time is the time of {REFERENCE}: the plan needs a method of this name.")
+        own = self.training(name, method, options, 1e-4, 0, kind="speed")
+        other = self.training(REFERENCE, reference, dict(reference), 1e-4, 0, kind="speed")
+        self.expansion.trainings += [other, own]
+        speeds = [self.lines.get(training["id"], {}).get("step_seconds") for training in (other, own)]
+        if rate is None or not all(speeds):
+            self.wait(f"{name} at equal time", "speeds or learning rates are missing")
+            return
+        base = self.num_steps(settings(self.plan, self.task, method))
+        steps = max(1, round(base * speeds[0] / speeds[1]))
+        self.expansion.trainings += [
+            self.training(name, method, options, rate, seed, steps=steps, budget="seconds") for seed in self.seeds
+        ]
+
+    def grid(self, name: str, method: Mapping[str, Any], options: Mapping[str, Any]) -> list[Training]:
+        """The first seed at every learning rate."""
+        rates = method.get("rates", self.plan.get("rates"))
+        if not rates:
+            raise ValueError(f"{name} has no learning rates: give `rates`, for the plan or for the method.")
+        return [self.training(name, method, options, float(rate), self.seeds[0]) for rate in rates]
+
+    def options(self, name: str, method: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The method's options, a fixed set by importance with its layers; None while these are not known."""
+        known = {"rates", "rate_of", "training"}
+        options = {key: value for key, value in method.items() if key not in known}
+        form = str(options.get("selector", ""))
+        if form not in ("fixed:top", "fixed:bottom"):
+            return options
+        source = self.importance()
+        self.expansion.trainings.append(source)
+        scores = self.lines.get(source["id"], {}).get("importance")
+        if not scores:
+            self.wait(name, "the importance of the layers is not measured")
+            return None
+        config = ISTConfig.from_options(num_active_layers=options.get("num_active_layers", 0.25))
+        layers = extreme_layers(scores, config.layer_counts(len(scores)).active, most=form == "fixed:top")
+        return {**options, "selector": f"fixed:{','.join(map(str, layers))}"}
+
+    def importance(self) -> Training:
+        """The training that says which layers matter."""
+        how = {**IMPORTANCE, **self.plan.get("importance", {})}
+        return self.training(
+            "importance",
+            {},
+            {"selector": "all"},
+            how["learning_rate"],
+            how["seed"],
+            kind="importance",
+            steps=how["steps"],
+        )
+
+    def training(
+        self,
+        name: str,
+        method: Mapping[str, Any],
+        options: Mapping[str, Any],
+        rate: float,
+        seed: int,
+        *,
+        kind: str = "training",
+        steps: int | None = None,
+        budget: str = "steps",
+    ) -> Training:
+        """One training, with its id."""
+        setting = settings(self.plan, self.task, method)
+        base = self.num_steps(setting)
+        num = SPEED_STEPS if kind == "speed" else steps or base
+        shared = {key: value for key, value in setting.items() if key not in ("steps", "epochs")}
+        matters = {"kind": kind, "task": self.task, "options": dict(options), "setting": shared, "steps": num}
+        code = hashlib.blake2b(json.dumps(matters, sort_keys=True).encode(), digest_size=4).hexdigest()
+        at = "" if budget == "steps" else ", equal time"
+        return {
+            "id": f"{self.task}/{kind}/{name}/lr {rate:g}/seed {seed}/{num} steps{at}/{code}",
+            **matters,
+            "study": self.plan.get("study", "main"),
+            "method": name,
+            "ablation": "rate_of" in method,
+            "learning_rate": rate,
+            "seed": seed,
+            "base_steps": base,
+            "epochs": setting["epochs"],
+            "budget": budget,
+        }
+
+    def num_steps(self, setting: Mapping[str, Any]) -> int:
+        """Steps of a training at equal steps."""
+        if not setting["epochs"]:
+            return int(setting["steps"])
+        rows = min(self.num_rows, setting["train_rows"])
+        return math.ceil(setting["epochs"] * rows / setting["batch_size"])
+
+    def wait(self, name: str, why: str) -> None:
+        self.expansion.waiting.append(f"{self.task}, {name}: {why}")
+
+
+def chosen_rate(grid: Sequence[Training], lines: Lines) -> float | None:
+    """The rate of a grid with the lowest validation loss; None while one is not tried, or none has a loss."""
+    found = [lines.get(training["id"]) for training in grid]
+    if not grid or any(line is None for line in found):
+        return None
+    losses = {t["learning_rate"]: final_loss(line) for t, line in zip(grid, found, strict=True) if line}
+    return best_rate(losses) if any(map(math.isfinite, losses.values())) else None
+
+
+def final_loss(line: Mapping[str, Any]) -> float:
+    """The validation loss after a training; not a number where it failed or diverged."""
+    points: Sequence[Any] = line.get("curve") or [[0, 0, None]]
+    return math.nan if points[-1][2] is None else float(points[-1][2])
+
+
+def select(plan: dict[str, Any], tasks: Sequence[str] | None, methods: Sequence[str] | None) -> dict[str, Any]:
+    """A plan with some of its tasks and methods alone.
+
+    Raises:
+        ValueError: one of them is not in the plan.
+    """
+    for kind, wanted in (("tasks", tasks), ("methods", methods)):
+        if unknown := [name for name in wanted or () if name not in plan[kind]]:
+            raise ValueError(f"The plan has no {', '.join(unknown)}: its {kind} are {', '.join(plan[kind])}.")
+        if wanted:
+            plan = {**plan, kind: {name: plan[kind][name] for name in plan[kind] if name in wanted}}
+    return plan
+
+
+def describe(trainings: Sequence[Training]) -> Iterator[str]:
+    """A line for each task: how many trainings and steps."""
+    for task in dict.fromkeys(training["task"] for training in trainings):
+        own = [training for training in trainings if training["task"] == task]
+        yield f"{task}: {len(own)} trainings, {sum(training['steps'] for training in own)} steps"

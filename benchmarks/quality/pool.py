@@ -1,0 +1,233 @@
+"""Processes that train side by side on one device, or on several: each holds the model and does one training a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import platform
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from logging import getLogger
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Home", "Inline", "Pool"]
+
+Training = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Home:
+    """What every process works with."""
+
+    model: str
+    """The folder of the model."""
+    name: str
+    """What the lines call it."""
+    prepared: dict[str, str]
+    """The file with the tokens, by task."""
+    device: str
+    """`cuda` or `cpu`."""
+    commit: str
+    threads: int
+    """Of torch, on the CPU, in each process."""
+
+
+class Pool:
+    """So many processes. One that failed is replaced, since what a failure leaves on a GPU is not known.
+
+    Args:
+        num: of processes; they start when they get something to do.
+        home: what they work with.
+    """
+
+    def __init__(self, num: int, home: Home) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._home = home
+        self._idle: list[tuple[Any, Connection, int]] = []
+        self._busy: dict[Connection, tuple[Any, int, Training]] = {}
+        self._places = list(range(num))
+        """Numbers of the processes that are not started."""
+
+    @property
+    def running(self) -> list[Training]:
+        """What is being trained."""
+        return [training for _, _, training in self._busy.values()]
+
+    @property
+    def num_free(self) -> int:
+        """How many more trainings can be started."""
+        return len(self._idle) + len(self._places)
+
+    def start(self, training: Training) -> None:
+        """Give a training to a process that has nothing to do."""
+        process, connection, place = self._idle.pop() if self._idle else self._launch()
+        connection.send(dict(training))
+        self._busy[connection] = (process, place, training)
+
+    def collect(self, seconds: float) -> list[dict[str, Any]]:
+        """The lines of the trainings that end within these seconds, as soon as there is one."""
+        lines = []
+        for connection in wait(list(self._busy), timeout=max(0.0, seconds)):
+            assert isinstance(connection, Connection)
+            process, place, training = self._busy.pop(connection)
+            try:
+                line = connection.recv()
+            except (EOFError, OSError):
+                process.join()
+                line = {**training, "error": f"the process ended with status {process.exitcode}"}
+            if "error" in line:
+                connection.close()
+                process.join(10)
+                process.kill()
+                self._places.append(place)
+            else:
+                self._idle.append((process, connection, place))
+            lines.append(line)
+        return lines
+
+    def close(self) -> None:
+        """End all processes, also those at work: their trainings leave nothing behind."""
+        for process, connection, _ in self._idle:
+            connection.close()
+            process.join(10)
+        for process, _, _ in [*self._busy.values(), *self._idle]:
+            process.kill()
+            process.join()
+        self._idle, self._busy = [], {}
+
+    def _launch(self) -> tuple[Any, Connection, int]:
+        place = self._places.pop(0)
+        here, there = self._context.Pipe()
+        process = self._context.Process(target=work, args=(there, self._home, place), daemon=True)
+        process.start()
+        there.close()
+        return process, here, place
+
+
+class Inline:
+    """A pool of no process: trains in this one, a training at a time."""
+
+    def __init__(self, home: Home) -> None:
+        self._worker = Worker(home)
+        self._waiting: list[Training] = []
+
+    @property
+    def running(self) -> list[Training]:
+        return list(self._waiting)
+
+    @property
+    def num_free(self) -> int:
+        return 1 - len(self._waiting)
+
+    def start(self, training: Training) -> None:
+        self._waiting.append(training)
+
+    def collect(self, seconds: float) -> list[dict[str, Any]]:
+        return [self._worker.line(self._waiting.pop())]
+
+    def close(self) -> None:
+        self._waiting.clear()
+
+
+def work(connection: Connection, home: Home, place: int) -> None:
+    """A process: load the model once, then train what comes until nothing comes or something fails."""
+    worker = Worker(home, place)
+    while True:
+        try:
+            training = connection.recv()
+        except EOFError:
+            return
+        line = worker.line(training)
+        connection.send(line)
+        if "error" in line:
+            return
+
+
+class Worker:
+    """Trains in this process, with the model and the tasks that it has loaded."""
+
+    def __init__(self, home: Home, place: int = 0) -> None:
+        self._home, self._place = home, place
+        self._base: Any = None
+        self._tokenizer: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._device: Any = None
+
+    def line(self, training: Training) -> dict[str, Any]:
+        """The training with its result, or with its error: nothing is raised."""
+        begin = time.perf_counter()
+        line: dict[str, Any] = dict(training)
+        try:
+            file = self._home.prepared[training["task"]]
+            self._load()
+            line.update(self._train(training, file))
+        except Exception as error:
+            line["error"] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:500]
+            line["where"] = traceback.format_exc(limit=-3)[-1500:]
+        line["wall_seconds"] = round(time.perf_counter() - begin, 2)
+        return {**line, **self._origin()}
+
+    def _load(self) -> None:
+        if self._base is not None:
+            return
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        getLogger("ist").setLevel("ERROR")
+        logging.disable_progress_bar()
+        torch.set_num_threads(self._home.threads)
+        number = self._place % max(1, torch.cuda.device_count()) if self._home.device == "cuda" else 0
+        self._device = torch.device(f"cuda:{number}" if self._home.device == "cuda" else "cpu")
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        self._tokenizer = AutoTokenizer.from_pretrained(self._home.model)
+        self._base = AutoModelForCausalLM.from_pretrained(self._home.model, dtype=torch.float32)
+
+    def _train(self, training: Training, file: str) -> dict[str, Any]:
+        import torch
+
+        from .train import train
+
+        if file not in self._tasks:
+            self._tasks[file] = pickle.loads(Path(file).read_bytes())
+        task = self._tasks[file]
+        try:
+            result = train(training, self._base, self._tokenizer, task, self._device)
+        finally:
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+        return {**result, "rows": task.counts}
+
+    def _origin(self) -> dict[str, Any]:
+        """Where and when the line came about."""
+        import torch
+
+        gpu = self._device is not None and self._device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self._device) if gpu else f"CPU ({platform.machine()})",
+            "versions": {
+                **{name: installed(name) for name in ("torch", "transformers", "peft")},
+                "python": platform.python_version(),
+            },
+            "commit": self._home.commit,
+            "model": self._home.name,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "host_load": round(os.getloadavg()[0], 1),
+        }
+
+
+def installed(package: str) -> str:
+    """The version of a package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,258 @@
+"""Run what is left of a plan of trainings: python benchmarks/quality/run.py PLAN --model FOLDER --data FOLDER ...
+
+Called again it goes on: a training whose line is in a result file is not run again. See `--help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import pickle
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from commit import commit  # noqa: E402
+from quality.plan import Training, describe, expand, read_plan, select, settings  # noqa: E402
+from quality.pool import Home, Inline, Pool  # noqa: E402
+
+RESULTS = HERE / "results"
+SHOWN = 5
+WORK = Path(tempfile.gettempdir()) / "ist-quality"
+
+
+def read_lines(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """The lines of result files by id; a good one counts before one with an error, and a cut-off last line for none."""
+    lines: dict[str, dict[str, Any]] = {}
+    for file in files:
+        for text in file.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            if line["id"] not in lines or "error" in lines[line["id"]]:
+                lines[line["id"]] = line
+    return lines
+
+
+def prepare_all(plan: Mapping[str, Any], options: argparse.Namespace) -> dict[str, str]:
+    """The files with the tokens of the plan's tasks; those that are not there are made side by side."""
+    from quality.tasks import prepared_file
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    files = {task: prepared_file(task, tokenizer, settings(plan, task), options.work) for task in plan["tasks"]}
+    jobs = [
+        (task, options.data, options.model, settings(plan, task), str(options.work))
+        for task, file in files.items()
+        if not file.exists()
+    ]
+    if len(jobs) < 2 or not options.processes:
+        for job in jobs:
+            prepare_one(job)
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(len(jobs), options.processes), mp_context=context) as executor:
+            list(executor.map(prepare_one, jobs))
+    return {task: str(file) for task, file in files.items()}
+
+
+def prepare_one(job: tuple[str, str, str, dict[str, Any], str]) -> None:
+    """Make one task's file."""
+    from quality.tasks import prepare
+    from transformers import AutoTokenizer
+
+    task, data, model, setting, work = job
+    prepare(task, data, AutoTokenizer.from_pretrained(model), setting, work)
+
+
+def count_rows(prepared: Mapping[str, str]) -> dict[str, int]:
+    """Training rows of each task."""
+    return {task: pickle.loads(Path(file).read_bytes()).counts["train"] for task, file in prepared.items()}
+
+
+class Session:
+    """One call: starts what can be started, writes a line for each training that ends.
+
+    Args:
+        plan: what to train.
+        pool: where.
+        lines: results so far, by id.
+        output: the file that takes the new ones.
+        num_rows: training rows of each task.
+        seconds: after these nothing is started.
+        limit: after these what still runs is given up.
+        begin: when the call began.
+    """
+
+    def __init__(
+        self,
+        plan: Mapping[str, Any],
+        pool: Pool | Inline,
+        lines: dict[str, dict[str, Any]],
+        output: Path,
+        num_rows: Mapping[str, int],
+        seconds: float,
+        limit: float,
+        begin: float,
+    ) -> None:
+        self.plan, self.pool, self.lines, self.output, self.num_rows = plan, pool, lines, output, num_rows
+        self.seconds, self.limit, self.begin = seconds, limit, begin
+        self.alone = False
+        """Whether what runs must have the device for itself."""
+        self.pace: dict[str, float] = {}
+        """The most seconds a step that a training of each task took in this call, with all that belongs to it."""
+
+    def run(self) -> None:
+        """Until nothing is left, or the time is over."""
+        while True:
+            self.fill()
+            if not self.pool.running:
+                return
+            if self.elapsed >= self.limit:
+                print(f"given up, for the next call: {len(self.pool.running)} trainings", flush=True)
+                return
+            for line in self.pool.collect(min(5.0, self.limit - self.elapsed)):
+                self.alone = False
+                self.write(line)
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.begin
+
+    def left(self) -> list[Training]:
+        """What can be started now."""
+        running = {training["id"] for training in self.pool.running}
+        trainings = expand(self.plan, self.lines, self.num_rows).trainings
+        return [t for t in trainings if t["id"] not in self.lines and t["id"] not in running]
+
+    def fill(self) -> None:
+        """Start trainings: one to be timed where nothing runs, else as many others as there are free processes."""
+        if self.elapsed >= self.seconds or self.alone or not self.pool.num_free:
+            return
+        left = self.left()
+        timed = [training for training in left if training["kind"] == "speed"]
+        if timed and not self.pool.running:
+            self.alone = True
+            self.pool.start(timed[0])
+            return
+        others = [training for training in left if training["kind"] != "speed" and self.fits(training)]
+        for training in others[: self.pool.num_free]:
+            self.pool.start(training)
+
+    def fits(self, training: Training) -> bool:
+        """Whether a training would end within the limit, as far as this call has seen its task."""
+        return self.elapsed + self.pace.get(training["task"], 0.0) * training["steps"] <= self.limit
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Keep a line, and say so."""
+        line["beside"] = 0 if line["kind"] == "speed" else len(self.pool.running)
+        self.lines[line["id"]] = line
+        if line["kind"] == "training" and "error" not in line:
+            pace = line["wall_seconds"] / line["steps"]
+            self.pace[line["task"]] = max(pace, self.pace.get(line["task"], 0.0))
+        with self.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(line), allow_nan=False) + "\n")
+        said = line.get("error") or {name: show(part) for name, part in line.get("test", {}).items()} or "done"
+        print(f"{self.elapsed:5.0f} s  {line['id']}  {line['wall_seconds']:.0f} s  {said}", flush=True)
+
+
+def finite(value: Any) -> Any:
+    """Plain values with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show(part: Mapping[str, float]) -> str:
+    return f"{part['accuracy']:.3f}" if "accuracy" in part else f"loss {part['loss']:.4f}"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("plan", help="a name in plans/, or a file")
+    parser.add_argument("--model", required=True, help="folder of the model and its tokenizer")
+    parser.add_argument("--name", help="what the lines call the model; its folder's name without this")
+    parser.add_argument("--data", required=True, help="folder with commonsense, math, sst2 and wikitext-2")
+    parser.add_argument("--output", type=Path, required=True, help="the JSON-lines file that takes the results")
+    parser.add_argument("--results", type=Path, nargs="*", default=[RESULTS], help="folders with what is done already")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder for tokens")
+    parser.add_argument("--processes", type=int, default=1, help="trainings side by side; 0: one, in this process")
+    parser.add_argument("--seconds", type=float, default=420.0, help="start no training after these")
+    parser.add_argument("--limit", type=float, default=560.0, help="give up what still runs after these")
+    parser.add_argument("--tasks", nargs="+", help="of the plan's tasks these alone")
+    parser.add_argument("--methods", nargs="+", help="of the plan's methods these alone")
+    parser.add_argument("--device", choices=("cuda", "cpu"))
+    parser.add_argument("--retry", action="store_true", help="run those again that failed")
+    parser.add_argument("--list", action="store_true", help="say what is left, and run nothing")
+    return parser.parse_args(arguments)
+
+
+def find_plan(name: str) -> Path:
+    file = Path(name)
+    return file if file.is_file() else HERE / "plans" / f"{name}.yaml"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is left; 0 where nothing is."""
+    begin = time.monotonic()
+    options = parse(arguments)
+    plan = select(read_plan(find_plan(options.plan)), options.tasks, options.methods)
+    files = [file for folder in options.results for file in sorted(folder.glob("*.jsonl"))]
+    lines = read_lines([*files, *([options.output] if options.output.is_file() else [])])
+    if options.retry:
+        lines = {name: line for name, line in lines.items() if "error" not in line}
+    prepared = prepare_all(plan, options)
+    num_rows = count_rows(prepared)
+    print(f"{time.monotonic() - begin:5.0f} s  tokens are there; training rows: {num_rows}", flush=True)
+    if not options.list:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        home = Home(
+            options.model,
+            options.name or Path(options.model).name,
+            prepared,
+            options.device or device(),
+            commit(),
+            threads(options.processes),
+        )
+        pool = Pool(options.processes, home) if options.processes else Inline(home)
+        session = Session(plan, pool, lines, options.output, num_rows, options.seconds, options.limit, begin)
+        try:
+            session.run()
+        finally:
+            pool.close()
+    expansion = expand(plan, lines, num_rows)
+    left = [training for training in expansion.trainings if training["id"] not in lines]
+    failed = [training for training in expansion.trainings if "error" in lines.get(training["id"], {})]
+    print(f"left: {len(left)} trainings ({'; '.join(describe(left)) or 'none'}), failed: {len(failed)}")
+    for reason in expansion.waiting[:SHOWN]:
+        print(f"waiting: {reason}")
+    if len(expansion.waiting) > SHOWN:
+        print(f"and {len(expansion.waiting) - SHOWN} more wait")
+    return 1 if left or expansion.waiting else 0
+
+
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def threads(processes: int) -> int:
+    return max(1, min(len(os.sched_getaffinity(0)) // max(1, processes), int(os.environ.get("OMP_NUM_THREADS", 16))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

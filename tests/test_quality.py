@@ -1,0 +1,434 @@
+"""The benchmark of quality: plans, the data, one training, processes, resuming and the tables, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ist.data import TASKS, read_task
+from ist.evaluation import evaluate
+from ist.evaluation.likelihood import option_likelihoods
+from task_rows import numbered_rows, raw_row, write_collection
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PATH = [*sys.path]
+sys.path.insert(0, str(BENCHMARKS))
+
+from quality import figures, judge, plan, pool, run, table, tasks, train  # noqa: E402
+
+sys.path[:] = PATH  # as other tests expect it
+
+PLANS = sorted((BENCHMARKS / "quality" / "plans").glob("*.yaml"))
+SMALL = {"steps": 3, "batch_size": 2, "validation_rows": 4, "test_rows": 3, "rank": 2, "points": 2, "train_rows": 40}
+METHODS: dict[str, Any] = {
+    "LoRA": {"selector": "all"},
+    "random": {"selector": "random", "num_active_layers": 2},
+    "IST": {"selector": "ist", "num_active_layers": 2, "update_interval": 1, "mu": 100},
+    "IST, authors' rule": {"selector": "ist", "preset": "reference", "update_interval": 1},
+    "LISA": {"selector": "lisa", "num_active_layers": 1, "update_interval": 2},
+    "fixed, at random": {"selector": "fixed:random", "num_active_layers": 2},
+    "top": {"selector": "fixed:top", "num_active_layers": 1},
+    "half": {"selector": "ist", "num_active_layers": 1, "rate_of": "IST"},
+}
+Plan = dict[str, Any]
+
+
+def small_plan(**changed: Any) -> Plan:
+    methods = {name: dict(method) for name, method in METHODS.items()}
+    base = {"tasks": {"mawps": {}}, "methods": methods, "rates": [1e-3, 1e-2], "seeds": [0, 1], "training": SMALL}
+    return {**base, **changed}
+
+
+def problems(num: int, first: int = 0) -> list[dict[str, Any]]:
+    return [
+        {"original_text": f"Ann had {n} nuts and finds {n} more .", "ans": 2.0 * n} for n in range(first, first + num)
+    ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All five tasks in a few rows; of MAWPS one training row is a test row and one a validation row."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "math").mkdir()
+    (folder / "math" / "mawps").mkdir()
+    parts = {"trainset": problems(12) + problems(1, 50) + problems(1, 60)}
+    parts |= {"validset": problems(4, 50), "test": problems(4, 60)}
+    for name, rows in parts.items():
+        (folder / "math" / "mawps" / f"{name}.json").write_text(json.dumps(rows))
+    solved = [{"question": f"What is {n} + 1?", "answer": f"<<{n}+1={n + 1}>>{n + 1}\n#### {n + 1}"} for n in range(30)]
+    (folder / "math" / "gsm8k").mkdir()
+    for name, rows in {"train": solved[:25], "test": solved[25:]}.items():
+        text = "\n".join(map(json.dumps, rows))
+        (folder / "math" / "gsm8k" / f"{name}.jsonl").write_text(text)
+    for number, name in enumerate(tasks.COMMONSENSE):
+        rows = [raw_row("ARC-Easy")] if name.startswith("ARC") else numbered_rows(3, 100 + number)
+        write_collection(folder / "commonsense", {name: numbered_rows(10, 10 * number)}, "train")
+        write_collection(folder / "commonsense", {name: rows})
+    for name, num in {"sst2/train": 9, "sst2/dev": 3, "sst2/test": 4}.items():
+        file = folder / f"{name}.tsv"
+        file.parent.mkdir(exist_ok=True)
+        rows = [f"a {name} film of kind {n} \t{n % 2}" for n in range(num)]
+        file.write_text("\n".join(["sentence\tlabel", *rows, ""]))
+    (folder / "wikitext-2").mkdir()
+    for name in ("train_rebuilt", "valid", "test"):
+        (folder / "wikitext-2" / f"{name}.txt").write_text(f"some words of {name} . " * 30)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model_folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model_folder)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model_folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32)
+
+
+def prepared(name: str, data: Path, tokenizer: Any, folder: Path, **setting: Any) -> tasks.Prepared:
+    full = {**plan.TRAINING, **SMALL, "max_length": 200, **setting}
+    return pickle.loads(tasks.prepare(name, data, tokenizer, full, folder).read_bytes())
+
+
+# --- plans
+
+
+def result_of(training: plan.Training, loss: float = 1.0, **more: Any) -> dict[str, Any]:
+    return {**training, "curve": [[0, 0, 2.0], [training["steps"], 1.0, loss]], **more}
+
+
+def test_a_plan_goes_on_with_what_it_finds() -> None:
+    small = small_plan(budgets=["steps", "seconds"])
+    lines: dict[str, Any] = {}
+    first = plan.expand(small, lines, {})
+    assert {t["seed"] for t in first.trainings if t["kind"] == "training"} == {0}
+    assert "mawps, top: the importance of the layers is not measured" in first.waiting
+    assert "mawps, half: its learning rates are not all tried, or none worked" in first.waiting
+    speeds = {"LoRA": 0.3, "random": 0.1, "IST": 0.2}
+    for training in first.trainings:  # every method's best rate is the higher one
+        lines[training["id"]] = result_of(
+            training,
+            loss=1 / training["learning_rate"],
+            importance=[0.1, 0.4, 0.2, 0.3],
+            step_seconds=speeds.get(training["method"], 0.1),
+        )
+    second = plan.expand(small, lines, {}).trainings
+    assert {t["options"]["selector"] for t in second if t["method"] == "top"} == {"fixed:1"}
+    others = [t for t in second if t["seed"] == 1]
+    assert {t["learning_rate"] for t in others} == {1e-2}
+    assert {t["method"] for t in others} >= {"LoRA", "IST", "half"}
+    timed = {t["method"]: t["steps"] for t in second if t["budget"] == "seconds"}
+    assert (timed["random"], timed["IST"]) == (9, round(3 * 0.3 / 0.2))
+    assert "LoRA" not in timed
+    ids = [t["id"] for t in second]
+    assert len({*ids}) == len(ids)
+    assert {*lines} <= {*ids}
+    while new := [t for t in plan.expand(small, lines, {}).trainings if t["id"] not in lines]:
+        lines |= {t["id"]: result_of(t, importance=[0.0] * 4, step_seconds=0.1) for t in new}
+    assert plan.expand(small, lines, {}).waiting == []
+
+
+def test_a_rate_that_diverged_is_not_chosen() -> None:
+    small = small_plan(methods={"LoRA": {"selector": "all"}})
+    grid = plan.expand(small, {}, {}).trainings
+    lines = {grid[0]["id"]: result_of(grid[0], 3.0), grid[1]["id"]: {**grid[1], "error": "out of memory"}}
+    assert {t["learning_rate"] for t in plan.expand(small, lines, {}).trainings if t["seed"] == 1} == {1e-3}
+    lines[grid[0]["id"]]["curve"][-1][2] = None
+    assert plan.expand(small, lines, {}).waiting
+
+
+def test_epochs_become_steps() -> None:
+    small = small_plan(training={**SMALL, "epochs": 3})
+    assert {t["steps"] for t in plan.expand(small, {}, {"mawps": 11}).trainings if t["kind"] == "training"} == {17}
+
+
+@pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
+def test_the_plans_are_sound(file: Path) -> None:
+    found = plan.read_plan(file)
+    assert set(found["tasks"]) <= set(tasks.PREPARE) == set(figures.FIGURES)
+    trainings = plan.expand(found, {}, dict.fromkeys(found["tasks"], 1000)).trainings
+    assert len({t["id"] for t in trainings}) == len(trainings) > 0
+    if file.stem != "quick":
+        grid = plan.expand(plan.read_plan(file.parent / "grid.yaml"), {}, {}).trainings
+        main = plan.expand(plan.read_plan(file.parent / "main.yaml"), {}, {}).trainings
+        assert {t["id"] for t in grid} <= {t["id"] for t in main}
+
+
+def test_what_a_plan_cannot_have(tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    for text, message in {
+        "{tasks: [mawps], methods: {}, colour: red}": "colour: a plan has some of",
+        "{tasks: [mawps]}": "lacks methods",
+        "{tasks: [mawps], methods: {A: {rate_of: B}}}": "learning rate of B, which is no method",
+    }.items():
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            plan.read_plan(file)
+    with pytest.raises(ValueError, match="no LISA, xyz"):
+        plan.select(small_plan(methods={"LoRA": {}}), None, ["LISA", "xyz"])
+    with pytest.raises(ValueError, match="settings width are unknown"):
+        plan.expand(small_plan(training={"width": 3}), {}, {})
+
+
+# --- data
+
+
+def test_every_task_is_prepared_once(data: Path, tokenizer: Any, tmp_path: Path) -> None:
+    for name in tasks.PREPARE:
+        task = prepared(name, data, tokenizer, tmp_path)
+        assert task.train
+        assert task.validation
+        assert not {row.ids for row in task.train} & {row.ids for row in task.validation}
+        assert task.counts["train"] == len(task.train)
+    stamp = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    prepared("mawps", data, tokenizer, tmp_path)
+    assert stamp == {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="task='chess' is unknown"):
+        prepared("chess", data, tokenizer, tmp_path)
+
+
+def test_rows_to_judge_by_are_not_trained_on(data: Path, tokenizer: Any, tmp_path: Path) -> None:
+    task = prepared("mawps", data, tokenizer, tmp_path)
+    assert task.counts == {
+        "train": 12, "validation": 4, "left_out": 2, "test exact answers": 3, "test answers": 3,
+    }  # fmt: skip
+    texts = [tokenizer.decode(row.ids) for row in task.train]
+    assert not any(f"had {number} nuts" in text for text in texts for number in (50, 60))
+
+
+def test_sentiment_is_a_word(data: Path) -> None:
+    row = tasks.read_sentiment(data / "sst2" / "dev.tsv")[1]
+    assert row.prompt + row.completion == "Review: a sst2/dev film of kind 1\nSentiment: positive"
+
+
+# --- one training
+
+
+def test_a_batch_has_the_loss_of_its_rows(data: Path, tokenizer: Any, base: Any, tmp_path: Path) -> None:
+    """Padding on the left and logits for the end alone change nothing."""
+    for name in ("gsm8k", "wikitext2"):
+        task = prepared(name, data, tokenizer, tmp_path)
+        rows = task.validation[:2] + task.train[:2]
+        batch = judge.collate(rows)
+        assert batch["labels"].shape[1] == batch["logits_to_keep"] <= batch["input_ids"].shape[1]
+        with torch.no_grad():
+            loss = base(**batch).loss
+        total, count = 0.0, 0
+        for row in rows:
+            ids = torch.tensor([[*row.ids, *row.lasts]])
+            with torch.no_grad():
+                logits = base(input_ids=ids).logits[0, row.start - 1 : -1].log_softmax(-1)
+            total -= float(logits.gather(1, ids[0, row.start :, None]).sum())
+            count += ids.shape[1] - row.start
+        assert int((batch["labels"] != -100).sum()) == count
+        assert float(loss) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_judging_at_once_is_judging_row_by_row(data: Path, tokenizer: Any, base: Any, tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    rows = [row for name in tasks.COMMONSENSE for row in read_task(data, TASKS[name])]
+    rows += tasks.read_sentiment(data / "sst2" / "test.tsv")
+    expected = {i: v for batch in option_likelihoods(base, tokenizer, rows, max_length=200) for i, v in batch}
+    found = judge.choose(base, [tasks.choice(row, tokenizer, 200) for row in rows], cpu)
+    assert [len(row.options) for row in rows] == [*map(len, found)]
+    for index, values in enumerate(found):
+        assert values == pytest.approx(expected[index], rel=1e-5)
+    solved = read_task(data, TASKS["gsm8k"])
+    one = evaluate(base, tokenizer, {"x": solved}, "loss", max_length=200)["x"].to_dict()
+    task = prepared("gsm8k", data, tokenizer, tmp_path, test_rows=99)
+    assert judge.test(base, tokenizer, task, cpu)["solutions"] == pytest.approx(one, rel=1e-5)
+
+
+def test_methods_of_a_seed_begin_alike(data: Path, tokenizer: Any, base: Any, tmp_path: Path) -> None:
+    task = prepared("mawps", data, tokenizer, tmp_path)
+    trainings = [t for t in plan.expand(small_plan(), {}, {}).trainings if t["kind"] == "training"]
+    models = [train.make_model(t, base) for t in trainings if t["method"] in ("LoRA", "random", "IST")]
+    first = models[0].state_dict()
+    for model in models[1:]:
+        assert all(torch.equal(first[name], value) for name, value in model.state_dict().items())
+    orders = [[b["input_ids"].tolist() for b in train.batches_of(task.train, t)] for t in trainings]
+    assert all(order == orders[0] for order in orders)
+    assert train.order_of_rows(12, 24, 0) != train.order_of_rows(12, 24, 1)
+    assert sorted(train.order_of_rows(12, 24, 0)[12:]) == [*range(12)]
+
+
+def test_the_schedule_ends_at_nothing_and_losses_are_spaced() -> None:
+    factors = [train.schedule(step, 20, 0.1) for step in range(1, 21)]
+    assert factors[:3] == [0.5, 1.0, 1.0]
+    assert factors[-1] == pytest.approx(1 / 18)
+    assert train.evaluation_steps(10, 5) == {2, 4, 6, 8, 10}
+    assert train.evaluation_steps(2, 5) == {1, 2}
+
+
+# --- a plan from end to end
+
+
+def arguments(data: Path, model: Path, folder: Path, file: Path, *more: str) -> list[str]:
+    return [
+        str(file), "--model", str(model), "--data", str(data), "--output", str(folder / "out.jsonl"), "--results",
+        "--work", str(folder / "work"), "--processes", "0", "--device", "cpu", *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*does not require a gradient:UserWarning")
+def test_a_plan_is_run_and_gone_on_with(
+    data: Path,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plan, "SPEED_STEPS", 3)
+    monkeypatch.setattr(train, "SPEED_WARM", 1)
+    file = tmp_path / "small.yaml"
+    broken = {"broken": {"selector": "ist", "beta": 7}}
+    small = small_plan(methods=METHODS | broken, rates=[1e-3], budgets=["steps", "seconds"], importance={"steps": 2})
+    file.write_text(json.dumps({**small, "tasks": ["mawps"]}))
+    call = arguments(data, tiny_model_folder, tmp_path, file)
+    assert run.main([*call, "--seconds", "0"]) == 1
+    assert not (tmp_path / "out.jsonl").exists()
+    assert run.main([*call, "--methods", "LoRA"]) == 0
+    before = (tmp_path / "out.jsonl").read_text()
+    assert run.main(call) == 1  # the broken one waits for a learning rate
+    text = (tmp_path / "out.jsonl").read_text()
+    assert text.startswith(before)
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert len({line["id"] for line in lines}) == len(lines)
+    assert "failed: 2" in capsys.readouterr().out
+
+    errors = {line["method"] for line in lines if "error" in line}
+    assert errors == {"broken"}
+    assert all("beta=7" in line["error"] for line in lines if "error" in line)
+    good = [line for line in lines if line["kind"] == "training" and "error" not in line]
+    assert {line["method"] for line in good} == {*METHODS}
+    for line in good:
+        assert line["curve"][0][0] == 0
+        assert line["curve"][-1][0] == line["steps"]
+        assert 0 < line["train_seconds"] < line["wall_seconds"]
+        assert line["test"]["exact answers"]["total"] == 3
+        assert math.isfinite(line["test"]["answers"]["loss"])
+        assert {"device", "versions", "commit", "model", "date", "learning_rate", "seed", "options"} <= {*line}
+        if line["method"] in ("random", "IST"):
+            assert sum(line["choices"]) == 2 * line["steps"]
+    starts = {line["method"]: line["curve"][0][2] for line in good if line["seed"] == 0}
+    assert len({*starts.values()}) == 1
+    importance = [line for line in lines if line["kind"] == "importance"]
+    assert [len(line["importance"]) for line in importance] == [4]
+    assert {line["method"] for line in lines if line["kind"] == "speed"} >= {"LoRA", "random", "LISA"}
+
+    assert run.main(call) == 1
+    assert (tmp_path / "out.jsonl").read_text() == text
+    page = tmp_path / "page.md"
+    page.write_text(table.PAGE.read_text(encoding="utf-8"))
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "tiny.jsonl").write_text(text)
+    table.main(results, page)
+    shown = page.read_text()
+    for part in ("| LoRA | ", "| IST, authors' rule | ", "| half | ", "| paper: LLaMA 7B, LoRA | 68.9 |", "beta=7"):
+        assert part in shown
+
+
+def test_processes_fail_and_are_replaced(
+    data: Path, tokenizer: Any, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])  # which the processes inherit
+    full = {**plan.TRAINING, **SMALL, "max_length": 200}
+    file = tasks.prepare("mawps", data, tokenizer, full, tmp_path)
+    home = pool.Home(str(tiny_model_folder), "tiny", {"mawps": str(file)}, "cpu", "abc", 1)
+    good = plan.expand(small_plan(methods={"LoRA": {"selector": "all"}}), {}, {}).trainings[0]
+    processes = pool.Pool(1, home)
+    try:
+        for training in ({**good, "task": "chess"}, good):
+            processes.start(training)
+            assert processes.num_free == 0
+            (line,) = processes.collect(60)
+            assert ("error" in line) == (training is not good)
+            assert processes.num_free == 1
+        processes.start(good)
+    finally:
+        processes.close()
+    assert processes.running == []
+
+
+def test_what_is_no_number_is_none_in_json() -> None:
+    line = {"test": {"a": {"loss": math.nan, "perplexity": math.inf}}, "curve": [[0, 0.0, 1.0]], "error": "x"}
+    assert run.finite(line) == {
+        "test": {"a": {"loss": None, "perplexity": None}}, "curve": [[0, 0.0, 1.0]], "error": "x",
+    }  # fmt: skip
+    broken = line_of("LoRA", 0, 0.5, test={"answers": {"loss": None}}, curve=[[9, 1.0, None]])
+    assert figures.figures(broken) == {}
+    assert figures.compare([broken])[0].table(["LoRA"]) == {}
+
+
+# --- tables
+
+
+def line_of(method: str, seed: int, loss: float, rate: float = 1e-3, **changed: Any) -> dict[str, Any]:
+    test = {"exact answers": {"accuracy": 1 - loss, "correct": 1, "total": 4}, "answers": {"loss": loss}}
+    return {
+        "id": f"{method} {seed} {rate} {changed}", "kind": "training", "task": "mawps", "method": method, "seed": seed,
+        "learning_rate": rate, "study": "main", "model": "small", "base_steps": 9, "steps": 9, "epochs": None,
+        "budget": "steps", "ablation": False, "options": {"selector": method}, "test": test, "rows": {"left_out": 0},
+        "setting": {"batch_size": 2, "rank": 2, "dropout": 0.0}, "curve": [[9, 1.0, loss]], "date": "2026",
+        "device": "GPU", "commit": "abc", "versions": {"torch": "2"}, "file": "x.jsonl", **changed,
+    }  # fmt: skip
+
+
+def test_the_tables_hold_the_best_rate_and_paired_differences() -> None:
+    lines = [line_of("LoRA", 0, 0.9, rate=1e-2), line_of("random", 0, 0.2, rate=1e-2)]  # one method's best, one not
+    for seed, shift in enumerate((0.0, 0.02, 0.04)):
+        lines += [line_of("LoRA", seed, 0.3 + shift), line_of("random", seed, 0.5 + shift)]
+        lines.append(line_of("IST, mu 100", seed, 0.4 + shift * 1.1))
+        lines.append(line_of("mu 1", seed, 0.6 + shift, ablation=True))
+    lines[0]["curve"][-1][2] = None
+    (comparison,) = figures.compare(lines)
+    assert [line["learning_rate"] for line in comparison.runs("LoRA")] == [1e-3] * 3
+    assert [line["learning_rate"] for line in comparison.runs("random")] == [1e-2]
+    shown = table.comparison_table(comparison, "answers loss", "loss", comparison.methods(ablations=False)).splitlines()
+    assert shown[2] == "| LoRA | 0.001 (edge) | 3 | 0.3200 ± 0.0200 | – | +0.1000 | 9 |"
+    assert shown[4].startswith("| IST, mu 100 | 0.001 | 3 | 0.4220 ± 0.0220 | **+0.1020 [+0.0970, +0.1070]** |")
+    assert "| mu 1 | 0.001 | 3 | 38.0 ± 2.0 |" in "\n".join(table.ablation_section([comparison]))
+    rows = {row[2]: row for row in table.summary_rows([comparison]) if row[0].startswith("mawps")}
+    assert rows["LoRA"][3:5] == ("68.0 [63.0, 73.0]", "–")
+    assert rows["IST, mu 100"][4] == "-10.2 [-10.7, -9.7]"
+    assert rows["random"][6:] == ("x.jsonl", "abc")
+    assert ("sst2", "–", "–", "not measured", "–", "–", "–", "–") in table.summary_rows([comparison])
+
+
+def test_equal_time_is_beside_the_reference_at_equal_steps() -> None:
+    lines = [line_of("LoRA", seed, 0.3) for seed in (0, 1)]
+    lines += [line_of("IST, mu 100", seed, 0.2, budget="seconds", steps=14) for seed in (0, 1)]
+    (comparison,) = figures.compare(lines)
+    shown = "\n".join(table.comparison_section([comparison]))
+    assert "at the time that LoRA takes" in shown
+    assert "| IST, mu 100 | 0.001 | 2 | 80.0 ± 0.0 | **+10.0 [+10.0, +10.0]** | – | 14 |" in shown
+
+
+def test_every_table_of_the_paper_is_there() -> None:
+    paper = json.loads(table.PAPER.read_text(encoding="utf-8"))
+    assert [*paper["tables"]] == ["2", "3", "4", "5", "10", "11", "12"]
+    known = {name for file in PLANS for name in plan.read_plan(file)["methods"]}
+    for entry in paper["tables"].values():
+        width = len(entry["columns"])
+        assert all(len(values) == width for _, values in entry["rows"])
+        assert len(entry["ours"]["figures"]) == width
+        assert {*entry["ours"]["rows"].values()} <= known
+    shown = "\n".join(table.paper_section(paper, []))
+    assert shown.count("Ours: Not measured yet.") == 7
+
+
+def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:
+    """`make tables` has been run since the last measurement."""
+    page = tmp_path / "page.md"
+    page.write_text(table.PAGE.read_text(encoding="utf-8"))
+    table.main(page=page)
+    assert page.read_text() == table.PAGE.read_text(encoding="utf-8")
