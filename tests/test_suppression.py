@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ist import discover_layers
 from ist.bottleneck import BottleneckConfig
-from ist.suppression import candidate_losses, model_loss, suppress
+from ist.suppression import candidate_losses, evaluation_mode, model_loss, suppress
 from models import ARCHITECTURES, ToyModel, make_batch, make_lora, randomise, toy_batch, wrap
 from tiny import traces
 
@@ -74,6 +74,27 @@ def naive_loss(model: nn.Module, kept: tuple[int, ...], beta: float) -> Tensor:
         x = x + adapted(block, "down", torch.tanh(adapted(block, "up", normed, factor)), factor)
     head = model.get_submodule(f"{BASE}.head")
     return ((x @ head.weight.T + head.bias).squeeze(-1) - y).square().mean()  # type: ignore[operator,union-attr]
+
+
+class Merging(nn.Linear):
+    """Merges at its evaluation, as some libraries' adapters do."""
+
+    merges = 0
+
+    def train(self, mode: bool = True) -> Merging:
+        self.merges += (not mode) - mode
+        return super().train(mode)
+
+
+def test_modules_with_an_evaluation_of_their_own_come_back_from_it() -> None:
+    model: Any = nn.Sequential(Merging(2, 2), nn.Dropout(), nn.Sequential(nn.Dropout(), Merging(2, 2)))
+    model[2][0].training = False
+    before = [module.training for module in model.modules()]
+    with evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+        assert [model[0].merges, model[2][1].merges] == [1, 1]
+    assert [module.training for module in model.modules()] == before
+    assert [model[0].merges, model[2][1].merges] == [0, 0]
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.25, 0.5, 1.0])

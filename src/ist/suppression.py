@@ -134,23 +134,32 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """
     modules = list(model.modules())
     # Straight from the instances: a module's own search for its attributes takes longer than a small model's forward.
-    training = [module for module in modules if module.__dict__.get("training", True)]
+    training = [module for module in modules if module.training]
     configs = {id(config): config for module in modules if (config := module.__dict__.get("config")) is not None}
     caching = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
+    # Some have an idea of their own of what evaluation is, such as merged weights; elsewhere it is a flag.
+    own = [m for m in training if "training" not in m.__dict__ or type(m).train is not nn.Module.train]
     try:
         for config in caching:
             config.use_cache = False
-        if all(type(module).train is nn.Module.train for module in training):
+        if own:
+            model.eval()
+        else:
             for module in training:
                 module.__dict__["training"] = False
-        else:  # a module that has its own idea of what evaluation is
-            model.eval()
         for module in training:
             if type(module).__name__ == "Linear4bit":
                 module.training = True
         yield
     finally:
-        for module in training:
-            module.__dict__["training"] = True
+        for module in own:
+            module.train()
+        if own:
+            trained = set(map(id, training))
+            for module in modules:
+                module.training = id(module) in trained
+        else:
+            for module in training:
+                module.__dict__["training"] = True
         for config in caching:
             config.use_cache = True
