@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,13 +14,13 @@ from torch import Tensor, nn
 from ._version import __version__
 from .activation import LayerActivation
 from .adalora import RankAllocation, find_adalora
+from .announce import announce, warn_of_missing_parameters
 from .config import ISTConfig, resolve_config
 from .ddp import TiedOutputs, unwrap_ddp
 from .depth import BackwardDepth
 from .distributed import current_ranks
 from .fingerprint import base_fingerprint
 from .history import History
-from .layers import Layer, parameters_outside
 from .lora_fa import IdlePairs, is_lora_fa
 from .measurement import Measurement
 from .optimizer_state import OptimizerState
@@ -33,9 +32,7 @@ from .sharding import DEEPSPEED, check_engine, is_deepspeed, is_sharded
 from .suppression import LossFunction, model_loss
 from .whole_layers import layers_to_train
 
-__all__ = ["SparseTuner", "describe_fused"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["SparseTuner"]
 
 
 class SparseTuner:
@@ -124,7 +121,8 @@ class SparseTuner:
         )
         self._depth = BackwardDepth(model, self.layers, self._activation)
         self._tied_outputs = TiedOutputs(model, self._activation.idle_parameters)
-        self._announce()
+        if self.ranks.is_main:
+            announce(model, self.layers, len(self.selector.choose(0)), self.num_fused, self.not_fused)
         if history is not None:
             self.record_to(history)
         self.rank_allocation = None if adalora is None else RankAllocation(adalora)
@@ -345,44 +343,3 @@ class SparseTuner:
                 "before optimizer.zero_grad().",
                 stacklevel=3,
             )
-
-    def _announce(self) -> None:
-        """Say once what is chosen from and what trains besides."""
-        if not self.ranks.is_main:
-            return
-        active = len(self.selector.choose(0))
-        logger.info("IST trains %d of %d layers a step (%s, …).", active, len(self.layers), self.layers[0].name)
-        if self.num_fused:
-            logger.warning("%s (fused=False turns it off).", describe_fused(self.num_fused, self.not_fused))
-        outside = parameters_outside(self.model, self.layers)
-        if outside:
-            count = sum(parameter.numel() for parameter in outside.values())
-            names = list(outside)
-            # With whole layers embeddings and head are meant to.
-            logger.log(
-                logging.WARNING if self.layers[0].adapters else logging.INFO,
-                "%d parameters in %d tensors outside of the layers%s train at every step: %s%s.",
-                count,
-                len(outside),
-                "' adapters" if self.layers[0].adapters else "",
-                ", ".join(names[:3]),
-                ", …" if len(names) > 3 else "",
-            )
-
-
-def describe_fused(num_fused: int, not_fused: Mapping[str, int]) -> str:
-    """How many adapter modules take the lean step, and why the others do not."""
-    others = ", ".join(f"{count} not: {reason}" for reason, count in not_fused.items())
-    return f"{num_fused} LoRA modules compute as one function" + (f", {others}" if others else "")
-
-
-def warn_of_missing_parameters(optimizer: Any, layers: Sequence[Layer]) -> None:
-    """Warn of layers that an optimizer can never train."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    missing = [layer.name for layer in layers if not all(id(p) in held for p in layer.parameters)]
-    if missing:
-        warnings.warn(
-            f"The optimizer lacks trainable parameters of {len(missing)} layers ({missing[0]}, …), which are never "
-            "trained: make it from all parameters that require a gradient, before the first begin_step().",
-            stacklevel=4,
-        )

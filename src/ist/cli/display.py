@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
+from ..announce import describe_fused
 from ..integrations.trainer import IST
 from ..layers import parameters_outside
 from ..selectors import make_selector, selector_factory, what_trains
-from ..tuner import describe_fused
 from ..whole_layers import layers_to_train
 
 __all__ = ["Display", "TrainingProgress", "device_name", "layer_map", "peak_memory"]
