@@ -93,6 +93,12 @@ def test_learns_what_is_learned_set_by_set() -> None:
         torch.testing.assert_close(value, expected_adapters[name], rtol=1e-9, atol=1e-12)
 
 
+def joint_or_one_by_one(model: Any, tuner: SparseTuner) -> JointLosses:
+    return JointLosses(
+        model, tuner.layers, 0.25, lambda sets, batch: candidate_losses(model, tuner.layers, sets, batch, 0.25)
+    )
+
+
 def test_a_model_whose_loss_is_another_one_is_measured_set_by_set() -> None:
     model = tiny_lora().double()
     batch = tiny_batches(1)[0]
@@ -108,9 +114,7 @@ def test_a_model_whose_loss_is_another_one_is_measured_set_by_set() -> None:
     inner.forward = with_a_penalty
     with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._activation.measuring():
         expected = candidate_losses(model, tuner.layers, CANDIDATES, batch, 0.25)
-        joint = JointLosses(
-            model, tuner.layers, 0.25, lambda sets, given: candidate_losses(model, tuner.layers, sets, given, 0.25)
-        )
+        joint = joint_or_one_by_one(model, tuner)
         assert torch.equal(joint(CANDIDATES, batch), expected)
         assert joint.trusted is False
         assert torch.equal(joint(CANDIDATES, batch), expected)
@@ -131,9 +135,7 @@ def test_a_model_that_gives_no_logits_without_labels_is_measured_set_by_set() ->
     inner.forward = with_labels_alone
     with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._activation.measuring():
         expected = candidate_losses(model, tuner.layers, CANDIDATES, batch, 0.25)
-        joint = JointLosses(
-            model, tuner.layers, 0.25, lambda sets, given: candidate_losses(model, tuner.layers, sets, given, 0.25)
-        )
+        joint = joint_or_one_by_one(model, tuner)
         assert torch.equal(joint(CANDIDATES, batch), expected)
         assert joint.trusted is False
         with pytest.raises(ValueError, match="no inputs of a decoder"):

@@ -113,10 +113,8 @@ def switch(block: nn.Module, on: bool, function: Callable[..., Any]) -> None:
     elif hasattr(block, "gradient_checkpointing"):
         block.gradient_checkpointing = True  # type: ignore[assignment]
         block._gradient_checkpointing_func = function  # type: ignore[assignment]
-    else:
-        block.__dict__["_ist_recompute"] = function
-        if "forward" not in block.__dict__:
-            block.forward = MethodType(recomputed_forward, block)  # type: ignore[method-assign]
+    elif "forward" not in block.__dict__ or "_ist_recompute" in block.__dict__:
+        block.__dict__.update(forward=MethodType(recomputed_forward, block), _ist_recompute=function)
 
 
 class RecomputedCall:
