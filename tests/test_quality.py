@@ -337,6 +337,30 @@ def test_a_plan_is_run_and_gone_on_with(
         assert part in shown
 
 
+def test_several_plans_run_as_one(data: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    first = run.load_plan("main:mawps,sst2", None, ["LoRA", "random"])
+    assert [*first["tasks"]] == ["mawps", "sst2"]
+    assert [*first["methods"]] == ["LoRA", "random"]
+    assert [*run.load_plan("main", ["gsm8k"], None)["tasks"]] == ["gsm8k"]
+    both = run.expand_all([first, run.load_plan("long:mawps", None, ["LoRA"]), first], {}, {"mawps": 160})
+    alone = plan.expand(first, {}, {}).trainings
+    assert both.trainings[: len(alone)] == alone
+    assert {t["study"] for t in both.trainings[len(alone) :]} == {"long"}
+    assert len({t["id"] for t in both.trainings}) == len(both.trainings)
+
+    methods = {"LoRA": {"selector": "all"}}
+    files = [tmp_path / f"{name}.yaml" for name in ("one", "two", "other")]
+    for file, setting in zip(files, ({}, {"batch_size": 1}, {"train_rows": 5}), strict=True):
+        small = small_plan(methods=methods, rates=[1e-3], seeds=[0], training=SMALL | setting)
+        file.write_text(json.dumps({**small, "tasks": ["mawps"]}))
+    call = arguments(data, tiny_model_folder, tmp_path, files[0])
+    assert run.main([str(files[1]), *call]) == 0
+    sizes = [json.loads(x)["setting"]["batch_size"] for x in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert sizes == [1, 2]
+    with pytest.raises(ValueError, match="different rows of mawps"):
+        run.main([str(files[2]), *call])
+
+
 def test_processes_fail_and_are_replaced(
     data: Path, tokenizer: Any, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Run what is left of a plan of trainings: python benchmarks/quality/run.py PLAN --model FOLDER --data FOLDER ...
+"""Run what is left of plans of trainings: python benchmarks/quality/run.py PLAN ... --model FOLDER --data FOLDER ...
 
 Called again it goes on: a training whose line is in a result file is not run again. See `--help`.
 """
@@ -23,9 +23,10 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from commit import commit  # noqa: E402
-from quality.plan import Training, describe, expand, read_plan, select, settings  # noqa: E402
+from quality.plan import Expansion, Training, describe, expand, read_plan, select, settings  # noqa: E402
 from quality.pool import Home, Inline, Pool  # noqa: E402
 
+Plan = dict[str, Any]
 RESULTS = HERE / "results"
 SHOWN = 5
 WORK = Path(tempfile.gettempdir()) / "ist-quality"
@@ -45,18 +46,26 @@ def read_lines(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
     return lines
 
 
-def prepare_all(plan: Mapping[str, Any], options: argparse.Namespace) -> dict[str, str]:
-    """The files with the tokens of the plan's tasks; those that are not there are made side by side."""
+def prepare_all(plans: Sequence[Plan], options: argparse.Namespace) -> dict[str, str]:
+    """The files with the tokens of the plans' tasks; those that are not there are made side by side.
+
+    Raises:
+        ValueError: two plans cut or choose the rows of a task in different ways.
+    """
     from quality.tasks import prepared_file
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    files = {task: prepared_file(task, tokenizer, settings(plan, task), options.work) for task in plan["tasks"]}
-    jobs = [
-        (task, options.data, options.model, settings(plan, task), str(options.work))
-        for task, file in files.items()
-        if not file.exists()
-    ]
+    files: dict[str, Path] = {}
+    jobs = []
+    for plan in plans:
+        for task in plan["tasks"]:
+            setting = settings(plan, task)
+            file = prepared_file(task, tokenizer, setting, options.work)
+            if task not in files and not file.exists():
+                jobs.append((task, options.data, options.model, setting, str(options.work)))
+            if files.setdefault(task, file) != file:
+                raise ValueError(f"These plans have different rows of {task}: run one after the other.")
     if len(jobs) < 2 or not options.processes:
         for job in jobs:
             prepare_one(job)
@@ -81,11 +90,21 @@ def count_rows(prepared: Mapping[str, str]) -> dict[str, int]:
     return {task: pickle.loads(Path(file).read_bytes()).counts["train"] for task, file in prepared.items()}
 
 
+def expand_all(plans: Sequence[Plan], lines: Mapping[str, Any], num_rows: Mapping[str, int]) -> Expansion:
+    """What several plans come to, each training once."""
+    parts = [expand(plan, lines, num_rows) for plan in plans]
+    trainings: dict[str, Training] = {}
+    for part in parts:
+        for training in part.trainings:
+            trainings.setdefault(training["id"], training)
+    return Expansion([*trainings.values()], [reason for part in parts for reason in part.waiting])
+
+
 class Session:
     """One call: starts what can be started, writes a line for each training that ends.
 
     Args:
-        plan: what to train.
+        plans: what to train, the first one first.
         pool: where.
         lines: results so far, by id.
         output: the file that takes the new ones.
@@ -97,7 +116,7 @@ class Session:
 
     def __init__(
         self,
-        plan: Mapping[str, Any],
+        plans: Sequence[Plan],
         pool: Pool | Inline,
         lines: dict[str, dict[str, Any]],
         output: Path,
@@ -106,12 +125,12 @@ class Session:
         limit: float,
         begin: float,
     ) -> None:
-        self.plan, self.pool, self.lines, self.output, self.num_rows = plan, pool, lines, output, num_rows
+        self.plans, self.pool, self.lines, self.output, self.num_rows = plans, pool, lines, output, num_rows
         self.seconds, self.limit, self.begin = seconds, limit, begin
         self.alone = False
         """Whether what runs must have the device for itself."""
-        self.pace: dict[str, float] = {}
-        """The most seconds a step that a training of each task took in this call, with all that belongs to it."""
+        self.pace: dict[str, tuple[float, float]] = {}
+        """By task the most seconds a step that a training took in this call, and the most beside its steps."""
 
     def run(self) -> None:
         """Until nothing is left, or the time is over."""
@@ -133,7 +152,7 @@ class Session:
     def left(self) -> list[Training]:
         """What can be started now."""
         running = {training["id"] for training in self.pool.running}
-        trainings = expand(self.plan, self.lines, self.num_rows).trainings
+        trainings = expand_all(self.plans, self.lines, self.num_rows).trainings
         return [t for t in trainings if t["id"] not in self.lines and t["id"] not in running]
 
     def fill(self) -> None:
@@ -152,15 +171,17 @@ class Session:
 
     def fits(self, training: Training) -> bool:
         """Whether a training would end within the limit, as far as this call has seen its task."""
-        return self.elapsed + self.pace.get(training["task"], 0.0) * training["steps"] <= self.limit
+        step, rest = self.pace.get(training["task"], (0.0, 0.0))
+        return self.elapsed + step * training["steps"] + rest <= self.limit
 
     def write(self, line: dict[str, Any]) -> None:
         """Keep a line, and say so."""
         line["beside"] = 0 if line["kind"] == "speed" else len(self.pool.running)
         self.lines[line["id"]] = line
         if line["kind"] == "training" and "error" not in line:
-            pace = line["wall_seconds"] / line["steps"]
-            self.pace[line["task"]] = max(pace, self.pace.get(line["task"], 0.0))
+            step, rest = self.pace.get(line["task"], (0.0, 0.0))
+            own = line["train_seconds"]
+            self.pace[line["task"]] = max(step, own / line["steps"]), max(rest, line["wall_seconds"] - own)
         with self.output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite(line), allow_nan=False) + "\n")
         said = line.get("error") or {name: show(part) for name, part in line.get("test", {}).items()} or "done"
@@ -182,7 +203,7 @@ def show(part: Mapping[str, float]) -> str:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("plan", help="a name in plans/, or a file")
+    parser.add_argument("plans", nargs="+", metavar="PLAN", help="a name in plans/ or a file; NAME:TASK,TASK for some")
     parser.add_argument("--model", required=True, help="folder of the model and its tokenizer")
     parser.add_argument("--name", help="what the lines call the model; its folder's name without this")
     parser.add_argument("--data", required=True, help="folder with commonsense, math, sst2 and wikitext-2")
@@ -192,29 +213,31 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="trainings side by side; 0: one, in this process")
     parser.add_argument("--seconds", type=float, default=420.0, help="start no training after these")
     parser.add_argument("--limit", type=float, default=560.0, help="give up what still runs after these")
-    parser.add_argument("--tasks", nargs="+", help="of the plan's tasks these alone")
-    parser.add_argument("--methods", nargs="+", help="of the plan's methods these alone")
+    parser.add_argument("--tasks", nargs="+", help="of each plan's tasks these alone")
+    parser.add_argument("--methods", nargs="+", help="of each plan's methods these alone")
     parser.add_argument("--device", choices=("cuda", "cpu"))
     parser.add_argument("--retry", action="store_true", help="run those again that failed")
     parser.add_argument("--list", action="store_true", help="say what is left, and run nothing")
     return parser.parse_args(arguments)
 
 
-def find_plan(name: str) -> Path:
-    file = Path(name)
-    return file if file.is_file() else HERE / "plans" / f"{name}.yaml"
+def load_plan(argument: str, tasks: Sequence[str] | None, methods: Sequence[str] | None) -> Plan:
+    """A plan by its name or file, with some of its tasks and methods alone."""
+    name, _, own = (argument, "", "") if Path(argument).is_file() else argument.partition(":")
+    file = Path(name) if Path(name).is_file() else HERE / "plans" / f"{name}.yaml"
+    return select(read_plan(file), own.split(",") if own else tasks, methods)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is left; 0 where nothing is."""
     begin = time.monotonic()
     options = parse(arguments)
-    plan = select(read_plan(find_plan(options.plan)), options.tasks, options.methods)
+    plans = [load_plan(argument, options.tasks, options.methods) for argument in options.plans]
     files = [file for folder in options.results for file in sorted(folder.glob("*.jsonl"))]
     lines = read_lines([*files, *([options.output] if options.output.is_file() else [])])
     if options.retry:
         lines = {name: line for name, line in lines.items() if "error" not in line}
-    prepared = prepare_all(plan, options)
+    prepared = prepare_all(plans, options)
     num_rows = count_rows(prepared)
     print(f"{time.monotonic() - begin:5.0f} s  tokens are there; training rows: {num_rows}", flush=True)
     if not options.list:
@@ -228,12 +251,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             threads(options.processes),
         )
         pool = Pool(options.processes, home) if options.processes else Inline(home)
-        session = Session(plan, pool, lines, options.output, num_rows, options.seconds, options.limit, begin)
+        session = Session(plans, pool, lines, options.output, num_rows, options.seconds, options.limit, begin)
         try:
             session.run()
         finally:
             pool.close()
-    expansion = expand(plan, lines, num_rows)
+    expansion = expand_all(plans, lines, num_rows)
     left = [training for training in expansion.trainings if training["id"] not in lines]
     failed = [training for training in expansion.trainings if "error" in lines.get(training["id"], {})]
     print(f"left: {len(left)} trainings ({'; '.join(describe(left)) or 'none'}), failed: {len(failed)}")
