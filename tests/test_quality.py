@@ -354,6 +354,8 @@ def test_several_plans_run_as_one(data: Path, tiny_model_folder: Path, tmp_path:
         small = small_plan(methods=methods, rates=[1e-3], seeds=[0], training=SMALL | setting)
         file.write_text(json.dumps({**small, "tasks": ["mawps"]}))
     call = arguments(data, tiny_model_folder, tmp_path, files[0])
+    assert run.main([str(files[1]), *call, "--kinds", "speed"]) == 1
+    assert not (tmp_path / "out.jsonl").exists()
     assert run.main([str(files[1]), *call]) == 0
     sizes = [json.loads(x)["setting"]["batch_size"] for x in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert sizes == [1, 2]

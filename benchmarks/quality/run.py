@@ -28,6 +28,7 @@ from quality.pool import Home, Inline, Pool  # noqa: E402
 
 Plan = dict[str, Any]
 RESULTS = HERE / "results"
+KINDS = ("importance", "speed", "training")
 SHOWN = 5
 WORK = Path(tempfile.gettempdir()) / "ist-quality"
 
@@ -112,6 +113,7 @@ class Session:
         seconds: after these nothing is started.
         limit: after these what still runs is given up.
         begin: when the call began.
+        kinds: of trainings that are run.
     """
 
     def __init__(
@@ -124,9 +126,10 @@ class Session:
         seconds: float,
         limit: float,
         begin: float,
+        kinds: Sequence[str] = KINDS,
     ) -> None:
         self.plans, self.pool, self.lines, self.output, self.num_rows = plans, pool, lines, output, num_rows
-        self.seconds, self.limit, self.begin = seconds, limit, begin
+        self.seconds, self.limit, self.begin, self.kinds = seconds, limit, begin, kinds
         self.alone = False
         """Whether what runs must have the device for itself."""
         self.pace: dict[str, tuple[float, float]] = {}
@@ -153,7 +156,8 @@ class Session:
         """What can be started now."""
         running = {training["id"] for training in self.pool.running}
         trainings = expand_all(self.plans, self.lines, self.num_rows).trainings
-        return [t for t in trainings if t["id"] not in self.lines and t["id"] not in running]
+        left = [t for t in trainings if t["id"] not in self.lines and t["id"] not in running]
+        return [t for t in left if t["kind"] in self.kinds]
 
     def fill(self) -> None:
         """Start trainings: one to be timed where nothing runs, else as many others as there are free processes."""
@@ -215,6 +219,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=560.0, help="give up what still runs after these")
     parser.add_argument("--tasks", nargs="+", help="of each plan's tasks these alone")
     parser.add_argument("--methods", nargs="+", help="of each plan's methods these alone")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of what is left these kinds alone")
     parser.add_argument("--device", choices=("cuda", "cpu"))
     parser.add_argument("--retry", action="store_true", help="run those again that failed")
     parser.add_argument("--list", action="store_true", help="say what is left, and run nothing")
@@ -251,7 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             threads(options.processes),
         )
         pool = Pool(options.processes, home) if options.processes else Inline(home)
-        session = Session(plans, pool, lines, options.output, num_rows, options.seconds, options.limit, begin)
+        session = Session(
+            plans, pool, lines, options.output, num_rows, options.seconds, options.limit, begin, options.kinds
+        )
         try:
             session.run()
         finally:
