@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -383,6 +384,39 @@ def test_processes_fail_and_are_replaced(
     finally:
         processes.close()
     assert processes.running == []
+
+
+class Crowded:
+    """A pool of two on a device that has memory for one at a time, but once for two."""
+
+    def __init__(self) -> None:
+        self.num, self.running, self.begun = 2, [], []
+
+    @property
+    def num_free(self) -> int:
+        return self.num - len(self.running)
+
+    def start(self, training: plan.Training) -> None:
+        self.running.append(training)
+        self.begun.append(training["seed"])
+
+    def collect(self, seconds: float) -> list[dict[str, Any]]:
+        full = len(self.running) > 1
+        line = result_of(self.running.pop(), train_seconds=1.0, wall_seconds=2.0)
+        return [{**line, "error": "OutOfMemoryError: CUDA out of memory."} if full else line]
+
+    def shrink(self) -> None:
+        self.num -= 1
+
+
+def test_a_training_without_memory_is_put_back(tmp_path: Path) -> None:
+    small = small_plan(methods={"LoRA": {"selector": "all"}}, rates=[1e-3], seeds=[0, 1, 2])
+    (first,) = plan.expand(small, {}, {}).trainings
+    lines = {first["id"]: result_of(first)}
+    crowded: Any = Crowded()
+    run.Session([small], crowded, lines, tmp_path / "out.jsonl", {}, 60, 60, time.monotonic()).run()
+    assert crowded.begun == [1, 2, 2]
+    assert {line["seed"] for line in lines.values() if "error" not in line} == {0, 1, 2}
 
 
 def test_what_is_no_number_is_none_in_json() -> None:

@@ -29,6 +29,7 @@ from quality.pool import Home, Inline, Pool  # noqa: E402
 Plan = dict[str, Any]
 RESULTS = HERE / "results"
 KINDS = ("importance", "speed", "training")
+NO_MEMORY = "OutOfMemoryError"
 SHOWN = 5
 WORK = Path(tempfile.gettempdir()) / "ist-quality"
 
@@ -146,7 +147,13 @@ class Session:
                 return
             for line in self.pool.collect(min(5.0, self.limit - self.elapsed)):
                 self.alone = False
-                self.write(line)
+                if self.pool.running and line.get("error", "").startswith(NO_MEMORY):
+                    self.pool.shrink()
+                    print(
+                        f"{self.elapsed:5.0f} s  {line['id']}  no memory: put back, with one process less", flush=True
+                    )
+                else:
+                    self.write(line)
 
     @property
     def elapsed(self) -> float:
