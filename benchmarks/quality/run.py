@@ -133,8 +133,9 @@ class Session:
         self.seconds, self.limit, self.begin, self.kinds = seconds, limit, begin, kinds
         self.alone = False
         """Whether what runs must have the device for itself."""
-        self.pace: dict[str, tuple[float, float]] = {}
-        """By task the most seconds a step that a training took in this call, and the most beside its steps."""
+        self.pace: dict[tuple[str, ...], tuple[float, float]] = {}
+        """By task, and by task and method, the most seconds a step that a training took in this call, and the most
+        beside its steps."""
 
     def run(self) -> None:
         """Until nothing is left, or the time is over."""
@@ -182,7 +183,8 @@ class Session:
 
     def fits(self, training: Training) -> bool:
         """Whether a training would end within the limit, as far as this call has seen its task."""
-        step, rest = self.pace.get(training["task"], (0.0, 0.0))
+        task, method = training["task"], training["method"]
+        step, rest = self.pace.get((task, method), self.pace.get((task,), (0.0, 0.0)))
         return self.elapsed + step * training["steps"] + rest <= self.limit
 
     def write(self, line: dict[str, Any]) -> None:
@@ -190,9 +192,10 @@ class Session:
         line["beside"] = 0 if line["kind"] == "speed" else len(self.pool.running)
         self.lines[line["id"]] = line
         if line["kind"] == "training" and "error" not in line:
-            step, rest = self.pace.get(line["task"], (0.0, 0.0))
             own = line["train_seconds"]
-            self.pace[line["task"]] = max(step, own / line["steps"]), max(rest, line["wall_seconds"] - own)
+            for key in ((line["task"],), (line["task"], line["method"])):
+                step, rest = self.pace.get(key, (0.0, 0.0))
+                self.pace[key] = max(step, own / line["steps"]), max(rest, line["wall_seconds"] - own)
         with self.output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite(line), allow_nan=False) + "\n")
         said = line.get("error") or {name: show(part) for name, part in line.get("test", {}).items()} or "done"
