@@ -66,6 +66,7 @@ tables: $(VENV)/.dev ## the tables in the texts, from the JSON files of benchmar
 	$(BIN)/python benchmarks/step_time/table.py
 	$(BIN)/python benchmarks/probes/table.py
 	$(BIN)/python benchmarks/quality/table.py
+	$(BIN)/python benchmarks/quality/figure.py
 	$(BIN)/python benchmarks/cost_figure.py
 	$(BIN)/python benchmarks/summary.py --write
 

@@ -23,7 +23,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PATH = [*sys.path]
 sys.path.insert(0, str(BENCHMARKS))
 
-from quality import figures, judge, plan, pool, run, table, tasks, train  # noqa: E402
+from quality import figure, figures, judge, layers, plan, pool, run, table, tasks, train  # noqa: E402
 
 sys.path[:] = PATH  # as other tests expect it
 
@@ -454,7 +454,8 @@ def test_the_tables_hold_the_best_rate_and_paired_differences() -> None:
     assert [line["learning_rate"] for line in comparison.runs("LoRA")] == [1e-3] * 3
     assert [line["learning_rate"] for line in comparison.runs("random")] == [1e-2]
     shown = table.comparison_table(comparison, "answers loss", "loss", comparison.methods(ablations=False)).splitlines()
-    assert shown[2] == "| LoRA | 0.001 (edge) | 3 | 0.3200 ± 0.0200 | – | +0.1000 | 9 |"
+    assert shown[0] == "| method | learning rate | seeds | loss | minus LoRA | minus random |"
+    assert shown[2] == "| LoRA | 0.001 (edge) | 3 | 0.3200 ± 0.0200 | – | +0.1000 |"
     assert shown[4].startswith("| IST, mu 100 | 0.001 | 3 | 0.4220 ± 0.0220 | **+0.1020 [+0.0970, +0.1070]** |")
     assert "| mu 1 | 0.001 | 3 | 38.0 ± 2.0 |" in "\n".join(table.ablation_section([comparison]))
     rows = {row[2]: row for row in table.summary_rows([comparison]) if row[0].startswith("mawps")}
@@ -470,7 +471,50 @@ def test_equal_time_is_beside_the_reference_at_equal_steps() -> None:
     (comparison,) = figures.compare(lines)
     shown = "\n".join(table.comparison_section([comparison]))
     assert "at the time that LoRA takes" in shown
-    assert "| IST, mu 100 | 0.001 | 2 | 80.0 ± 0.0 | **+10.0 [+10.0, +10.0]** | – | 14 |" in shown
+    assert "2 seeds." in shown
+    assert "| IST, mu 100 | 0.001 | 14 | 80.0 ± 0.0 | **+10.0 [+10.0, +10.0]** |" in shown
+
+
+def test_every_rate_is_shown_and_the_chosen_one_is_bold() -> None:
+    lines = [line_of("LoRA", 0, 0.3), line_of("LoRA", 0, 0.9, rate=1e-2), line_of("LoRA", 1, 0.1)]
+    lines.append(line_of("IST", 0, 0.5, rate=2e-3))
+    caption, shown = table.rate_section(figures.compare(lines))
+    assert caption.startswith("**mawps, 9 steps of 2 rows, the first seed.**")
+    assert shown.splitlines()[2] == "| LoRA | **0.001: 0.3000, 70.0** | 0.01: 0.9000, 10.0 |"
+    assert shown.splitlines()[3] == "| IST | **0.002: 0.5000, 50.0** | – |"
+
+
+def test_scores_are_compared_over_seeds_and_with_the_importance() -> None:
+    scores = ([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 4.0, 3.0])
+    lines = [line_of("IST", n, 0.3, scores=own, choices=[0, 9, 3, 6]) for n, own in enumerate(scores)]
+    found = line_of("importance", 9, 0.3, kind="importance", importance=[0.1, 0.2, 0.3, 0.4])
+    other = {**found, "importance": [0.4, 0.3, 0.2, 0.1], "setting": {**found["setting"], "batch_size": 7}}
+    lines += [line_of("random", n, 0.3, scores=None, choices=[3] * 4) for n in (0, 1)]
+    everything = [*lines, found, other]
+    _, shown = layers.layer_section(figures.compare(everything), everything)
+    assert shown.splitlines()[2:] == ["| IST | 0.0 | 100.0 | +0.67 | +0.83 (+0.67 to +1.00) |"]
+    said = [*layers.importance_section(everything)]
+    assert "rises by +0.1000 to +0.4000 nats, by +0.3000 in the middle of 4 layers (x.jsonl)" in said[0]
+    assert "agree with tau -1.00; of the 8 most important layers they share 4" in said[2]
+
+
+def test_the_figure_has_what_is_measured_with_enough_seeds(tmp_path: Path) -> None:
+    lines = [line_of(name, n, 0.3 + 0.01 * n * n) for n in range(3) for name in ("LoRA", "random")]
+    lines += [line_of("LISA", n, 0.3) for n in range(2)]
+    shown = [*figure.panels(figures.compare(lines))]
+    assert [title for _, title, _ in shown] == [*figures.FIGURES["mawps"].values()]
+    assert all([*found] == ["random"] for _, _, found in shown)
+    figure.draw(tmp_path / "a" / "x.png", shown)
+    assert (tmp_path / "a" / "x.png").stat().st_size > 1000
+
+
+def test_what_was_timed_twice_has_both_times(tmp_path: Path) -> None:
+    timed = line_of("LoRA", 0, 0.3, kind="speed", step_seconds=0.3, peak_memory_bytes=2**30)
+    for name, seconds in {"a": 0.3, "b": 0.4}.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({**timed, "step_seconds": seconds}) + "\n")
+    lines = figures.load_lines(tmp_path)
+    assert [line["times"] for line in lines] == [[0.3, 0.4]]
+    assert "| LoRA | 300 and 400 | 1.00 | 1.00 |" in "\n".join(table.speed_section(lines))
 
 
 def test_every_table_of_the_paper_is_there() -> None:

@@ -11,55 +11,68 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from pages import write_section  # noqa: E402
+from quality.cells import percent  # noqa: E402
 from quality.figures import FIGURES, Comparison, compare, load_lines  # noqa: E402
 from quality.table import PAGE, RESULTS  # noqa: E402
 
 PICTURE = PAGE.parent / "images" / "quality.png"
-BUDGETS = {"steps": "equal steps", "seconds": "equal time"}
-TEXT = "![By how much each method's loss differs from LoRA's, with 95% intervals](images/quality.png)"
+TEXT = "![By how much each method differs from LoRA, with 95% intervals](images/quality.png)"
+PAIRS = 3
+"""A difference over fewer seeds has an interval that would hide the others."""
+Panel = tuple[str, str, dict[str, Mapping[str, Any]]]
 
 
-def panels(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, str, dict[str, Mapping[str, Any]]]]:
-    """Title, what is compared, and each method's paired difference to LoRA, by the loss that a task is judged by."""
+def panels(comparisons: Sequence[Comparison]) -> Iterator[Panel]:
+    """Title, what is compared, and each method's paired difference to LoRA, by every figure of every comparison."""
     for comparison in comparisons:
-        figure, title = [*FIGURES[comparison.task].items()][-1]
-        for budget, at in BUDGETS.items():
-            methods = [method for method in comparison.methods(budget, ablations=False) if method != "LoRA"]
-            cells = comparison.table(methods, budget).get(figure, {})
+        methods = [method for method in comparison.methods(ablations=False) if method != "LoRA"]
+        table = comparison.table(methods)
+        for figure, title in FIGURES[comparison.task].items():
             found = {
-                method: cells[method]["differences"]["LoRA"]
+                method: cell["differences"]["LoRA"]
                 for method in methods
-                if "LoRA" in cells.get(method, {}).get("differences", {})
+                if (cell := table.get(figure, {}).get(method)) and "LoRA" in cell["differences"]
             }
-            found = {method: each for method, each in found.items() if each["low"] is not None}
+            found = {method: each for method, each in found.items() if each["num_pairs"] >= PAIRS}
             if found:
-                yield f"{comparison.task}, {comparison.length}, {at}", title, found
+                yield f"{comparison.task}, {comparison.length}", title, found
 
 
-def draw(file: Path, shown: Sequence[tuple[str, str, Mapping[str, Mapping[str, Any]]]]) -> None:
-    """A panel for each comparison, a point with its interval for each method."""
+def draw(file: Path, shown: Sequence[Panel]) -> None:
+    """A point with its interval for each method, a row of panels for each comparison."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(6 * len(shown), 3.2), layout="constrained", dpi=150)
+        names = list(dict.fromkeys(name for name, _, _ in shown))
+        width = max(sum(name == own for own, _, _ in shown) for name in names)
+        figure = Figure(figsize=(4.2 * width, 2.8 * len(names)), layout="constrained", dpi=150)
         FigureCanvasAgg(figure)
-        for axes, (name, title, differences) in zip(
-            figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True
-        ):
-            means = [each["mean"] for each in differences.values()]
-            errors = [
-                [each["mean"] - each["low"] for each in differences.values()],
-                [each["high"] - each["mean"] for each in differences.values()],
-            ]
-            axes.errorbar(means, range(len(means)), xerr=errors, fmt="o", color="tab:red", capsize=3)
-            axes.axvline(0, color="0.5", linewidth=1)
-            axes.set_yticks(range(len(means)), differences.keys())
-            axes.invert_yaxis()
-            axes.set(title=name, xlabel=f"{title}: minus LoRA, mean and 95% interval")
+        grid = figure.subplots(len(names), width, squeeze=False)
+        for row, name in zip(grid, names, strict=True):
+            own = [(title, found) for each, title, found in shown if each == name]
+            row[0].set_title(name, loc="left")
+            for axes, (title, found) in zip(row, own, strict=False):
+                draw_differences(axes, title, found)
+                if axes is not row[0] and [*found] == [*own[0][1]]:
+                    axes.set_yticklabels([])
+            for axes in row[len(own) :]:
+                axes.set_axis_off()
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, metadata={"Software": None})
+
+
+def draw_differences(axes: Any, title: str, differences: Mapping[str, Mapping[str, Any]]) -> None:
+    """One panel: losses in nats, shares in percent."""
+    scale = 100 if percent(title) else 1
+    means = [scale * each["mean"] for each in differences.values()]
+    errors = [[scale * abs(each[end] - each["mean"]) for each in differences.values()] for end in ("low", "high")]
+    axes.errorbar(means, range(len(means)), xerr=errors, fmt="o", color="tab:red", capsize=3)
+    axes.axvline(0, color="0.5", linewidth=1)
+    axes.set_yticks(range(len(means)), differences.keys())
+    axes.invert_yaxis()
+    axes.set_xlabel(title.replace(", ", ",\n") + ": minus LoRA")
 
 
 def main() -> None:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ist.comparison import best_rate, figures_of, tabulate
 from ist.statistics import Difference, paired_difference
 
-from .plan import final_loss
+from .plan import final_loss, read_plan
 
 __all__ = ["FIGURES", "Comparison", "compare", "interval", "load_lines"]
 
 Line = Mapping[str, Any]
 FIGURES: dict[str, dict[str, str]] = {
-    "mawps": {"exact answers": "exact answers, %", "answers loss": "loss of the answers, nats a token"},
+    "mawps": {
+        "exact answers": "exact answers, %",
+        "answers loss": "loss of the answers, nats a token",
+        "lowest validation loss": "lowest validation loss on the way, nats a token",
+    },
     "sst2": {"sentiment": "accuracy, %", "words loss": "loss of the word, nats a token"},
     "commonsense": {
         "average": "mean accuracy of the four tests, %",
@@ -27,7 +32,14 @@ FIGURES: dict[str, dict[str, str]] = {
     "gsm8k": {"solutions loss": "loss of worked solutions, nats a token"},
 }
 """What a task is judged by, the first one first."""
-AGAINST = ("LoRA", "random")
+AGAINST = ("LoRA", "random", "fixed, at random")
+"""What every method is paired with."""
+
+
+@cache
+def order() -> list[str]:
+    """The methods of the main plan, in its order."""
+    return [*read_plan(Path(__file__).parent / "plans" / "main.yaml")["methods"]]
 
 
 @dataclass
@@ -48,9 +60,10 @@ class Comparison:
         return f"{self.epochs} epochs, {steps}" if self.epochs else steps
 
     def methods(self, budget: str = "steps", ablations: bool | None = None) -> list[str]:
-        """Those with results, in the order in which they came; of both kinds where `ablations` is None."""
+        """Those with results, the main plan's first, in its order; of both kinds where `ablations` is None."""
         lines = [line for line in self.lines if line["budget"] == budget]
-        return list(dict.fromkeys(x["method"] for x in lines if ablations in (None, bool(x["ablation"]))))
+        found = list(dict.fromkeys(x["method"] for x in lines if ablations in (None, bool(x["ablation"]))))
+        return sorted(found, key=lambda method: order().index(method) if method in order() else len(order()))
 
     def runs(self, method: str, budget: str = "steps") -> list[Line]:
         """A method's trainings, by seed, at the rate with the lowest validation loss of those tried with one seed.
@@ -67,6 +80,12 @@ class Comparison:
         rate = best_rate({line["learning_rate"]: final_loss(line) for line in lines if line["seed"] == first})
         chosen = [line for line in lines if line["learning_rate"] == rate]
         return sorted({line["seed"]: line for line in chosen}.values(), key=lambda line: line["seed"])
+
+    def tried(self, method: str) -> list[Line]:
+        """The first seed at equal steps at every learning rate, the lowest one first."""
+        lines = [line for line in self.lines if line["method"] == method and line["budget"] == "steps"]
+        first = min((line["seed"] for line in lines), default=0)
+        return sorted((x for x in lines if x["seed"] == first), key=lambda line: line["learning_rate"])
 
     def rates(self, method: str) -> list[float]:
         """All learning rates that were tried."""
@@ -93,21 +112,35 @@ def same_setting(line: Line, other: Line) -> bool:
 def figures(line: Line) -> dict[str, float]:
     """What a training is judged by."""
     loss = final_loss(line)
+    after = {"loss": loss, "lowest validation loss": lowest_loss(line)} if loss == loss else {}
     tests = {
         name: {figure: value for figure, value in test.items() if value is not None}
         for name, test in line.get("test", {}).items()
     }
-    return figures_of({"after": {"loss": loss} if loss == loss else {}}, {"tasks": tests})
+    return figures_of({"after": after}, {"tasks": tests})
+
+
+def lowest_loss(line: Line) -> float:
+    """The lowest of the validation losses that were measured during a training."""
+    return min(point[2] for point in line["curve"] if point[2] is not None)
 
 
 def load_lines(folder: Path) -> list[Line]:
-    """The lines of all result files, each training once, with the name of its file; not those of the quick plan."""
+    """The lines of all result files, each training once, with the name of its file; not those of the quick plan.
+
+    What was timed more than once has all its times in `times`; the first one counts.
+    """
     lines: dict[str, Line] = {}
     for file in sorted(folder.glob("*.jsonl")):
         for text in file.read_text(encoding="utf-8").splitlines():
             line = {**json.loads(text), "file": file.name}
-            if line["study"] != "quick" and (line["id"] not in lines or "error" in lines[line["id"]]):
-                lines[line["id"]] = line
+            if line["study"] == "quick":
+                continue
+            known = lines.get(line["id"], {"error": ""})
+            if "error" in known:
+                known = lines[line["id"]] = {**line, "times": []}
+            if "step_seconds" in line:
+                known["times"].append(line["step_seconds"])
     return list(lines.values())
 
 

@@ -12,42 +12,17 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from pages import markdown, write_section  # noqa: E402
-from quality.figures import FIGURES, Comparison, compare, interval, load_lines  # noqa: E402
+from quality.cells import show, show_difference, show_mean, show_rate  # noqa: E402
+from quality.figures import AGAINST, FIGURES, Comparison, compare, figures, interval, load_lines  # noqa: E402
+from quality.layers import importance_section, layer_section  # noqa: E402
+from quality.paper import paper_section  # noqa: E402
+from quality.plan import final_loss  # noqa: E402
 
 RESULTS = HERE / "results"
 PAPER = HERE / "paper.json"
 PAGE = HERE.parents[1] / "docs" / "results.md"
+ORDINALS = ("lowest rate", "second", "third", "fourth", "fifth", "sixth", "seventh")
 IST = ("IST, mu 10", "IST, mu 100", "IST, authors' rule")
-
-
-def percent(title: str) -> bool:
-    return title.endswith("%")
-
-
-def show(value: float | None, title: str, sign: bool = False) -> str:
-    """A figure: shares in percent, losses with four decimals."""
-    if value is None:
-        return "–"
-    return f"{100 * value:{'+' if sign else ''}.1f}" if percent(title) else f"{value:{'+' if sign else ''}.4f}"
-
-
-def show_mean(cell: Mapping[str, Any] | None, title: str) -> str:
-    """A mean and the standard deviation over seeds."""
-    if cell is None:
-        return "–"
-    spread = "" if cell["deviation"] is None else f" ± {show(cell['deviation'], title)}"
-    return f"{show(cell['mean'], title)}{spread}"
-
-
-def show_difference(difference: Mapping[str, Any] | None, title: str) -> str:
-    """A paired difference with its interval, bold where that lies on one side of zero."""
-    if difference is None:
-        return "–"
-    mean = show(difference["mean"], title, sign=True)
-    if difference["low"] is None:
-        return mean
-    text = f"{mean} [{show(difference['low'], title, True)}, {show(difference['high'], title, True)}]"
-    return f"**{text}**" if difference["low"] > 0 or difference["high"] < 0 else text
 
 
 def comparison_table(
@@ -55,31 +30,25 @@ def comparison_table(
 ) -> str:
     """The methods of a comparison by one figure; empty where none has it."""
     cells = comparison.table(methods, budget).get(figure, {})
-    rows = []
+    columns: dict[str, list[str]] = {}
     for method in methods:
         runs, cell = comparison.runs(method, budget), cells.get(method)
         if cell is None:
             continue
-        differences = cell["differences"]
-        rows.append(
-            (
-                method,
-                show_rate(runs[0]["learning_rate"], comparison.rates(method)),
-                str(len(cell["values"])),
-                show_mean(cell, title),
-                show_difference(differences.get("LoRA"), title),
-                show_difference(differences.get("random"), title),
-                str(runs[0]["steps"]),
-            )
-        )
-    header = ("method", "learning rate", "seeds", title, "minus LoRA [95%]", "minus random [95%]", "steps")
-    return markdown(header, rows) if rows else ""
-
-
-def show_rate(rate: float, tried: Sequence[float]) -> str:
-    """A learning rate, marked where it is at the edge of what was tried."""
-    edge = len(tried) > 1 and rate in (tried[0], tried[-1])
-    return f"{rate:.3g}{' (edge)' if edge else ''}"
+        row = {
+            "method": method,
+            "learning rate": show_rate(runs[0]["learning_rate"], comparison.rates(method)),
+            "steps": str(runs[0]["steps"]),
+            "seeds": str(len(cell["values"])),
+            title: show_mean(cell, title),
+            **{f"minus {x}": show_difference(cell["differences"].get(x), title) for x in AGAINST},
+        }
+        for name, text in row.items():
+            columns.setdefault(name, []).append(text)
+    empty = [name for name in columns if name.startswith("minus ") and {*columns[name]} == {"–"}]
+    alike = [name for name in ("steps", "seeds") if len({*columns.get(name, [])}) == 1]
+    shown = {name: texts for name, texts in columns.items() if name not in (*empty, *alike)}
+    return markdown([*shown], zip(*shown.values(), strict=True)) if shown else ""
 
 
 def origin(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -95,9 +64,11 @@ def caption(comparison: Comparison, budget: str) -> str:
     rows, setting = line["rows"], line["setting"]
     sizes = ", ".join(f"{count} {name}" for name, count in rows.items() if name != "left_out")
     at = "at equal steps" if budget == "steps" else "at the time that LoRA takes, each timed alone on the device"
+    seeds = sorted({len(comparison.runs(method, budget)) for method in comparison.methods(budget)})
     return (
         f"**{comparison.task}, {comparison.length}, {at}.** {comparison.model}; rows: {sizes} ({rows['left_out']} "
         f"training rows left out as test or validation rows). Rank {setting['rank']}, dropout {setting['dropout']}. "
+        f"{' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds. "
         f"{origin(comparison.lines)}."
     )
 
@@ -118,6 +89,28 @@ def comparison_section(comparisons: Sequence[Comparison]) -> Iterator[str]:
             if tables:
                 yield caption(comparison, budget)
                 yield from tables
+
+
+def rate_section(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """Every learning rate that was tried with the first seed: validation loss and first figure."""
+    for comparison in comparisons:
+        figure, title = next(iter(FIGURES[comparison.task].items()))
+        rows = []
+        for method in comparison.methods(ablations=False):
+            chosen = comparison.runs(method)[0]["learning_rate"]
+            cells = []
+            for line in comparison.tried(method):
+                value = show(figures(line).get(figure), title)
+                text = f"{line['learning_rate']:.3g}: {show(final_loss(line), 'loss')}, {value}"
+                cells.append(f"**{text}**" if line["learning_rate"] == chosen else text)
+            rows.append((method, *cells))
+        width = max(map(len, rows), default=0) - 1
+        yield (
+            f"**{comparison.task}, {comparison.length}, the first seed.** Learning rate: validation loss, {title}. The "
+            "chosen rate is bold."
+        )
+        header = ("method", *ORDINALS[:width])
+        yield markdown(header, [(*row, *["–"] * (len(header) - len(row))) for row in rows])
 
 
 def ablation_section(comparisons: Sequence[Comparison]) -> Iterator[str]:
@@ -142,7 +135,7 @@ def speed_section(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         rows = [
             (
                 line["method"],
-                f"{1e3 * line['step_seconds']:.1f}",
+                " and ".join(f"{1e3 * seconds:.0f}" for seconds in line["times"]),
                 f"{line['step_seconds'] / reference:.2f}" if reference else "–",
                 f"{line['peak_memory_bytes'] / 2**30:.2f}" if line["peak_memory_bytes"] else "–",
             )
@@ -157,60 +150,6 @@ def failures(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for line in lines:
         if "error" in line:
             yield f"- {line['id']}: {line['error']} ({line['file']})"
-
-
-# --- the paper's tables
-
-
-def paper_section(paper: Mapping[str, Any], comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """Each table of the paper, with ours under it where there is something."""
-    for number, table in paper["tables"].items():
-        ours = table.get("ours")
-        chosen = pick(comparisons, ours) if ours else None
-        rows = [(f"paper: {label}", *map(paper_cell, values)) for label, values in table["rows"]]
-        if ours and chosen:
-            rows += our_rows(ours, chosen)
-        header = (table["what"], *table["columns"])
-        yield f"**Table {number} of the paper: {table['title']}.** {table['differs']} {our_source(ours, chosen)}"
-        yield markdown(header, rows)
-
-
-def paper_cell(value: float | str | None) -> str:
-    return "–" if value is None else str(value)
-
-
-def our_source(ours: Mapping[str, Any] | None, chosen: Comparison | None) -> str:
-    """Where our rows come from."""
-    if ours is None or chosen is None:
-        return "Ours: Not measured yet."
-    return (
-        f"Ours: {chosen.model}, {chosen.task}, {chosen.length}, mean ± standard deviation over seeds; the intervals "
-        "are in the tables above."
-    )
-
-
-def pick(comparisons: Sequence[Comparison], ours: Mapping[str, Any]) -> Comparison | None:
-    """The comparison with most of the methods that a table needs; of equal ones the one by epochs, as in the paper."""
-    methods = ours["rows"].values()
-    fitting = [c for c in comparisons if c.task == ours["task"] and any(c.runs(method) for method in methods)]
-    return max(fitting, key=lambda c: (sum(bool(c.runs(m)) for m in methods), bool(c.epochs)), default=None)
-
-
-def our_rows(ours: Mapping[str, Any], comparison: Comparison) -> list[tuple[str, ...]]:
-    """Our rows of a table of the paper, accuracies in percent."""
-    table = comparison.table(list(ours["rows"].values()))
-    return [
-        (
-            f"ours: {label}",
-            *(
-                "–"
-                if figure is None
-                else show_mean(table.get(figure, {}).get(method), "loss" if "loss" in figure else "%")
-                for figure in ours["figures"]
-            ),
-        )
-        for label, method in ours["rows"].items()
-    ]
 
 
 # --- lines for `make bench-summary`
@@ -272,6 +211,8 @@ def sections(lines: Sequence[Mapping[str, Any]], paper: Mapping[str, Any]) -> di
     return {
         "quality summary": [markdown(SUMMARY_HEADER, measured)] if comparisons else [],
         "quality": [*comparison_section(comparisons)],
+        "quality rates": [*rate_section(comparisons)],
+        "quality layers": [*layer_section(comparisons, lines), "\n".join(importance_section(lines))],
         "quality ablations": [*ablation_section(comparisons)],
         "quality speed": [*speed_section(lines)],
         "quality paper": [*paper_section(paper, comparisons)],
