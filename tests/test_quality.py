@@ -23,7 +23,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PATH = [*sys.path]
 sys.path.insert(0, str(BENCHMARKS))
 
-from quality import figure, figures, judge, layers, plan, pool, run, table, tasks, train  # noqa: E402
+from quality import figure, figures, judge, layers, plan, pool, questions, run, table, tasks, train  # noqa: E402
 
 sys.path[:] = PATH  # as other tests expect it
 
@@ -473,6 +473,19 @@ def test_equal_time_is_beside_the_reference_at_equal_steps() -> None:
     assert "at the time that LoRA takes" in shown
     assert "2 seeds." in shown
     assert "| IST, mu 100 | 0.001 | 14 | 80.0 ± 0.0 | **+10.0 [+10.0, +10.0]** |" in shown
+
+
+def test_questions_are_answered_by_what_is_measured() -> None:
+    lines = [line_of("LoRA", seed, 0.3) for seed in range(3)] + [line_of("random", seed, 0.5) for seed in range(4)]
+    lines.append(line_of("IST, mu 10", 0, 0.4))
+    heading, shown = questions.question_section(figures.compare(lines))
+    assert heading == "**mawps, 9 steps of 2 rows, at equal steps.**"
+    rows = [line.split(" | ")[:4] for line in shown.splitlines()[2:]]
+    assert rows == [
+        ["| some of the layers, or all", "random − LoRA", "3", "**-20.0 [-20.0, -20.0]**"],
+        ["| ", "IST, mu 10 − LoRA", "1", "-10.0"],
+        ["| by importance, or at random", "IST, mu 10 − random", "1", "+10.0"],
+    ]
 
 
 def test_every_rate_is_shown_and_the_chosen_one_is_bold() -> None:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ist.comparison import best_rate, figures_of, tabulate
+from ist.comparison import best_rate, figures_of, pair, tabulate
 from ist.statistics import Difference, paired_difference
 
 from .plan import final_loss, read_plan
@@ -102,6 +102,14 @@ class Comparison:
             method: [other for other in AGAINST if other != method] for method in dict.fromkeys([*AGAINST, *methods])
         }
         return tabulate(runs, against)
+
+    def difference(self, one: str, other: str, figure: str, budget: str = "steps") -> dict[str, Any] | None:
+        """A method's figure minus another's, paired over the seeds that both have; None where there are none."""
+        own, others = (
+            {line["seed"]: figures(line)[figure] for line in self.runs(method, budget) if figure in figures(line)}
+            for method in (one, other)
+        )
+        return pair(own, others) if own.keys() & others.keys() else None
 
 
 def same_setting(line: Line, other: Line) -> bool:

@@ -48,9 +48,9 @@ def pick(comparisons: Sequence[Comparison], ours: Mapping[str, Any]) -> Comparis
 
 
 def our_rows(ours: Mapping[str, Any], comparison: Comparison) -> list[tuple[str, ...]]:
-    """Our rows of a table of the paper, accuracies in percent."""
+    """Our rows of a table of the paper, accuracies in percent; what was not run is left out."""
     table = comparison.table(list(ours["rows"].values()))
-    return [
+    rows = [
         (
             f"ours: {label}",
             *(
@@ -62,3 +62,4 @@ def our_rows(ours: Mapping[str, Any], comparison: Comparison) -> list[tuple[str,
         )
         for label, method in ours["rows"].items()
     ]
+    return [row for row in rows if {*row[1:]} != {"–"}]

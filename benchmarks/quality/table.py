@@ -17,6 +17,7 @@ from quality.figures import AGAINST, FIGURES, Comparison, compare, figures, inte
 from quality.layers import importance_section, layer_section  # noqa: E402
 from quality.paper import paper_section  # noqa: E402
 from quality.plan import final_loss  # noqa: E402
+from quality.questions import question_section  # noqa: E402
 
 RESULTS = HERE / "results"
 PAPER = HERE / "paper.json"
@@ -209,6 +210,7 @@ def sections(lines: Sequence[Mapping[str, Any]], paper: Mapping[str, Any]) -> di
     comparisons = compare(lines)
     measured = [row for row in summary_rows(comparisons) if row[2] != "–"]
     return {
+        "quality questions": [*question_section(comparisons)],
         "quality summary": [markdown(SUMMARY_HEADER, measured)] if comparisons else [],
         "quality": [*comparison_section(comparisons)],
         "quality rates": [*rate_section(comparisons)],

@@ -11,7 +11,7 @@ from typing import Any
 
 from .statistics import deviation, mean, paired_difference
 
-__all__ = ["best_rate", "figures_of", "steps_in_time", "tabulate"]
+__all__ = ["best_rate", "figures_of", "pair", "steps_in_time", "tabulate"]
 
 Run = Mapping[str, Any]
 

@@ -1,0 +1,55 @@
+"""The questions behind the comparisons, each a paired difference of two methods by every figure of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pages import markdown
+
+from .cells import show_difference
+from .figures import FIGURES, Comparison
+
+__all__ = ["QUESTIONS", "question_section"]
+
+SPARSE = ("random", "IST, mu 10", "IST, mu 100", "IST, authors' rule", "LISA", "fixed, at random")
+QUESTIONS = {
+    "some of the layers, or all": [(method, "LoRA") for method in SPARSE],
+    "by importance, or at random": [(method, "random") for method in SPARSE if method.startswith("IST")],
+    "a large step size, or a small one": [("IST, mu 100", "IST, mu 10")],
+    "one set, or a new one each step": [("fixed, at random", "random"), ("fixed, at random", "IST, mu 100")],
+    "one set by importance, or at random": [
+        ("fixed, most important", "fixed, at random"),
+        ("fixed, least important", "fixed, at random"),
+        ("fixed, most important", "fixed, least important"),
+    ],
+}
+"""What is asked, and the methods whose difference answers it."""
+
+
+def question_section(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """A table of answers for every comparison and budget."""
+    for comparison in comparisons:
+        for budget, at in {"steps": "equal steps", "seconds": "equal time"}.items():
+            rows = [row for question in QUESTIONS for row in answers(comparison, budget, question)]
+            if rows:
+                header = ("question", "difference", "seeds", *FIGURES[comparison.task].values())
+                yield f"**{comparison.task}, {comparison.length}, at {at}.**"
+                yield markdown(header, rows)
+
+
+def answers(comparison: Comparison, budget: str, question: str) -> Iterator[tuple[str, ...]]:
+    """The rows of a question, those of pairs that were both measured; the first one has its words."""
+    if not comparison.methods(budget):
+        return
+    for one, other in QUESTIONS[question]:
+        found = {title: comparison.difference(one, other, figure, budget) for figure, title in titles(comparison)}
+        seeds = sorted({difference["num_pairs"] for difference in found.values() if difference})
+        if seeds:
+            cells = [show_difference(difference, title) for title, difference in found.items()]
+            yield question, f"{one} − {other}", " or ".join(map(str, seeds)), *cells
+            question = ""
+
+
+def titles(comparison: Comparison) -> Sequence[tuple[str, str]]:
+    """What a comparison is judged by, with its title."""
+    return [*FIGURES[comparison.task].items()]
