@@ -222,16 +222,16 @@ def test_products_of_bfloat16_parts_are_those_of_float32(monkeypatch: pytest.Mon
         return [tensor.double() for tensor in tensors]
 
     for name, arguments, factor in (
-        ("down", (x, a), ()),
+        ("product_with_a", (x, a), ()),
         ("grad_of_b", (dy, h), (0.7,)),
         ("grad_of_h", (dy, b), ()),
-        ("grad_of_a", (dh, x), (0.7,)),
+        ("grad_of_a", (dh, x), (None, 0.7)),
     ):
         found = getattr(split, name)(*arguments, *factor)
         expected = getattr(exact, name)(*doubled(*arguments), *factor)
         assert found.dtype == torch.float32
         assert difference([found], [expected]) < 3e-5
-    for name, size, arguments in (("add_up_", OUT, (h, b)), ("add_grad_of_x_", WIDTH, (dh, a))):
+    for name, size, arguments in (("add_up_", OUT, (h, b)), ("add_product_with_a_", WIDTH, (dh, a))):
         expected = torch.zeros(30, size, dtype=torch.float64)
         getattr(exact, name)(expected, *doubled(*arguments), 0.7)
         found = (-expected).bfloat16()
@@ -239,14 +239,15 @@ def test_products_of_bfloat16_parts_are_those_of_float32(monkeypatch: pytest.Mon
         # What is left is the rounding of where the sum began, not that of the product.
         left = expected - (expected.bfloat16()).double()
         assert difference([found], [left]) < 2e-2
-    assert difference([split.grad_of_x(dh, a, 0.7)], [exact.grad_of_x(*doubled(dh, a), 0.7)]) < 2**-8
+    assert difference([split.product_of_h(dh, a, 0.7)], [exact.product_of_h(*doubled(dh, a), 0.7)]) < 2**-8
     dropped, mask = split.drop(x, 0.25)
     assert torch.equal(dropped, x * mask)
     assert split.rest(0.25) == 1 / 0.75
     assert torch.equal(split.mask(x, mask, 0.25), dropped)
 
 
-def test_parts_are_taken_for_float32_over_bfloat16_on_a_gpu_alone() -> None:
+def test_parts_are_taken_for_float32_over_bfloat16_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "have_kernels", lambda: False)
     half, full = torch.bfloat16, torch.float32
     on_gpu: Any = SimpleNamespace(is_cuda=True, dtype=full)
     assert isinstance(precision.products(on_gpu, None, half, half), precision.Split)
@@ -276,6 +277,24 @@ def test_idle_module_gives_the_input_its_gradient_and_keeps_nothing() -> None:
     fused.remove()
     expected = results(module, x, dy)
     assert difference([y.detach(), given.grad], expected[:2]) < 1e-12  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("kind", ["plain", "bias of B"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_idle_module_with_more_outputs_than_inputs(kind: str, bias: bool) -> None:
+    """Its adapter's product is written first, and the module's own added."""
+    module = adapt(nn.Linear(WIDTH, 2 * WIDTH, bias=bias), torch.float64, **KINDS[kind])
+    x, dy = draws(2, 3, WIDTH), draws(2, 3, 2 * WIDTH)
+    expected = results(module, x, dy)[:2]
+    fuse(module).idle = True
+    y = module(given := x.clone().requires_grad_())
+    y.backward(dy)
+    assert difference([y.detach(), given.grad], expected) < 1e-12  # type: ignore[list-item]
+
+
+def test_no_kernels_on_a_cpu() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert isinstance(precision.products(torch.zeros(4, 8, dtype=dtype), None, dtype), precision.Plain)
 
 
 def test_active_module_keeps_its_input_alone() -> None:

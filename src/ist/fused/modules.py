@@ -100,11 +100,13 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     dropout = drop.p if drop.training and type(drop) is nn.Dropout and (not idle or self._ist_dropout) else 0.0
     up = children["lora_B"]._modules[name]
     a, b, c = held(matrices_a[name], "weight"), held(up, "weight"), held(up, "bias")
-    if idle:
-        a, b, c = a.detach(), b.detach(), None if c is None else c.detach()
+    if idle and c is not None:
+        c = c.detach()
     base, factors = children["base_layer"], self._ist_factors
     if not is_plain(base):
         check_no_factors(factors)
+        if idle:
+            a, b = a.detach(), b.detach()
         return lora_update(base(x), x, a, b, c, self.scaling[name], dropout)
     weight, bias = base._parameters["weight"], base._parameters["bias"]
     weight = weight if isinstance(base, nn.Linear) else weight.t()
@@ -113,6 +115,8 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         check_no_factors(factors)
     if pair is not None:
         return frozen_lora_linear(x, weight, bias, pair, c, self.scaling[name], factors)
+    if idle:
+        a, b = a.detach(), b.detach()
     return lora_linear(x, weight, bias, a, b, c, self.scaling[name], dropout)
 
 
