@@ -184,7 +184,7 @@ def test_error_is_no_larger_than_that_of_peft(adapter_dtype: torch.dtype) -> Non
     pefts = results(found, x, dy)
     fused = FusedLora(found, nullcontext())
     ours = results(found, x, dy)
-    fused.idle = True
+    fused.switch.idle = True
     idle = results(found, x, dy, trained=False)
     fused.remove()
     found.double()
@@ -204,7 +204,7 @@ def test_idle_float32_adapter_gives_the_input_its_gradient() -> None:
     x, dy = torch.randn(210, 512, device="cuda").bfloat16(), torch.randn(210, 384, device="cuda").bfloat16()
     exact = results(found.double(), x.double(), dy.double())[:2]
     idle = module(torch.float32)
-    FusedLora(idle, nullcontext()).idle = True
+    FusedLora(idle, nullcontext()).switch.idle = True
     x.requires_grad_()
     y = idle(x)
     y.backward(dy)

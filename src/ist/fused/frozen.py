@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
 from .function import unflatten
-from .precision import Products, add_product_, autocast_dtype, linear_on_top, parts, products
+from .precision import Products, add_product_, autocast_dtype, linear_on_top, products
 
 __all__ = ["FrozenPair", "PairKeeper", "frozen_lora_linear", "frozen_pair"]
 
@@ -35,7 +36,7 @@ def frozen_pair(kind: Products, dtype: torch.dtype, a: Tensor, b: Tensor) -> Fro
         b: the matrix B `[out, r]`.
     """
     if kind.split:
-        return parts(a, 3), parts(b.t(), 3).view(3, -1, b.shape[0])[[0, 2, 1]].flatten(0, 1)
+        return kind.parts(a, 2), kind.parts(b.t(), 1)
     return (a.to(dtype), b.to(dtype).t()) if kind.dtype == dtype else None
 
 
@@ -83,9 +84,27 @@ def frozen_lora_linear(
         factors: `[parts]`, further factors on what the adapter adds, one for each of so many equal parts of the rows;
             without gradient.
     """
-    if factors is None and torch.is_grad_enabled() and x.requires_grad:
-        return FrozenLoraLinear.apply(x, weight, bias, *pair, c, scaling)  # type: ignore[return-value]
-    return frozen_forward(x, weight, bias, *pair, c, scaling, factors)
+    if factors is not None or not (torch.is_grad_enabled() and x.requires_grad):
+        return frozen_forward(x, weight, bias, *pair, c, scaling, factors)
+    if c is None and x.numel() <= FEW_ROWS * x.shape[-1] and not torch.compiler.is_compiling():
+        return frozen_graph(x, weight, bias, *pair, scaling)
+    return FrozenLoraLinear.apply(x, weight, bias, *pair, c, scaling)  # type: ignore[return-value]
+
+
+FEW_ROWS = 2048
+"""Up to which the host that launches the products is slower than the GPU."""
+
+
+def frozen_graph(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scaling: float) -> Tensor:
+    """The same in autograd's own operations, which also keep nothing, since no matrix trains. They add two gradients of
+    x where `FrozenLoraLinear` makes one, but run without Python in the backward.
+    """
+    if x.dtype != down.dtype:  # autocast
+        x, weight = x.to(down.dtype), weight.to(down.dtype)
+        bias = None if bias is None else bias.to(down.dtype)
+    inputs = x.reshape(-1, x.shape[-1])
+    rows = linear(inputs, weight, bias).addmm_(linear(inputs, down), up, alpha=scaling)
+    return rows.view(*x.shape[:-1], rows.shape[-1])
 
 
 def frozen_forward(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
-__all__ = ["down_kernel", "grad_kernel", "up_kernel"]
+__all__ = ["down_kernel", "grad_kernel", "parts_kernel", "up_kernel"]
 
 CHANGING = ["rows", "key", "other", "threshold"]
 """Arguments of whose values kernels are not to be compiled anew."""
@@ -116,3 +116,20 @@ def grad_kernel(  # type: ignore[no-untyped-def]
             total = tl.dot((thin - high.to(tl.float32)).to(tile.dtype), tile, total)
     own = (column[None, :] < width) & (place[:, None] < rank)
     tl.store(g + column[None, :] * g_column + place[:, None] * g_rank, total * factor, mask=own)
+
+
+@triton.jit
+def parts_kernel(w, parts, rank, width, w_rank, w_column, LOW: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Three bfloat16 parts of w one under another, `[3 rank, width]`: number LOW is its low part, two its high."""
+    place = tl.program_id(0)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < width
+    value = tl.load(w + place * w_rank + column * w_column, mask=inside, other=0.0)
+    high = value.to(tl.bfloat16)
+    low = (value - high.to(tl.float32)).to(tl.bfloat16)
+    for part in tl.static_range(3):
+        at = parts + (part * rank + place) * width + column
+        if part == LOW:
+            tl.store(at, low, mask=inside)
+        else:
+            tl.store(at, high, mask=inside)

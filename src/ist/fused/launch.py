@@ -27,6 +27,7 @@ ALL = 2**64 - 1
 down_kernel: Any = kernels.down_kernel
 up_kernel: Any = kernels.up_kernel
 grad_kernel: Any = kernels.grad_kernel
+parts_kernel: Any = kernels.parts_kernel
 
 
 class Kernels:
@@ -88,6 +89,14 @@ class Kernels:
             dx = torch.empty(len(dh), a.shape[1], dtype=self.half, device=dh.device)
         self._up_(dx, dh, a, factor, mask, add)
         return dx
+
+    def parts(self, w: Tensor, low: int) -> Tensor:
+        """`w` `[r, n]` in float32 as three bfloat16 parts one under another, of which number `low` is the low one."""
+        rank, width = w.shape
+        found = torch.empty(3 * rank, width, dtype=torch.bfloat16, device=w.device)
+        with torch.cuda.device_of(w):
+            parts_kernel[(rank, tiles(width, 1024))](w, found, rank, width, *w.stride(), LOW=low, COLUMNS=1024)
+        return found
 
     def _down(self, x: Tensor, w: Tensor, drawn: Draw | None = None) -> Tensor:
         """`D(x) wᵀ`, in float32."""

@@ -98,6 +98,15 @@ class TorchProducts:
         """D(x) of a known mask."""
         raise NotImplementedError
 
+    def parts(self, w: Tensor, low: int) -> Tensor:
+        """`w` `[r, n]` as three bfloat16 parts one under another, `[3r, n]`: number `low` is its low part, the others
+        its high one. For products that are `split`.
+        """
+        high = w.to(torch.bfloat16)
+        found = [high] * 3
+        found[low] = (w - high).to(torch.bfloat16)
+        return torch.cat(found)
+
     def product_with_a(self, x: Tensor, a: Tensor) -> Tensor:
         """`x Aᵀ`."""
         raise NotImplementedError
