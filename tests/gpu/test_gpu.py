@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ist import SparseTuner
 from ist.fused import FusedLora
 from ist.fused.function import lora_linear
-from ist.fused.precision import products
+from ist.fused.precision import Split, products
 from ist.joint import joint_losses
 from ist.suppression import can_skip_logits, candidate_losses
 
@@ -236,13 +236,17 @@ def mask(kind: Any, shape: tuple[int, int], dropout: float) -> Tensor:
     return kept.double() / 16
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(
-    ("rows", "width", "out", "rank"),
-    [(210, 512, 384, 16), (64, 384, 1000, 8), (1, 96, 72, 4), (333, 1100, 200, 40), (128, 256, 256, 64)],
+    ("case", "rows", "width", "out", "rank", "dropout"),
+    [
+        *((case, 210, 512, 384, 16, 0.3) for case in CASES),
+        ("float32 over bf16", 64, 384, 1000, 8, 0.0),
+        ("float32 over bf16", 1, 96, 72, 4, 0.3),
+        ("float32 over bf16", 333, 1100, 200, 40, 0.3),
+        ("bf16", 128, 256, 256, 64, 0.0),
+    ],
 )
-def test_kernels_give_the_products(case: str, dropout: float, rows: int, width: int, out: int, rank: int) -> None:
+def test_kernels_give_the_products(case: str, rows: int, width: int, out: int, rank: int, dropout: float) -> None:
     """Output and gradients against float64 with the same mask: wide and narrow, of ranks and sizes of every kind."""
     torch.manual_seed(3)
     adapter_dtype, dtype, autocast = CASES[case]
@@ -266,6 +270,13 @@ def test_kernels_give_the_products(case: str, dropout: float, rows: int, width: 
     assert max(found[:2]) < half
     assert max(found[2:]) < (3e-5 if kind.split else 2 * half)
     assert [t.grad.dtype for t in inputs] == [dtype, adapter_dtype, adapter_dtype]  # type: ignore[union-attr]
+
+
+def test_parts_are_those_of_pytorch() -> None:
+    kind, other = products(torch.zeros(8, 64, device="cuda"), None, torch.bfloat16), Split()
+    for w in (torch.randn(12, 1500, device="cuda"), torch.randn(700, 20, device="cuda").t()):
+        for low in range(3):
+            assert torch.equal(kind.parts(w, low), other.parts(w, low))
 
 
 def test_kernels_read_rows_that_do_not_follow_one_another() -> None:
