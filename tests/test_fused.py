@@ -265,7 +265,7 @@ def test_parts_are_taken_for_float32_over_bfloat16_on_a_gpu_alone(monkeypatch: p
 def test_idle_module_gives_the_input_its_gradient_and_keeps_nothing(
     few_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused_frozen, "FEW_ROWS", few_rows)
+    monkeypatch.setattr(precision, "FEW_ROWS", few_rows)
     module = adapt(nn.Linear(WIDTH, OUT), torch.float64, lora_dropout=0.3)
     x, dy = draws(6, WIDTH), draws(6, OUT)
     fused = fuse(module)
@@ -291,7 +291,7 @@ def test_idle_module_with_more_outputs_than_inputs(
     few_rows: int, kind: str, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its adapter's product is written first, and the module's own added."""
-    monkeypatch.setattr(fused_frozen, "FEW_ROWS", few_rows)
+    monkeypatch.setattr(precision, "FEW_ROWS", few_rows)
     module = adapt(nn.Linear(WIDTH, 2 * WIDTH, bias=bias), torch.float64, **KINDS[kind])
     x, dy = draws(2, 3, WIDTH), draws(2, 3, 2 * WIDTH)
     expected = results(module, x, dy)[:2]

@@ -91,7 +91,8 @@ def step_table(result: dict[str, Any]) -> str:
         "÷ LoRA",
         "peak, GiB",
     )
-    note = f"{config['rounds']} rounds of 10 steps, probes of {config['probe_rows']} row(s). {source(result)}."
+    rounds = f"{config['rounds']} round{'s' * (config['rounds'] != 1)} of 10 steps"
+    note = f"{rounds}, probes of {config['probe_rows']} row(s). {source(result)}."
     return f"{markdown(header, step_rows(result['rows']))}\n\n{note}"
 
 
@@ -163,7 +164,8 @@ def own_work_table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    write_section("step time", [step_table(result) for result in load_results(RESULTS, "step_time")])
+    steps = sorted(load_results(RESULTS, "step_time"), key=lambda result: -result["config"]["rows"])
+    write_section("step time", [step_table(result) for result in steps])
     write_section("iterations", [iteration_table(result) for result in load_results(RESULTS, "iterations")])
     growth = load_results(RESULTS, "growth")
     grown = [table for result in growth if result["rows"] for table in growth_tables(result)]

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
 
 from .function import unflatten
-from .precision import Products, add_product_, autocast_dtype, linear_on_top, products
+from .precision import Products, add_product_, autocast_dtype, has_many_rows, linear_on_top, products
 
 __all__ = ["FrozenPair", "PairKeeper", "frozen_lora_linear", "frozen_pair"]
 
@@ -84,27 +83,10 @@ def frozen_lora_linear(
         factors: `[parts]`, further factors on what the adapter adds, one for each of so many equal parts of the rows;
             without gradient.
     """
-    if factors is not None or not (torch.is_grad_enabled() and x.requires_grad):
-        return frozen_forward(x, weight, bias, *pair, c, scaling, factors)
-    if c is None and x.numel() <= FEW_ROWS * x.shape[-1] and not torch.compiler.is_compiling():
-        return frozen_graph(x, weight, bias, *pair, scaling)
-    return FrozenLoraLinear.apply(x, weight, bias, *pair, c, scaling)  # type: ignore[return-value]
-
-
-FEW_ROWS = 2048
-"""Up to which the host that launches the products is slower than the GPU."""
-
-
-def frozen_graph(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scaling: float) -> Tensor:
-    """The same in autograd's own operations, which also keep nothing, since no matrix trains. They add two gradients of
-    x where `FrozenLoraLinear` makes one, but run without Python in the backward.
-    """
-    if x.dtype != down.dtype:  # autocast
-        x, weight = x.to(down.dtype), weight.to(down.dtype)
-        bias = None if bias is None else bias.to(down.dtype)
-    inputs = x.reshape(-1, x.shape[-1])
-    rows = linear(inputs, weight, bias).addmm_(linear(inputs, down), up, alpha=scaling)
-    return rows.view(*x.shape[:-1], rows.shape[-1])
+    needs_function = torch.is_grad_enabled() and x.requires_grad and factors is None
+    if needs_function and (torch.compiler.is_compiling() or has_many_rows(x)):
+        return FrozenLoraLinear.apply(x, weight, bias, *pair, c, scaling)  # type: ignore[return-value]
+    return frozen_forward(x, weight, bias, *pair, c, scaling, factors)
 
 
 def frozen_forward(
@@ -117,6 +99,9 @@ def frozen_forward(
     scaling: float,
     factors: Tensor | None = None,
 ) -> Tensor:
+    """The operations themselves. Of few rows autograd may record them: they too keep nothing, since no matrix trains;
+    they add two gradients of x where `FrozenLoraLinear` makes one, but run without Python in the backward.
+    """
     if x.dtype != down.dtype:  # autocast
         x, weight = x.to(down.dtype), weight.to(down.dtype)
         bias = None if bias is None else bias.to(down.dtype)

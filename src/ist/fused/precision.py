@@ -261,6 +261,15 @@ def have_kernels() -> bool:
     return find_spec("triton") is not None and torch.version.cuda is not None
 
 
+FEW_ROWS = 2048
+"""Up to which the host that launches products is slower than a GPU that computes them."""
+
+
+def has_many_rows(x: Tensor) -> bool:
+    """Whether what a GPU reads counts more than how often something is launched."""
+    return x.numel() > FEW_ROWS * x.shape[-1]
+
+
 def linear_on_top(x: Tensor, weight: Tensor, bias: Tensor | None, add_up_: Callable[[Tensor, bool], None]) -> Tensor:
     """`x Wᵀ + b` and an adapter's product in one tensor.
 
@@ -273,7 +282,7 @@ def linear_on_top(x: Tensor, weight: Tensor, bias: Tensor | None, add_up_: Calla
         bias: `[out]`, or None.
         add_up_: `(y, add)` adds the adapter's product to y `[rows, out]`, or without `add` writes it there.
     """
-    if bias is None and weight.shape[0] > weight.shape[1]:
+    if bias is None and weight.shape[0] > weight.shape[1] and has_many_rows(x):
         y = x.new_empty(x.shape[0], weight.shape[0])
         add_up_(y, False)
         return y.addmm_(x, weight.t())
