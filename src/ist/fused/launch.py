@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from .precision import linear_on_top
 
 __all__ = ["Kernels", "draw", "find_kernels"]
 
+logger = getLogger(__name__)
 HALVES = (torch.bfloat16, torch.float16)
 MOST_RANKS = 64
 """Above, products of matrices are no longer thin, and cuBLAS does them well."""
@@ -151,7 +153,7 @@ def find_kernels(a: Tensor, autocast: torch.dtype | None, activations: tuple[tor
         activations: dtypes of x and y.
     """
     half = autocast or activations[0]
-    if half not in HALVES or a.shape[0] > MOST_RANKS or not is_new(a.device):
+    if half not in HALVES or a.shape[0] > MOST_RANKS or not work_on(a.device):
         return None
     if autocast is not None:
         return make_kernels(autocast, half, False, a.dtype)
@@ -167,8 +169,21 @@ def make_kernels(autocast: torch.dtype | None, half: torch.dtype, split: bool, w
 
 
 @cache
-def is_new(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= OLDEST
+def work_on(device: torch.device) -> bool:
+    """Whether the kernels can be compiled and launched, which needs a C compiler among other things."""
+    if torch.cuda.get_device_capability(device) < OLDEST:
+        return False
+    try:
+        make_kernels(None, torch.bfloat16, True, torch.float32).parts(torch.ones(1, 16, device=device), 2)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        logger.warning(
+            "LoRA's kernels cannot be compiled here (%s), so PyTorch's operations take their place, which is slower: "
+            "Triton needs a C compiler such as gcc.",
+            reason,
+        )
+        return False
+    return True
 
 
 @cache
