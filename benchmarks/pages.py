@@ -17,7 +17,9 @@ NOT_MEASURED = "Not measured yet."
 
 def load_results(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
     """The results in a folder, of one program if one is named, in the order in which they were measured."""
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    results = [
+        {**json.loads(file.read_text(encoding="utf-8")), "file": file.name} for file in sorted(folder.glob("*.json"))
+    ]
     chosen = [result for result in results if kind in (None, result.get("kind"))]
     return sorted(chosen, key=lambda result: result.get("date", ""))
 

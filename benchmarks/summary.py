@@ -144,7 +144,9 @@ def find(target: Target, results: Sequence[dict[str, Any]]) -> Finding:
     for result in reversed(results):
         figure = target.figure(result)
         if figure is not None:
-            return Finding(target, figure, f"{result['name']}.json", result["commit"], result["device"])
+            return Finding(
+                target, figure, result.get("file", f"{result['name']}.json"), result["commit"], result["device"]
+            )
     return Finding(target, None)
 
 

@@ -306,3 +306,5 @@ def test_docs_hold_what_the_json_files_say(monkeypatch: pytest.MonkeyPatch) -> N
     rows = memory.merge(pages.load_results(memory.HERE / "results"))
     tables += [memory.totals_table(rows, attention) for attention in ("eager", "sdpa") if rows]
     assert all(text in page for text in tables)
+    short = [table.short_table(r) for r in results if r["kind"] == "step_time" and r["config"]["rows"] == 16]
+    assert short[-1] in table.README.read_text(encoding="utf-8")

@@ -144,7 +144,7 @@ def test_idle_in_bf16_no_worse_than_peft(base: str, adapter: torch.dtype, monkey
         x, dy = draws(64, WIDTH).bfloat16(), draws(64, OUT).bfloat16()
         exact = results(copy.deepcopy(module).double(), x.double(), dy.double())
         pefts = results(module, x, dy)
-        fuse(module).idle = True
+        fuse(module).switch.idle = True
         for side, found in enumerate((results(module, x, dy), pefts)):
             sums[side] += torch.stack([(a.double() - b).square().mean() for a, b in zip(found, exact, strict=True)])
     no_worse(*sums)
@@ -155,7 +155,7 @@ def test_idle_matrices_are_prepared_once_and_anew_when_written_to() -> None:
     x, dy = draws(6, WIDTH), draws(6, OUT)
     prepared = 0
     fused = fuse(module)
-    fused.idle = True
+    fused.switch.idle = True
 
     prepare = fused_frozen.frozen_pair
 
@@ -178,9 +178,9 @@ def test_idle_matrices_are_prepared_once_and_anew_when_written_to() -> None:
                 change()
             found = module(x)
             assert prepared == number
-            fused.idle = False
+            fused.switch.idle = False
             assert difference([found.detach()], results(module, x, dy)[:1]) < 1e-12
-            fused.idle = True
+            fused.switch.idle = True
 
 
 def test_what_an_optimizer_writes_past_the_counter_is_seen_when_the_layer_goes_idle() -> None:
@@ -222,16 +222,16 @@ def test_products_of_bfloat16_parts_are_those_of_float32(monkeypatch: pytest.Mon
         return [tensor.double() for tensor in tensors]
 
     for name, arguments, factor in (
-        ("down", (x, a), ()),
+        ("product_with_a", (x, a), ()),
         ("grad_of_b", (dy, h), (0.7,)),
         ("grad_of_h", (dy, b), ()),
-        ("grad_of_a", (dh, x), (0.7,)),
+        ("grad_of_a", (dh, x), (None, 0.7)),
     ):
         found = getattr(split, name)(*arguments, *factor)
         expected = getattr(exact, name)(*doubled(*arguments), *factor)
         assert found.dtype == torch.float32
         assert difference([found], [expected]) < 3e-5
-    for name, size, arguments in (("add_up_", OUT, (h, b)), ("add_grad_of_x_", WIDTH, (dh, a))):
+    for name, size, arguments in (("add_up_", OUT, (h, b)), ("add_product_with_a_", WIDTH, (dh, a))):
         expected = torch.zeros(30, size, dtype=torch.float64)
         getattr(exact, name)(expected, *doubled(*arguments), 0.7)
         found = (-expected).bfloat16()
@@ -239,14 +239,15 @@ def test_products_of_bfloat16_parts_are_those_of_float32(monkeypatch: pytest.Mon
         # What is left is the rounding of where the sum began, not that of the product.
         left = expected - (expected.bfloat16()).double()
         assert difference([found], [left]) < 2e-2
-    assert difference([split.grad_of_x(dh, a, 0.7)], [exact.grad_of_x(*doubled(dh, a), 0.7)]) < 2**-8
+    assert difference([split.product_of_h(dh, a, 0.7)], [exact.product_of_h(*doubled(dh, a), 0.7)]) < 2**-8
     dropped, mask = split.drop(x, 0.25)
     assert torch.equal(dropped, x * mask)
     assert split.rest(0.25) == 1 / 0.75
     assert torch.equal(split.mask(x, mask, 0.25), dropped)
 
 
-def test_parts_are_taken_for_float32_over_bfloat16_on_a_gpu_alone() -> None:
+def test_parts_are_taken_for_float32_over_bfloat16_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "have_kernels", lambda: False)
     half, full = torch.bfloat16, torch.float32
     on_gpu: Any = SimpleNamespace(is_cuda=True, dtype=full)
     assert isinstance(precision.products(on_gpu, None, half, half), precision.Split)
@@ -260,15 +261,20 @@ def test_parts_are_taken_for_float32_over_bfloat16_on_a_gpu_alone() -> None:
         assert isinstance(precision.products(a, autocast, *activations), precision.Plain)  # type: ignore[arg-type]
 
 
-def test_idle_module_gives_the_input_its_gradient_and_keeps_nothing() -> None:
+@pytest.mark.parametrize("few_rows", [0, 2048], ids=["one function", "autograd's operations"])
+def test_idle_module_gives_the_input_its_gradient_and_keeps_nothing(
+    few_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "FEW_ROWS", few_rows)
     module = adapt(nn.Linear(WIDTH, OUT), torch.float64, lora_dropout=0.3)
     x, dy = draws(6, WIDTH), draws(6, OUT)
     fused = fuse(module)
-    fused.idle = True
+    fused.switch.idle = True
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         y = module(given := x.clone().requires_grad_())
-    assert {id(t) for t in kept} <= {id(p) for p in module.parameters()} | {id(t) for t in kept if t.numel() <= 160 * 2}
+    weights = {parameter.data_ptr() for parameter in module.parameters()}
+    assert all(t.data_ptr() in weights or t.shape[0] == 4 for t in kept)  # and the adapter's matrices as prepared
     assert all(t.shape[0] != 6 for t in kept)
     y.backward(dy)
     assert all(parameter.grad is None for parameter in module.parameters())
@@ -276,6 +282,28 @@ def test_idle_module_gives_the_input_its_gradient_and_keeps_nothing() -> None:
     fused.remove()
     expected = results(module, x, dy)
     assert difference([y.detach(), given.grad], expected[:2]) < 1e-12  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("few_rows", [0, 2048], ids=["one function", "autograd's operations"])
+@pytest.mark.parametrize("kind", ["plain", "bias of B"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_idle_module_with_more_outputs_than_inputs(
+    few_rows: int, kind: str, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its adapter's product is written first, and the module's own added."""
+    monkeypatch.setattr(precision, "FEW_ROWS", few_rows)
+    module = adapt(nn.Linear(WIDTH, 2 * WIDTH, bias=bias), torch.float64, **KINDS[kind])
+    x, dy = draws(2, 3, WIDTH), draws(2, 3, 2 * WIDTH)
+    expected = results(module, x, dy)[:2]
+    fuse(module).switch.idle = True
+    y = module(given := x.clone().requires_grad_())
+    y.backward(dy)
+    assert difference([y.detach(), given.grad], expected) < 1e-12  # type: ignore[list-item]
+
+
+def test_no_kernels_on_a_cpu() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert isinstance(precision.products(torch.zeros(4, 8, dtype=dtype), None, dtype), precision.Plain)
 
 
 def test_active_module_keeps_its_input_alone() -> None:
@@ -306,7 +334,7 @@ def test_frozen_dropout_is_that_of_peft() -> None:
     module = adapt(nn.Linear(WIDTH, OUT), torch.float64, lora_dropout=0.3)
     x, dy = draws(6, WIDTH), draws(6, OUT)
     expected = results(module, x, dy)[:2]
-    fuse(module, keep_dropout=True).idle = True
+    fuse(module, keep_dropout=True).switch.idle = True
     x.requires_grad_()
     torch.manual_seed(5)
     y = module(x)

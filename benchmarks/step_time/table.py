@@ -14,6 +14,15 @@ sys.path.insert(0, str(HERE.parent))
 from pages import load_results, markdown, source, write_section  # noqa: E402
 
 RESULTS = HERE / "results"
+README = HERE.parents[1] / "README.md"
+SHORT_LIST = {
+    "LoRA": "LoRA, by PEFT",
+    "IST": "the same with IST",
+    "LoRA, Liger": "LoRA, by PEFT, with Liger's kernels",
+    "IST, Liger": "the same with IST",
+    "IST, Liger, frozen layers recomputed": 'and `recompute="frozen"`',
+}
+"""The cases that the README shows."""
 PAPER_13 = {"LoRA": (135, 184, 31.9), "LISA": (101, 225, 32.6), "LoRA + IST, PEFT's forward": (135, 150, 32.6)}
 """Table 13 of the paper, one RTX 4090: forward and backward in ms, seconds for 100 steps."""
 
@@ -91,8 +100,25 @@ def step_table(result: dict[str, Any]) -> str:
         "÷ LoRA",
         "peak, GiB",
     )
-    note = f"{config['rounds']} rounds of 10 steps, probes of {config['probe_rows']} row(s). {source(result)}."
+    rounds = f"{config['rounds']} round{'s' * (config['rounds'] != 1)} of 10 steps"
+    note = f"{rounds}, probes of {config['probe_rows']} row(s). {source(result)}."
     return f"{markdown(header, step_rows(result['rows']))}\n\n{note}"
+
+
+def short_table(result: dict[str, Any]) -> str:
+    """A few cases of one run, for the README."""
+    rows = {name: result["rows"][name] for name in SHORT_LIST if name in result["rows"]}
+    lines = []
+    for name, row in rows.items():
+        lora = partner(rows, row, floor=False)
+        cells = [
+            f"{number(middle(row, figure), form)} ({number(ratio(row, lora, figure), '.2f')})"
+            for figure, form in (("step_ms", ".0f"), ("activation_gib", ".1f"))
+        ]
+        lines.append((SHORT_LIST[name], *cells))
+    return (
+        f"{markdown(('', 'ms a step', 'activations, GiB'), lines)}\n\n{source(result)}; in brackets, to LoRA by PEFT."
+    )
 
 
 def iteration_table(result: dict[str, Any]) -> str:
@@ -163,7 +189,9 @@ def own_work_table(results: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    write_section("step time", [step_table(result) for result in load_results(RESULTS, "step_time")])
+    steps = sorted(load_results(RESULTS, "step_time"), key=lambda result: -result["config"]["rows"])
+    write_section("step time", [step_table(result) for result in steps])
+    write_section("step", [short_table(result) for result in steps[:1]], README)
     write_section("iterations", [iteration_table(result) for result in load_results(RESULTS, "iterations")])
     growth = load_results(RESULTS, "growth")
     grown = [table for result in growth if result["rows"] for table in growth_tables(result)]

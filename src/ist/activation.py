@@ -21,12 +21,13 @@ import weakref
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from .fused import FusedLora, reason_against, remove_fused
+from .fused import FusedLora, Switch, reason_against, remove_fused
 from .layers import Layer
 from .sharding import inner_units
 from .whole_layers import computing_parts
@@ -63,24 +64,30 @@ class LayerActivation:
         self._layers = layers
         self._active: tuple[int, ...] | None = None
         self._idle: tuple[nn.Parameter, ...] = ()
-        self._gates: list[list[AdapterGate | FusedLora]] = []
+        self._gates: list[AdapterGate | FusedLora] = []
+        self._switches: list[tuple[Switch, Switch]] = []
+        """Of each layer: of its gates, and of its LoRA modules that compute as one function."""
+        self._fused: list[list[FusedLora]] = []
         for module in (*readers, *(part for layer in layers for part in layer.adapters.values() or (layer.module,))):
             remove_earlier_gates(module)
         for layer in layers:
             own = {id(parameter) for parameter in layer.parameters}
-            gates: list[AdapterGate | FusedLora] = [gate for reader in readers for gate in make_gates(reader, own)]
+            gates: list[AdapterGate] = [gate for reader in readers for gate in make_gates(reader, own)]
             for part, weights in computing_parts(layer.module) if not layer.adapters else ():
                 gates += make_gates(part, own & weights)
+            whole, fused_modules = Switch(), []
             for adapter in layer.adapters.values():
                 reason = reason_against(adapter, own) if fused else "switched off"
                 if reason is None:
                     (gate,) = make_gates(adapter, own, hooked=False)
-                    gates.append(FusedLora(adapter, gate, frozen_dropout, keep_pair=not sharded))
-                    self.num_fused += 1
+                    fused_modules.append(FusedLora(adapter, gate, frozen_dropout, not sharded, whole))
                 else:
                     gates += make_gates(adapter, own)
                     self.not_fused[reason] += 1
-            self._gates.append(gates)
+            self.num_fused += len(fused_modules)
+            self._fused.append(fused_modules)
+            self._switches.append((share_switch(gates), whole))
+            self._gates += [*gates, *fused_modules]
         self._remove_hooks = weakref.finalize(self, remove_all, self._gates, drop_before_steps(self))
 
     @property
@@ -94,34 +101,35 @@ class LayerActivation:
         Gradients that idle layers hold from before are dropped, since an optimizer would move them once more.
         """
         self._active = tuple(sorted(active))
-        for layer, gates in zip(self._layers, self._gates, strict=True):
-            for gate in gates:
-                gate.idle = layer.index not in active
-                if not gate.idle and isinstance(gate, FusedLora):
-                    gate.forget_pair()
-        idle = (layer for layer in self._layers if layer.index not in active)
-        self._idle = tuple(parameter for layer in idle for parameter in layer.parameters)
+        for layer, switches, fused in zip(self._layers, self._switches, self._fused, strict=True):
+            idle = layer.index not in active
+            for switch in switches:
+                switch.idle = idle
+            if not idle:
+                for module in fused:
+                    module.forget_pair()
+        idle_layers = (layer.parameters for layer in self._layers if layer.index not in active)
+        self._idle = tuple(chain.from_iterable(idle_layers))
         self.drop_idle_gradients()
 
     def activate_all(self) -> None:
         """From now on train every layer."""
         self._active = None
         self._idle = ()
-        for gates in self._gates:
-            for gate in gates:
-                gate.idle = False
+        for switches in self._switches:
+            for switch in switches:
+                switch.idle = False
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Between steps, while nothing is learned from: LoRA modules compute as idle ones do, which is faster."""
-        fused = [gate for gates in self._gates for gate in gates if isinstance(gate, FusedLora)]
         try:
-            for gate in fused:
-                gate.idle = True
+            for _, switch in self._switches:
+                switch.idle = True
             yield
         finally:
-            for gate in fused:
-                gate.idle = False
+            for _, switch in self._switches:
+                switch.idle = False
 
     def idle_parameters(self) -> tuple[nn.Parameter, ...]:
         """The parameters that the current step leaves alone."""
@@ -159,18 +167,26 @@ def make_gates(adapter: nn.Module, own: set[int], hooked: bool = True) -> Iterat
     return (AdapterGate(module, module_slots, hooked) for module, module_slots in slots.items())
 
 
+def share_switch(gates: Sequence[AdapterGate]) -> Switch:
+    """One switch for gates that are idle together."""
+    switch = Switch()
+    for gate in gates:
+        gate.switch = switch
+    return switch
+
+
 Slot = tuple[nn.Module, str]
 """A module and the name that it knows one of its parameters by: sharding engines replace the parameter objects."""
 
 
 class AdapterGate:
-    """Keeps the parameters in `slots` out of the graph during the forward of `module`, while `idle`.
+    """Keeps the parameters in `slots` out of the graph during the forward of `module`, while its `switch` says idle.
 
     Also a context manager, which does so whether idle or not.
     """
 
     def __init__(self, module: nn.Module, slots: Sequence[Slot], hooked: bool = True) -> None:
-        self.idle = False
+        self.switch = Switch()
         self._slots = slots
         self._frozen: list[Tensor] = []
         self._hidden: list[tuple[dict[str, Any], str, Tensor]] = []
@@ -188,7 +204,7 @@ class AdapterGate:
 
     def freeze_if_idle(self, *_: Any) -> None:
         """Before the forward: freeze what trains at this moment."""
-        if self.idle:
+        if self.switch.idle:
             self.__enter__()
 
     def __enter__(self) -> None:
@@ -232,12 +248,11 @@ def drop_before_steps(activation: LayerActivation) -> Any:
     return register_optimizer_step_pre_hook(drop)
 
 
-def remove_all(gates: Iterable[Iterable[AdapterGate | FusedLora]], step_hook: Any) -> None:
+def remove_all(gates: Iterable[AdapterGate | FusedLora], step_hook: Any) -> None:
     """Remove the gates of all layers and the hook on optimizers."""
     step_hook.remove()
-    for layer in gates:
-        for gate in layer:
-            gate.remove()
+    for gate in gates:
+        gate.remove()
 
 
 def remove_earlier_gates(adapter: nn.Module) -> None:

@@ -80,9 +80,11 @@ def input_embeddings(model: nn.Module) -> set[nn.Module]:
 
 def recomputes_reentrantly(block: nn.Module) -> bool:
     """Whether a block of transformers recomputes by the checkpointing that needs a gradient of its input."""
+    if not getattr(block, "gradient_checkpointing", False):
+        return False
     function = getattr(block, "_gradient_checkpointing_func", None)
-    on = getattr(block, "gradient_checkpointing", False) and function not in (None, recomputed_idle)
-    return bool(on and getattr(function, "keywords", {}).get("use_reentrant", True))
+    on = function not in (None, recomputed_idle)
+    return on and bool(getattr(function, "keywords", {}).get("use_reentrant", True))
 
 
 def remove_hooks(handles: dict[nn.Module, Any]) -> None:

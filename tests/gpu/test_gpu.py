@@ -11,14 +11,20 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ist import SparseTuner
 from ist.fused import FusedLora
+from ist.fused.function import lora_linear
+from ist.fused.precision import Split, products
 from ist.joint import joint_losses
 from ist.suppression import can_skip_logits, candidate_losses
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+if torch.cuda.is_available():
+    from ist.fused import launch
 LAYERS, STEPS = 8, 15
 FIVE = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 
@@ -178,7 +184,7 @@ def test_error_is_no_larger_than_that_of_peft(adapter_dtype: torch.dtype) -> Non
     pefts = results(found, x, dy)
     fused = FusedLora(found, nullcontext())
     ours = results(found, x, dy)
-    fused.idle = True
+    fused.switch.idle = True
     idle = results(found, x, dy, trained=False)
     fused.remove()
     found.double()
@@ -198,7 +204,7 @@ def test_idle_float32_adapter_gives_the_input_its_gradient() -> None:
     x, dy = torch.randn(210, 512, device="cuda").bfloat16(), torch.randn(210, 384, device="cuda").bfloat16()
     exact = results(found.double(), x.double(), dy.double())[:2]
     idle = module(torch.float32)
-    FusedLora(idle, nullcontext()).idle = True
+    FusedLora(idle, nullcontext()).switch.idle = True
     x.requires_grad_()
     y = idle(x)
     y.backward(dy)
@@ -206,27 +212,126 @@ def test_idle_float32_adapter_gives_the_input_its_gradient() -> None:
     assert max(errors([y.detach(), x.grad], exact)) < 4e-3  # type: ignore[list-item]
 
 
-def test_dropout_of_a_float32_adapter_is_undone_in_the_backward_by_the_same_mask() -> None:
+# ---- Own kernels
+
+CASES = {
+    "bf16": (torch.bfloat16, torch.bfloat16, None),
+    "float32 over bf16": (torch.float32, torch.bfloat16, None),
+    "fp16": (torch.float16, torch.float16, None),
+    "bf16 autocast": (torch.float32, torch.bfloat16, torch.bfloat16),
+    "bf16 autocast of float32": (torch.float32, torch.float32, torch.bfloat16),
+    "fp16 autocast": (torch.float32, torch.float32, torch.float16),
+}
+"""Dtypes of the adapter and of the activations, and autocast's."""
+
+
+def mask(kind: Any, shape: tuple[int, int], dropout: float) -> Tensor:
+    """What the next draw keeps, ones and zeros; the generator does not move."""
+    state = torch.cuda.get_rng_state()
+    ones = torch.ones(16, shape[1], device="cuda", dtype=kind.weight_dtype)
+    thin = torch.ones(shape[0], 16, device="cuda")
+    kept = kind.grad_of_x(None, thin, ones, launch.draw(thin.device, dropout), dropout, 1.0)
+    torch.cuda.set_rng_state(state)
+    assert set(kept.unique().tolist()) <= {0.0, 16.0}
+    return kept.double() / 16
+
+
+@pytest.mark.parametrize(
+    ("case", "rows", "width", "out", "rank", "dropout"),
+    [
+        *((case, 210, 512, 384, 16, 0.3) for case in CASES),
+        ("float32 over bf16", 64, 384, 1000, 8, 0.0),
+        ("float32 over bf16", 1, 96, 72, 4, 0.3),
+        ("float32 over bf16", 333, 1100, 200, 40, 0.3),
+        ("bf16", 128, 256, 256, 64, 0.0),
+    ],
+)
+def test_kernels_give_the_products(case: str, rows: int, width: int, out: int, rank: int, dropout: float) -> None:
+    """Output and gradients against float64 with the same mask: wide and narrow, of ranks and sizes of every kind."""
+    torch.manual_seed(3)
+    adapter_dtype, dtype, autocast = CASES[case]
+    x, dy = torch.randn(rows, width, device="cuda").to(dtype), torch.randn(rows, out, device="cuda")
+    weight = (torch.randn(out, width, device="cuda") / width**0.5).to(dtype)
+    a = (torch.randn(rank, width, device="cuda") / width**0.5).to(adapter_dtype)
+    b = (torch.randn(out, rank, device="cuda") / rank**0.5).to(adapter_dtype)
+    kind = products(a, autocast, dtype)
+    assert isinstance(kind, launch.Kernels)
+    kept = mask(kind, (rows, width), dropout)
+    inputs = [tensor.detach().clone().requires_grad_() for tensor in (x, a, b)]
+    with torch.autocast("cuda", autocast or torch.bfloat16, enabled=autocast is not None):
+        y = lora_linear(inputs[0], weight, None, inputs[1], inputs[2], None, 0.5, dropout)
+    assert y.dtype == (autocast or dtype)
+    y.backward(dy.to(y.dtype))
+    exact = [tensor.double().requires_grad_() for tensor in (x, a, b)]
+    expected = exact[0] @ weight.double().t() + 0.5 / (1 - dropout) * (exact[0] * kept) @ exact[1].t() @ exact[2].t()
+    expected.backward(dy.to(y.dtype).double())
+    found = errors([y, *(t.grad for t in inputs)], [expected, *(t.grad for t in exact)])  # type: ignore[list-item]
+    half = 6e-3 if y.dtype == torch.bfloat16 else 8e-4
+    assert max(found[:2]) < half
+    assert max(found[2:]) < (3e-5 if kind.split else 2 * half)
+    assert [t.grad.dtype for t in inputs] == [dtype, adapter_dtype, adapter_dtype]  # type: ignore[union-attr]
+
+
+def test_parts_are_those_of_pytorch() -> None:
+    kind, other = products(torch.zeros(8, 64, device="cuda"), None, torch.bfloat16), Split()
+    for w in (torch.randn(12, 1500, device="cuda"), torch.randn(700, 20, device="cuda").t()):
+        for low in range(3):
+            assert torch.equal(kind.parts(w, low), other.parts(w, low))
+
+
+def test_kernels_read_rows_that_do_not_follow_one_another() -> None:
+    kind = products(torch.zeros(8, 64, device="cuda"), None, torch.bfloat16)
+    whole = torch.randn(50, 160, device="cuda").bfloat16()
+    a = torch.randn(8, 64, device="cuda")
+    part, turned = whole[:, 32:96], torch.randn(64, 50, device="cuda").bfloat16().t()
+    for x in (part, turned):
+        assert max(errors([kind.down(x, a, 0.0)[0]], [x.double() @ a.double().t()])) < 1e-4
+
+
+def test_kernels_give_the_same_bits_again() -> None:
     found = module(torch.float32, dropout=0.3)
-    x, dy = torch.randn(210, 512, device="cuda").bfloat16(), torch.randn(210, 384, device="cuda").bfloat16()
     FusedLora(found, nullcontext())
-    torch.manual_seed(4)
-    ours = results(found, x, dy)
-    torch.manual_seed(4)
-    mask = torch.native_dropout(x, 0.3, True)[1]
-    assert 0.6 < float(mask.double().mean()) < 0.8
+    x, dy = torch.randn(700, 512, device="cuda").bfloat16(), torch.randn(700, 384, device="cuda").bfloat16()
+    both = []
+    for _ in range(2):
+        torch.manual_seed(4)
+        both.append(results(found, x, dy))
+    assert all(torch.equal(one, other) for one, other in zip(*both, strict=True))
+    assert not torch.equal(results(found, x, dy)[0], both[0][0])
 
-    def exact() -> list[Tensor]:
-        inputs = x.double().requires_grad_()
-        a, b = (found.lora_A["default"].weight, found.lora_B["default"].weight)
-        a, b = a.detach().double().requires_grad_(), b.detach().double().requires_grad_()
-        base = inputs @ found.base_layer.weight.double().t() + found.base_layer.bias.double()
-        y = base + 2 * (inputs * mask / 0.7) @ a.t() @ b.t()
-        return [y.detach(), *torch.autograd.grad(y, [inputs, a, b], dy.double())]
 
-    y, dx, da, db = errors(ours, exact())
-    assert max(y, dx) < 6e-3
-    assert max(da, db) < 1e-4
+def test_dropout_of_the_kernels_is_random() -> None:
+    """The share that is kept, and that draws, rows and columns have nothing to do with one another."""
+    kind = products(torch.zeros(8, 64, device="cuda"), None, torch.bfloat16)
+    torch.manual_seed(5)
+    draws = []
+    for _ in range(6):
+        draws.append(mask(kind, (2048, 1024), 0.25))
+        launch.draw(draws[0].device, 0.25)
+    centred = torch.stack(draws) - 0.75
+    size, deviation = draws[0].numel(), (0.25 * 0.75) ** 0.5
+    assert float(centred.mean((1, 2)).abs().max()) < 4 * deviation / size**0.5
+    assert float(centred.mean(1).abs().max()) < 6 * deviation / 2048**0.5
+    assert float(centred.mean(2).abs().max()) < 6 * deviation / 1024**0.5
+    flat = centred.flatten(1) / deviation
+    between = flat @ flat.t() / size
+    assert float((between - between.diag().diag()).abs().max()) < 5 / size**0.5
+    for shift in (1, 2, 7, 1024, 1025, 4096):
+        assert float((flat * flat.roll(shift, 1)).mean(1).abs().max()) < 5 / size**0.5
+
+
+def test_an_active_module_launches_few_kernels() -> None:
+    found = module(torch.float32, dropout=0.3)
+    FusedLora(found, nullcontext())
+    x, dy = torch.randn(4, 64, 512, device="cuda").bfloat16().requires_grad_(), torch.randn(4, 64, 384, device="cuda")
+    found(x).backward(dy.bfloat16())
+    found.zero_grad()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        found(x).backward(dy.bfloat16())
+    names = [event.name for event in profiled.events() if event.device_type != DeviceType.CPU]
+    own = [name for name in names if any(kind in name for kind in ("down_kernel", "up_kernel", "grad_kernel"))]
+    assert len(own) == 6
+    assert len(names) <= 12, names  # with the two products of the module itself, and the sum of dx
 
 
 def test_training_of_float32_adapters_is_that_of_peft() -> None:

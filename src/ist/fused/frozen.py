@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
 
 from .function import unflatten
-from .precision import Products, Split, autocast_dtype, parts, products
+from .precision import Products, add_product_, autocast_dtype, has_many_rows, linear_on_top, products
 
 __all__ = ["FrozenPair", "PairKeeper", "frozen_lora_linear", "frozen_pair"]
 
@@ -35,9 +34,9 @@ def frozen_pair(kind: Products, dtype: torch.dtype, a: Tensor, b: Tensor) -> Fro
         a: the matrix A `[r, in]`.
         b: the matrix B `[out, r]`.
     """
-    if isinstance(kind, Split):
-        return parts(a, 3), parts(b.t(), 3).view(3, -1, b.shape[0])[[0, 2, 1]].flatten(0, 1)
-    return (kind.cast(a), kind.cast(b).t()) if kind.dtype == dtype else None
+    if kind.split:
+        return kind.parts(a, 2), kind.parts(b.t(), 1)
+    return (a.to(dtype), b.to(dtype).t()) if kind.dtype == dtype else None
 
 
 class PairKeeper:
@@ -57,11 +56,10 @@ class PairKeeper:
         autocast = autocast_dtype(x)
         dtype = autocast or x.dtype
         if torch.compiler.is_compiling() or not self._keep or a.is_inference():
-            return frozen_pair(products(a, autocast, x.dtype), dtype, a, b)
+            return frozen_pair(products(a, autocast, x.dtype), dtype, a.detach(), b.detach())
         key = (a.data_ptr(), a._version, b.data_ptr(), b._version, dtype, autocast)
         if key != self._key:
-            with torch.no_grad():
-                self._pair = frozen_pair(products(a, autocast, x.dtype), dtype, a, b)
+            self._pair = frozen_pair(products(a, autocast, x.dtype), dtype, a.detach(), b.detach())
             self._key = key
         return self._pair
 
@@ -85,7 +83,8 @@ def frozen_lora_linear(
         factors: `[parts]`, further factors on what the adapter adds, one for each of so many equal parts of the rows;
             without gradient.
     """
-    if factors is None and torch.is_grad_enabled() and x.requires_grad:
+    needs_function = torch.is_grad_enabled() and x.requires_grad and factors is None
+    if needs_function and (torch.compiler.is_compiling() or has_many_rows(x)):
         return FrozenLoraLinear.apply(x, weight, bias, *pair, c, scaling)  # type: ignore[return-value]
     return frozen_forward(x, weight, bias, *pair, c, scaling, factors)
 
@@ -100,20 +99,22 @@ def frozen_forward(
     scaling: float,
     factors: Tensor | None = None,
 ) -> Tensor:
+    """The operations themselves. Of few rows autograd may record them: they too keep nothing, since no matrix trains;
+    they add two gradients of x where `FrozenLoraLinear` makes one, but run without Python in the backward.
+    """
     if x.dtype != down.dtype:  # autocast
         x, weight = x.to(down.dtype), weight.to(down.dtype)
         bias = None if bias is None else bias.to(down.dtype)
-    y = linear(x, weight, bias)
-    rows = y.view(-1, y.shape[-1])
-    h = x.reshape(-1, x.shape[-1]) @ down.t()
+    inputs = x.reshape(-1, x.shape[-1])
+    h = inputs @ down.t()
     if factors is not None:
         h.view(len(factors), -1, h.shape[-1]).mul_(factors[:, None, None])
-    rows.addmm_(h, up, alpha=scaling)
+    rows = linear_on_top(inputs, weight, bias, lambda y, add: add_product_(y, h, up, scaling, add))
     if c is not None and factors is None:
         rows.add_(c.to(rows.dtype), alpha=scaling)
     elif c is not None:
         rows.view(len(factors), -1, rows.shape[-1]).add_(factors[:, None, None] * c, alpha=scaling)  # type: ignore
-    return y
+    return rows.view(*x.shape[:-1], rows.shape[-1])
 
 
 class FrozenLoraLinear(torch.autograd.Function):
@@ -139,6 +140,6 @@ class FrozenLoraLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         weight, down, up = ctx.saved_tensors
         dy = grad.reshape(-1, grad.shape[-1])
-        dx = dy @ (weight if weight.dtype == dy.dtype else weight.to(dy.dtype))
-        dx.addmm_(dy @ up.t(), down, alpha=ctx.scaling)
+        dh, scaling = dy @ up.t(), ctx.scaling
+        dx = linear_on_top(dy, weight.to(dy.dtype).t(), None, lambda dx, add: add_product_(dx, dh, down, scaling, add))
         return unflatten(ctx, dx, grad), None, None, None, None, None, None

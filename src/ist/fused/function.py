@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
 
 from .precision import Products, autocast_dtype, products
 
@@ -36,9 +35,7 @@ def lora_linear(
     """LoRA and the frozen linear module under it."""
     if torch.is_grad_enabled() and (x.requires_grad or a.requires_grad or b.requires_grad):
         return LoraLinear.apply(x, weight, bias, a, b, c, scaling, dropout)  # type: ignore[return-value]
-    y, kind = base_product(x, weight, bias, a)
-    add_lora_(kind, y, x, a, b, c, scaling, dropout)
-    return y
+    return forward(x, weight, bias, a, b, c, scaling, dropout)[0]
 
 
 def lora_update(
@@ -63,8 +60,7 @@ class LoraLinear(torch.autograd.Function):
         scaling: float,
         dropout: float,
     ) -> Tensor:
-        y, kind = base_product(x, weight, bias, a)
-        drawn = add_lora_(kind, y, x, a, b, c, scaling, dropout)
+        y, kind, drawn = forward(x, weight, bias, a, b, c, scaling, dropout)
         needs_x, _, _, *needs, _, _ = ctx.needs_input_grad
         ctx.save_for_backward(weight if needs_x else None, *keep(ctx, needs, kind, x, a, b, scaling, dropout, drawn))
         return y
@@ -73,11 +69,7 @@ class LoraLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         weight, *kept = ctx.saved_tensors
-        dy = grad.reshape(-1, grad.shape[-1])
-        dx = None
-        if weight is not None:
-            dx = dy @ (weight if weight.dtype == dy.dtype else weight.to(dy.dtype))
-        dx, da, db, dc = lora_backward(ctx, dy, dx, ctx.needs_input_grad[0], kept)
+        dx, da, db, dc = lora_backward(ctx, grad.reshape(-1, grad.shape[-1]), weight, weight is not None, kept)
         return unflatten(ctx, dx, grad), None, None, da, db, dc, None, None
 
 
@@ -97,7 +89,10 @@ class LoraUpdate(torch.autograd.Function):
     ) -> Tensor:
         y = base.clone(memory_format=torch.contiguous_format)  # Some modules return views, which must stay untouched.
         kind = products(a, autocast_dtype(x), x.dtype, y.dtype)
-        drawn = add_lora_(kind, y, x, a, b, c, scaling, dropout)
+        drawn = kind.down(x.reshape(-1, x.shape[-1]), a, dropout)
+        rows = y.view(-1, y.shape[-1])
+        kind.add_up_(rows, drawn[0], b, scaling * kind.rest(dropout))
+        add_bias_(kind, rows, c, scaling)
         ctx.save_for_backward(*keep(ctx, ctx.needs_input_grad[2:5], kind, x, a, b, scaling, dropout, drawn))
         return y
 
@@ -109,60 +104,55 @@ class LoraUpdate(torch.autograd.Function):
         return grad if ctx.needs_input_grad[0] else None, unflatten(ctx, dx, grad), da, db, dc, None, None
 
 
-def base_product(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor) -> tuple[Tensor, Products]:
-    """`x Wᵀ + b`, in autocast's precision where it is on, and how the adapter's products are to be computed."""
-    kind = products(a, autocast_dtype(x), x.dtype)
-    if kind.autocast is not None:
-        x, weight = x.to(kind.autocast), weight.to(kind.autocast)
-        bias = None if bias is None else bias.to(kind.autocast)
-    return linear(x, weight, bias), kind
-
-
 Drawn = tuple[Tensor, Tensor | None, Any]
-"""`D(x) Aᵀ`, and of the dropout its mask or the generator's state that it was drawn with."""
+"""`D(x) Aᵀ`, and of the dropout its mask or what it was drawn from."""
 
 
-def add_lora_(
-    kind: Products,
-    y: Tensor,
+def forward(
     x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
     a: Tensor,
     b: Tensor,
     c: Tensor | None,
     scaling: float,
     dropout: float,
-) -> Drawn:
-    """`y += s (D(x) Aᵀ) Bᵀ + s C` in place."""
-    inputs, mask, state = x.reshape(-1, x.shape[-1]), None, None
-    if dropout:
-        if torch.compiler.is_compiling():  # A generator's state cannot be read in a graph: the mask is kept.
-            inputs, mask = kind.drop(inputs, dropout)
-        else:
-            state = rng_state(x.device)
-            inputs = kind.drop(inputs, dropout)[0]
-    h = kind.down(inputs, a)
-    rows = y.view(-1, y.shape[-1])
-    kind.add_up_(rows, h, b, scaling * kind.rest(dropout))
+) -> tuple[Tensor, Products, Drawn]:
+    """y, in autocast's precision where it is on; how the adapter's products are computed; and what they leave."""
+    kind = products(a, autocast_dtype(x), x.dtype)
+    inputs = x.reshape(-1, x.shape[-1])
+    if kind.autocast is not None:
+        inputs, weight = inputs.to(kind.autocast), weight.to(kind.autocast)
+        bias = None if bias is None else bias.to(kind.autocast)
+    drawn = kind.down(inputs, a, dropout)
+    rows = kind.output(inputs, weight, bias, drawn[0], b, scaling * kind.rest(dropout))
+    add_bias_(kind, rows, c, scaling)
+    return rows.view(*x.shape[:-1], rows.shape[-1]), kind, drawn
+
+
+def add_bias_(kind: Products, rows: Tensor, c: Tensor | None, scaling: float) -> None:
+    """`y += s C`."""
     if c is not None:
         rows.add_(c.to(kind.dtype), alpha=scaling)
-    return h, mask, state
 
 
 def keep(
     ctx: Any, needs: Any, kind: Products, x: Tensor, a: Tensor, b: Tensor, scaling: float, dropout: float, drawn: Drawn
 ) -> tuple[Tensor | None, ...]:
     """What the backward needs: nothing of the activations where nothing trains."""
-    h, mask, state = drawn
+    h, mask, drawn_from = drawn
     needs_a, needs_b, _ = needs
     ctx.needs, ctx.autocast, ctx.x_dtype = needs, kind.autocast, x.dtype
-    ctx.scaling, ctx.dropout, ctx.rng_state = scaling, dropout, state
+    ctx.scaling, ctx.dropout, ctx.drawn_from = scaling, dropout, drawn_from
     return x.reshape(-1, x.shape[-1]) if needs_a else None, mask, h if needs_b else None, a, b
 
 
 def lora_backward(
-    ctx: Any, dy: Tensor, dx: Tensor | None, needs_x: bool, kept: Any
+    ctx: Any, dy: Tensor, weight: Tensor | None, needs_x: bool, kept: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x (added to `dx` in place, if it is there), A, B and C from that of y, `[rows, out]`."""
+    """The gradients of x (with that of the linear module, if its weight is given), A, B and C from that of y,
+    `[rows, out]`.
+    """
     x, mask, h, a, b = kept
     needs_a, needs_b, needs_c = ctx.needs
     kind, dropout = products(a, ctx.autocast, ctx.x_dtype, dy.dtype), ctx.dropout
@@ -175,23 +165,16 @@ def lora_backward(
     if not needs_x and not needs_a:
         return None, None, db, dc
     dh = kind.grad_of_h(dy, b)
-    inputs = x
-    if mask is not None:
-        inputs = None if x is None else kind.mask(x, mask, dropout)
-    elif dropout:
-        like = dy.new_empty(dy.shape[0], a.shape[1], dtype=ctx.x_dtype) if x is None else x
-        inputs, mask = dropped_again(kind, like, dropout, ctx.rng_state)
+    if x is None and dropout:  # Nothing is learned from it, but it says of which shape the mask is.
+        x = dy.new_empty(len(dy), a.shape[1], dtype=ctx.x_dtype)
+    inputs, mask = kind.drop_again(x, dropout, mask, ctx.drawn_from)
     if needs_a:
-        da = kind.grad_of_a(dh, inputs, scaling)  # type: ignore[arg-type]
+        da = kind.grad_of_a(dh, inputs, mask, scaling)
     if not needs_x:
         return None, da, db, dc
-    if mask is None and dx is not None:
-        kind.add_grad_of_x_(dx, dh, a, scaling)
-        return dx, da, db, dc
-    through_lora = kind.grad_of_x(dh, a, scaling)
-    if mask is not None:
-        through_lora = kind.mask(through_lora, mask, dropout)
-    return through_lora if dx is None else dx.add_(through_lora), da, db, dc
+    if weight is None:
+        return kind.grad_of_x(None, dh, a, mask, dropout, scaling), da, db, dc
+    return kind.input_grad(dy, weight.to(dy.dtype), dh, a, mask, dropout, scaling), da, db, dc
 
 
 def unflatten(ctx: Any, dx: Tensor | None, like: Tensor) -> Tensor | None:
@@ -200,25 +183,3 @@ def unflatten(ctx: Any, dx: Tensor | None, like: Tensor) -> Tensor | None:
         return None
     dx = dx.view(*like.shape[:-1], dx.shape[-1])
     return dx if dx.dtype == ctx.x_dtype else dx.to(ctx.x_dtype)
-
-
-def rng_state(device: torch.device) -> Tensor:
-    """The state of the generator that dropout draws from."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def set_rng_state(state: Tensor, device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
-
-
-def dropped_again(kind: Products, x: Tensor, dropout: float, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The same draw of dropout as in the forward, and its mask; the generator goes on from where it was."""
-    now = rng_state(x.device)
-    set_rng_state(state, x.device)
-    try:
-        return kind.drop(x, dropout)
-    finally:
-        set_rng_state(now, x.device)

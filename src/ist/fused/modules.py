@@ -16,14 +16,21 @@ from ..sharding import inner_units
 from .frozen import PairKeeper, frozen_lora_linear
 from .function import lora_linear, lora_update
 
-__all__ = ["FusedLora", "JoinError", "reason_against", "remove_fused"]
+__all__ = ["FusedLora", "JoinError", "Switch", "reason_against", "remove_fused"]
 
-NAMES = ("forward", "_ist_idle", "_ist_frozen", "_ist_dropout", "_ist_pair", "_ist_factors")
+NAMES = ("forward", "_ist_switch", "_ist_frozen", "_ist_dropout", "_ist_pair", "_ist_factors")
 """What a module that was taken over has of its own."""
 
 
 class JoinError(RuntimeError):
     """A module that is to scale its response row by row computes in a way that has no rows."""
+
+
+class Switch:
+    """Whether the modules that share it are idle: that their adapters are frozen."""
+
+    def __init__(self) -> None:
+        self.idle = False
 
 
 class FusedLora:
@@ -35,27 +42,27 @@ class FusedLora:
         keep_dropout: whether idle modules drop their adapter's input out too, as PEFT does for frozen adapters.
         keep_pair: whether matrices are prepared for products once for all the time that the module is idle. Not where
             an engine brings them at each forward anew.
+        switch: says whether the module is idle; one of its own if None.
     """
 
-    def __init__(self, module: nn.Module, frozen: Any, keep_dropout: bool = False, keep_pair: bool = True) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        frozen: Any,
+        keep_dropout: bool = False,
+        keep_pair: bool = True,
+        switch: Switch | None = None,
+    ) -> None:
         self.module = module
+        self.switch = switch or Switch()
         module.__dict__.update(
             forward=MethodType(fused_forward, module),
-            _ist_idle=False,
+            _ist_switch=self.switch,
             _ist_frozen=frozen,
             _ist_dropout=keep_dropout,
             _ist_pair=PairKeeper(keep_pair),
             _ist_factors=None,
         )
-
-    @property
-    def idle(self) -> bool:
-        """Whether the adapter is frozen."""
-        return self.module.__dict__["_ist_idle"]
-
-    @idle.setter
-    def idle(self, idle: bool) -> None:
-        self.module.__dict__["_ist_idle"] = idle
 
     def forget_pair(self) -> None:
         """The matrices are about to be trained: what was prepared of them is none of theirs any more."""
@@ -80,14 +87,14 @@ class FusedLora:
 
 def remove_fused(module: nn.Module) -> None:
     """Leave a module as PEFT made it, also one of a training that ended with an exception."""
-    if "_ist_idle" in module.__dict__:
+    if "_ist_switch" in module.__dict__:
         for name in NAMES:
             module.__dict__.pop(name, None)
 
 
 def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The forward of a LoRA module that was taken over; `self` is the module."""
-    idle = self._ist_idle
+    idle = self._ist_switch.idle
     names = self._active_adapter
     name = names if isinstance(names, str) else names[0] if len(names) == 1 else None
     children = self._modules  # Looked up here, once: a module's own search for its attributes is slow.
@@ -100,11 +107,13 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     dropout = drop.p if drop.training and type(drop) is nn.Dropout and (not idle or self._ist_dropout) else 0.0
     up = children["lora_B"]._modules[name]
     a, b, c = held(matrices_a[name], "weight"), held(up, "weight"), held(up, "bias")
-    if idle:
-        a, b, c = a.detach(), b.detach(), None if c is None else c.detach()
+    if idle and c is not None:
+        c = c.detach()
     base, factors = children["base_layer"], self._ist_factors
     if not is_plain(base):
         check_no_factors(factors)
+        if idle:
+            a, b = a.detach(), b.detach()
         return lora_update(base(x), x, a, b, c, self.scaling[name], dropout)
     weight, bias = base._parameters["weight"], base._parameters["bias"]
     weight = weight if isinstance(base, nn.Linear) else weight.t()
@@ -113,6 +122,8 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         check_no_factors(factors)
     if pair is not None:
         return frozen_lora_linear(x, weight, bias, pair, c, self.scaling[name], factors)
+    if idle:
+        a, b = a.detach(), b.detach()
     return lora_linear(x, weight, bias, a, b, c, self.scaling[name], dropout)
 
 
