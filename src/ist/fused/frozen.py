@@ -80,7 +80,7 @@ def frozen_lora_linear(
     """`lora_linear` of a frozen adapter without dropout: two thin products in each direction, and nothing else.
 
     Args:
-        factors: `[parts]`, further factors on what the adapter adds, one for each of so many equal parts of the rows;
+        factors: `[parts, 1, 1]`, further factors on what the adapter adds, one for each of so many parts of the rows;
             without gradient.
     """
     needs_function = torch.is_grad_enabled() and x.requires_grad and factors is None
@@ -108,12 +108,12 @@ def frozen_forward(
     inputs = x.reshape(-1, x.shape[-1])
     h = inputs @ down.t()
     if factors is not None:
-        h.view(len(factors), -1, h.shape[-1]).mul_(factors[:, None, None])
+        h.view(len(factors), -1, h.shape[-1]).mul_(factors)
     rows = linear_on_top(inputs, weight, bias, lambda y, add: add_product_(y, h, up, scaling, add))
     if c is not None and factors is None:
         rows.add_(c.to(rows.dtype), alpha=scaling)
     elif c is not None:
-        rows.view(len(factors), -1, rows.shape[-1]).add_(factors[:, None, None] * c, alpha=scaling)  # type: ignore
+        rows.view(len(factors), -1, rows.shape[-1]).add_(factors * c, alpha=scaling)  # type: ignore
     return rows.view(*x.shape[:-1], rows.shape[-1])
 
 

@@ -70,8 +70,8 @@ class FusedLora:
 
     @staticmethod
     def set_factors(module: nn.Module, factors: Tensor | None) -> None:
-        """Scale the response of an idle module by `factors[j]` in the j-th of as many equal parts of the rows; None is
-        by nothing.
+        """Scale the response of an idle module by the j-th of `factors` `[parts, 1, 1]` in the j-th of as many equal
+        parts of the rows; None is by nothing.
 
         Raises:
             JoinError: the module was not taken over.
