@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ist import SparseTuner
-from ist.fused import FusedLora, precision, reason_against
+from ist.fused import FusedLora, choice, precision, products, reason_against
 from ist.fused import frozen as fused_frozen
 from tiny import tiny_batches, tiny_lora
 
@@ -247,10 +247,10 @@ def test_products_of_bfloat16_parts_are_those_of_float32(monkeypatch: pytest.Mon
 
 
 def test_parts_are_taken_for_float32_over_bfloat16_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "have_kernels", lambda: False)
+    monkeypatch.setattr(choice, "have_kernels", lambda: False)
     half, full = torch.bfloat16, torch.float32
     on_gpu: Any = SimpleNamespace(is_cuda=True, dtype=full)
-    assert isinstance(precision.products(on_gpu, None, half, half), precision.Split)
+    assert isinstance(choice.products(on_gpu, None, half, half), precision.Split)
     for a, autocast, activations in (
         (torch.zeros(1), None, (half, half)),
         (on_gpu, half, (half, half)),
@@ -258,14 +258,14 @@ def test_parts_are_taken_for_float32_over_bfloat16_on_a_gpu_alone(monkeypatch: p
         (on_gpu, None, (torch.float16, torch.float16)),
         (SimpleNamespace(is_cuda=True, dtype=half), None, (half, half)),
     ):
-        assert isinstance(precision.products(a, autocast, *activations), precision.Plain)  # type: ignore[arg-type]
+        assert isinstance(choice.products(a, autocast, *activations), precision.Plain)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("few_rows", [0, 2048], ids=["one function", "autograd's operations"])
 def test_idle_module_gives_the_input_its_gradient_and_keeps_nothing(
     few_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "FEW_ROWS", few_rows)
+    monkeypatch.setattr(products, "FEW_ROWS", few_rows)
     module = adapt(nn.Linear(WIDTH, OUT), torch.float64, lora_dropout=0.3)
     x, dy = draws(6, WIDTH), draws(6, OUT)
     fused = fuse(module)
@@ -291,7 +291,7 @@ def test_idle_module_with_more_outputs_than_inputs(
     few_rows: int, kind: str, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its adapter's product is written first, and the module's own added."""
-    monkeypatch.setattr(precision, "FEW_ROWS", few_rows)
+    monkeypatch.setattr(products, "FEW_ROWS", few_rows)
     module = adapt(nn.Linear(WIDTH, 2 * WIDTH, bias=bias), torch.float64, **KINDS[kind])
     x, dy = draws(2, 3, WIDTH), draws(2, 3, 2 * WIDTH)
     expected = results(module, x, dy)[:2]
@@ -303,7 +303,7 @@ def test_idle_module_with_more_outputs_than_inputs(
 
 def test_no_kernels_on_a_cpu() -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        assert isinstance(precision.products(torch.zeros(4, 8, dtype=dtype), None, dtype), precision.Plain)
+        assert isinstance(choice.products(torch.zeros(4, 8, dtype=dtype), None, dtype), precision.Plain)
 
 
 def test_active_module_keeps_its_input_alone() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ist.fused import function, precision
+from ist.fused import function, precision, products
 
 
 class Twin:
@@ -147,13 +147,13 @@ def test_products_and_gradients(
 ) -> None:
     """Output and gradients against float64, with the mask that the hash says."""
     torch.manual_seed(0)
-    products = module_kinds(launch)[kind]
-    monkeypatch.setattr(function, "products", lambda *_: products)
-    monkeypatch.setattr(precision, "FEW_ROWS", few_rows)
+    own = module_kinds(launch)[kind]
+    monkeypatch.setattr(function, "products", lambda *_: own)
+    monkeypatch.setattr(products, "FEW_ROWS", few_rows)
     dtype = torch.float32 if kind == "autocast" else torch.bfloat16
     base = nn.Linear(48, out, bias=bias).requires_grad_(False).to(dtype)
     given = [torch.randn(2, 5, 48).to(dtype), torch.randn(20, 48) / 7, torch.randn(out, 20) / 4, torch.randn(out)]
-    given[1:] = [tensor.to(products.weight_dtype) for tensor in given[1:]]
+    given[1:] = [tensor.to(own.weight_dtype) for tensor in given[1:]]
     dy = torch.randn(2, 5, out).bfloat16()
     mask = kept(10, 48, *launch.draw(None, dropout)).view(2, 5, 48).double() if dropout else torch.ones(2, 5, 48)
     torch.cuda.default_generators[0].set_offset(0)

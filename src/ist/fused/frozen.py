@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .choice import autocast_dtype, products
 from .function import unflatten
-from .precision import Products, add_product_, autocast_dtype, has_many_rows, linear_on_top, products
+from .products import Products, add_product_, has_many_rows, linear_on_top
 
 __all__ = ["FrozenPair", "PairKeeper", "frozen_lora_linear", "frozen_pair"]
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .precision import Products, autocast_dtype, products
+from .choice import autocast_dtype, products
+from .products import Products
 
 __all__ = ["lora_linear", "lora_update", "unflatten"]
 
@@ -173,7 +174,7 @@ def lora_backward(
     if not needs_x:
         return None, da, db, dc
     if weight is None:
-        return kind.grad_of_x(None, dh, a, mask, dropout, scaling), da, db, dc
+        return kind.grad_of_x(dh, a, mask, dropout, scaling), da, db, dc
     return kind.input_grad(dy, weight.to(dy.dtype), dh, a, mask, dropout, scaling), da, db, dc
 
 

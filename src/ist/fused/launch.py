@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .precision import linear_on_top
+from .products import Products, linear_on_top
 
 __all__ = ["Kernels", "draw", "find_kernels"]
 
@@ -32,8 +32,8 @@ grad_kernel: Any = kernels.grad_kernel
 parts_kernel: Any = kernels.parts_kernel
 
 
-class Kernels:
-    """Products of an adapter in kernels; what each one is, `TorchProducts` says.
+class Kernels(Products):
+    """Products of an adapter in kernels.
 
     Args:
         autocast: autocast's dtype, or None where it is off.
@@ -58,8 +58,10 @@ class Kernels:
         drawn = draw(x.device, dropout) if dropout else None
         return self._down(x, a, drawn), None, drawn
 
-    def drop_again(self, x: Tensor | None, dropout: float, mask: None, state: Any) -> tuple[Tensor | None, Any]:
-        return x, state
+    def drop_again(
+        self, x: Tensor | None, dropout: float, mask: Tensor | None, drawn_from: Any
+    ) -> tuple[Tensor | None, Any]:
+        return x, drawn_from
 
     def output(self, x: Tensor, weight: Tensor, bias: Tensor | None, h: Tensor, b: Tensor, factor: float) -> Tensor:
         return linear_on_top(x, weight, bias, lambda y, add: self._up_(y, h, b.t(), factor, None, add))
@@ -85,15 +87,12 @@ class Kernels:
     ) -> Tensor:
         return linear_on_top(dy, weight.t(), None, lambda dx, add: self._up_(dx, dh, a, factor, mask, add))
 
-    def grad_of_x(self, dx: Tensor | None, dh: Tensor, a: Tensor, mask: Any, dropout: float, factor: float) -> Tensor:
-        add = dx is not None
-        if dx is None:
-            dx = torch.empty(len(dh), a.shape[1], dtype=self.half, device=dh.device)
-        self._up_(dx, dh, a, factor, mask, add)
+    def grad_of_x(self, dh: Tensor, a: Tensor, mask: Any, dropout: float, factor: float) -> Tensor:
+        dx = torch.empty(len(dh), a.shape[1], dtype=self.half, device=dh.device)
+        self._up_(dx, dh, a, factor, mask, add=False)
         return dx
 
     def parts(self, w: Tensor, low: int) -> Tensor:
-        """`w` `[r, n]` in float32 as three bfloat16 parts one under another, of which number `low` is the low one."""
         rank, width = w.shape
         found = torch.empty(3 * rank, width, dtype=torch.bfloat16, device=w.device)
         with torch.cuda.device_of(w):
@@ -149,7 +148,7 @@ def find_kernels(a: Tensor, autocast: torch.dtype | None, activations: tuple[tor
 
     Args:
         a: the matrix A.
-        autocast: as `ist.fused.precision.products` has it.
+        autocast: as `ist.fused.choice.products` has it.
         activations: dtypes of x and y.
     """
     half = autocast or activations[0]
