@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.util import find_spec
+from logging import getLogger
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ from .precision import Plain, Split
 from .products import Products
 
 __all__ = ["autocast_dtype", "products"]
+
+logger = getLogger(__name__)
 
 
 def products(a: Tensor, autocast: torch.dtype | None, *activations: torch.dtype) -> Products:
@@ -33,17 +37,38 @@ def products(a: Tensor, autocast: torch.dtype | None, *activations: torch.dtype)
 
 def in_kernels(a: Tensor, autocast: torch.dtype | None, activations: tuple[torch.dtype, ...]) -> Products | None:
     """The products in own kernels (`ist.fused.launch`); None where there are none for this case."""
-    if torch.compiler.is_compiling() or not have_kernels():
+    if torch.compiler.is_compiling():
         return None
-    from .launch import find_kernels
+    launch = working_kernels(a.device)
+    return launch and launch.find_kernels(a, autocast, activations)
 
-    return find_kernels(a, autocast, activations)
+
+OLDEST = (8, 0)
+"""Compute capability of the first GPUs whose tensor cores know bfloat16."""
 
 
 @cache
-def have_kernels() -> bool:
-    """Whether Triton is here, for the kind of GPU that it is used on."""
-    return find_spec("triton") is not None and torch.version.cuda is not None
+def working_kernels(device: torch.device) -> Any:
+    """The module `ist.fused.launch`, where Triton is here and can compile for this GPU, or None."""
+    if torch.version.cuda is None or find_spec("triton") is None:
+        return None
+    if torch.cuda.get_device_capability(device) < OLDEST:
+        return None
+    try:
+        from . import launch
+
+        launch.try_out(device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        logger.warning(
+            "LoRA's kernels cannot be compiled here (%s), so PyTorch's operations take their place, which is slower: "
+            "Triton has to be whole, and needs a C compiler such as gcc.",
+            reason,
+        )
+        return None
+    return launch
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from .choice import autocast_dtype, products
 from .function import unflatten
-from .products import Products, add_product_, has_many_rows, linear_on_top
+from .products import Products, add_product_, has_many_rows, linear_on_top, shaped
 
 __all__ = ["FrozenPair", "PairKeeper", "frozen_lora_linear", "frozen_pair"]
 
@@ -60,7 +60,8 @@ class PairKeeper:
             return frozen_pair(products(a, autocast, x.dtype), dtype, a.detach(), b.detach())
         key = (a.data_ptr(), a._version, b.data_ptr(), b._version, dtype, autocast)
         if key != self._key:
-            self._pair = frozen_pair(products(a, autocast, x.dtype), dtype, a.detach(), b.detach())
+            with torch.inference_mode(False):  # It may be kept beyond an evaluation.
+                self._pair = frozen_pair(products(a, autocast, x.dtype), dtype, a.detach(), b.detach())
             self._key = key
         return self._pair
 
@@ -85,7 +86,8 @@ def frozen_lora_linear(
             without gradient.
     """
     needs_function = torch.is_grad_enabled() and x.requires_grad and factors is None
-    if needs_function and (torch.compiler.is_compiling() or has_many_rows(x)):
+    casts = weight.dtype != pair[0].dtype  # A weight that autocast casts would be kept as it was cast.
+    if needs_function and (casts or torch.compiler.is_compiling() or has_many_rows(x)):
         return FrozenLoraLinear.apply(x, weight, bias, *pair, c, scaling)  # type: ignore[return-value]
     return frozen_forward(x, weight, bias, *pair, c, scaling, factors)
 
@@ -115,7 +117,7 @@ def frozen_forward(
         rows.add_(c.to(rows.dtype), alpha=scaling)
     elif c is not None:
         rows.view(len(factors), -1, rows.shape[-1]).add_(factors * c, alpha=scaling)  # type: ignore
-    return rows.view(*x.shape[:-1], rows.shape[-1])
+    return shaped(rows, x)
 
 
 class FrozenLoraLinear(torch.autograd.Function):

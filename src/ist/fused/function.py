@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .choice import autocast_dtype, products
-from .products import Products
+from .products import Products, shaped
 
 __all__ = ["lora_linear", "lora_update", "unflatten"]
 
@@ -128,7 +128,7 @@ def forward(
     drawn = kind.down(inputs, a, dropout)
     rows = kind.output(inputs, weight, bias, drawn[0], b, scaling * kind.rest(dropout))
     add_bias_(kind, rows, c, scaling)
-    return rows.view(*x.shape[:-1], rows.shape[-1]), kind, drawn
+    return shaped(rows, x), kind, drawn
 
 
 def add_bias_(kind: Products, rows: Tensor, c: Tensor | None, scaling: float) -> None:
@@ -166,9 +166,9 @@ def lora_backward(
     if not needs_x and not needs_a:
         return None, None, db, dc
     dh = kind.grad_of_h(dy, b)
-    if x is None and dropout:  # Nothing is learned from it, but it says of which shape the mask is.
-        x = dy.new_empty(len(dy), a.shape[1], dtype=ctx.x_dtype)
-    inputs, mask = kind.drop_again(x, dropout, mask, ctx.drawn_from)
+    inputs, mask = kind.drop_again(
+        x, dropout, mask, ctx.drawn_from, lambda: dy.new_empty(len(dy), a.shape[1], dtype=ctx.x_dtype)
+    )
     if needs_a:
         da = kind.grad_of_a(dh, inputs, mask, scaling)
     if not needs_x:

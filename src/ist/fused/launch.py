@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from logging import getLogger
 from typing import Any
 
 import torch
@@ -14,12 +14,9 @@ from .products import Products, linear_on_top
 
 __all__ = ["Kernels", "draw", "find_kernels"]
 
-logger = getLogger(__name__)
 HALVES = (torch.bfloat16, torch.float16)
 MOST_RANKS = 64
 """Above, products of matrices are no longer thin, and cuBLAS does them well."""
-OLDEST = (8, 0)
-"""Compute capability of the first GPUs whose tensor cores know bfloat16."""
 Draw = tuple[int, int, int]
 """What dropout depends on: two numbers that make the hash, and a threshold."""
 NOTHING: Draw = (0, 0, 0)
@@ -59,7 +56,7 @@ class Kernels(Products):
         return self._down(x, a, drawn), None, drawn
 
     def drop_again(
-        self, x: Tensor | None, dropout: float, mask: Tensor | None, drawn_from: Any
+        self, x: Tensor | None, dropout: float, mask: Tensor | None, drawn_from: Any, like: Callable[[], Tensor]
     ) -> tuple[Tensor | None, Any]:
         return x, drawn_from
 
@@ -101,6 +98,10 @@ class Kernels(Products):
 
     def _down(self, x: Tensor, w: Tensor, drawn: Draw | None = None) -> Tensor:
         """`D(x) wᵀ`, in float32."""
+        if x.shape[1] != w.shape[1] or x.device != w.device:
+            raise RuntimeError(
+                f"An adapter of {w.shape[1]} columns on {w.device} got an input of {x.shape[1]} on {x.device}."
+            )
         x = self._readable(x)
         (rows, width), rank = x.shape, w.shape[0]
         h = torch.empty(rows, rank, dtype=torch.float32, device=x.device)
@@ -144,7 +145,7 @@ class Kernels(Products):
 
 
 def find_kernels(a: Tensor, autocast: torch.dtype | None, activations: tuple[torch.dtype, ...]) -> Kernels | None:
-    """The products in kernels; None where dtypes, rank or GPU are others than these are for.
+    """The products in kernels; None where dtypes or rank are others than these are for.
 
     Args:
         a: the matrix A.
@@ -152,7 +153,7 @@ def find_kernels(a: Tensor, autocast: torch.dtype | None, activations: tuple[tor
         activations: dtypes of x and y.
     """
     half = autocast or activations[0]
-    if half not in HALVES or a.shape[0] > MOST_RANKS or not work_on(a.device):
+    if half not in HALVES or a.shape[0] > MOST_RANKS:
         return None
     if autocast is not None:
         return make_kernels(autocast, half, False, a.dtype)
@@ -167,22 +168,14 @@ def make_kernels(autocast: torch.dtype | None, half: torch.dtype, split: bool, w
     return Kernels(autocast, half, split, weight_dtype)
 
 
-@cache
-def work_on(device: torch.device) -> bool:
-    """Whether the kernels can be compiled and launched, which needs a C compiler among other things."""
-    if torch.cuda.get_device_capability(device) < OLDEST:
-        return False
-    try:
-        make_kernels(None, torch.bfloat16, True, torch.float32).parts(torch.ones(1, 16, device=device), 2)
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        logger.warning(
-            "LoRA's kernels cannot be compiled here (%s), so PyTorch's operations take their place, which is slower: "
-            "Triton needs a C compiler such as gcc.",
-            reason,
-        )
-        return False
-    return True
+def try_out(device: torch.device) -> None:
+    """Compile and launch every kernel once, on next to nothing; whatever is wrong is raised."""
+    kind = make_kernels(None, torch.bfloat16, True, torch.float32)
+    w = torch.ones(16, 16, device=device)
+    x = kind.parts(w, 2)[:16]
+    h = kind.grad_of_h(x, w)
+    kind.grad_of_b(x, h, 1.0)
+    kind.add_up_(x, h, w, 1.0)
 
 
 @cache

@@ -81,8 +81,9 @@ class FusedLora:
         module.__dict__["_ist_factors"] = factors
 
     def remove(self) -> None:
-        """Leave the module as PEFT made it."""
-        remove_fused(self.module)
+        """Leave the module as PEFT made it, unless another one has taken it over since."""
+        if self.module.__dict__.get("_ist_switch") is self.switch:
+            remove_fused(self.module)
 
 
 def remove_fused(module: nn.Module) -> None:

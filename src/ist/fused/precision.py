@@ -10,6 +10,7 @@ the products of an adapter are so thin that only the bytes of the activations co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,12 +44,13 @@ class TorchProducts(Products):
         return self.product_with_a(self.drop(x, dropout)[0], a), None, state
 
     def drop_again(
-        self, x: Tensor | None, dropout: float, mask: Tensor | None, drawn_from: Any
+        self, x: Tensor | None, dropout: float, mask: Tensor | None, drawn_from: Any, like: Callable[[], Tensor]
     ) -> tuple[Tensor | None, Any]:
-        if x is None or not dropout:
+        if not dropout:
             return x, None
         if mask is not None:
-            return self.mask(x, mask, dropout), mask
+            return x if x is None else self.mask(x, mask, dropout), mask
+        x = like() if x is None else x
         now = rng_state(x.device)
         set_rng_state(drawn_from, x.device)
         try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["Products", "add_product_", "has_many_rows", "linear_on_top", "product"]
+__all__ = ["Products", "add_product_", "has_many_rows", "linear_on_top", "product", "shaped"]
 
 
 class Products:
@@ -43,9 +43,11 @@ class Products:
         raise NotImplementedError
 
     def drop_again(
-        self, x: Tensor | None, dropout: float, mask: Tensor | None, drawn_from: Any
+        self, x: Tensor | None, dropout: float, mask: Tensor | None, drawn_from: Any, like: Callable[[], Tensor]
     ) -> tuple[Tensor | None, Any]:
-        """D(x) as it was drawn, and its mask, in the forms that the gradients below take."""
+        """D(x) as it was drawn, and its mask, in the forms that the gradients below take. x is None where nothing is
+        learned from it; `like` makes something of its shape.
+        """
         raise NotImplementedError
 
     def grad_of_h(self, dy: Tensor, b: Tensor) -> Tensor:
@@ -86,8 +88,10 @@ FEW_ROWS = 2048
 
 
 def has_many_rows(x: Tensor) -> bool:
-    """Whether what a GPU reads counts more than how often something is launched."""
-    return x.numel() > FEW_ROWS * x.shape[-1]
+    """Whether what a GPU reads counts more than how often something is launched. A graph does not ask: it would be
+    another one for another number of rows.
+    """
+    return not torch.compiler.is_compiling() and x.numel() > FEW_ROWS * x.shape[-1]
 
 
 def linear_on_top(x: Tensor, weight: Tensor, bias: Tensor | None, add_up_: Callable[[Tensor, bool], None]) -> Tensor:
@@ -111,6 +115,11 @@ def linear_on_top(x: Tensor, weight: Tensor, bias: Tensor | None, add_up_: Calla
     return y
 
 
+def shaped(rows: Tensor, x: Tensor) -> Tensor:
+    """The rows of an output in the shape of the input. It is no view, so that the model may change it in place."""
+    return torch.ops.aten._unsafe_view(rows, (*x.shape[:-1], rows.shape[-1]))
+
+
 def product(left: Tensor, right: Tensor, factor: float) -> Tensor:
     """`f · left @ right`, rounded once."""
     return torch.addmm(left.new_empty(1, 1), left, right, beta=0, alpha=factor)
@@ -121,4 +130,4 @@ def add_product_(y: Tensor, left: Tensor, right: Tensor, factor: float, add: boo
     if y.dtype == left.dtype:
         y.addmm_(left, right, beta=int(add), alpha=factor)
     else:
-        y.add_(left @ right, alpha=factor)
+        (y if add else y.zero_()).add_(left @ right, alpha=factor)
