@@ -23,11 +23,13 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 @pytest.fixture(autouse=True)
 def log_level() -> Iterator[None]:
-    """`ist train` quietens the library's log for its process, which is that of other tests too."""
+    """`ist train` quietens the library's log for its process, which is that of other tests too; so do programs that a
+    fixture of a whole file runs.
+    """
     logger = logging.getLogger("ist")
-    level = logger.level
+    logger.setLevel(logging.NOTSET)
     yield
-    logger.setLevel(level)
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import pickle
 import warnings
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ist import SparseTuner
-from ist.fused import FusedLora, precision, reason_against
+from ist.fused import FusedLora, choice, precision, products, reason_against
 from ist.fused import frozen as fused_frozen
 from tiny import tiny_batches, tiny_lora
 
@@ -247,25 +248,25 @@ def test_products_of_bfloat16_parts_are_those_of_float32(monkeypatch: pytest.Mon
 
 
 def test_parts_are_taken_for_float32_over_bfloat16_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "have_kernels", lambda: False)
+    monkeypatch.setattr(choice, "working_kernels", lambda device: None)
     half, full = torch.bfloat16, torch.float32
-    on_gpu: Any = SimpleNamespace(is_cuda=True, dtype=full)
-    assert isinstance(precision.products(on_gpu, None, half, half), precision.Split)
+    on_gpu: Any = SimpleNamespace(is_cuda=True, dtype=full, device=None)
+    assert isinstance(choice.products(on_gpu, None, half, half), precision.Split)
     for a, autocast, activations in (
         (torch.zeros(1), None, (half, half)),
         (on_gpu, half, (half, half)),
         (on_gpu, None, (half, full)),
         (on_gpu, None, (torch.float16, torch.float16)),
-        (SimpleNamespace(is_cuda=True, dtype=half), None, (half, half)),
+        (SimpleNamespace(is_cuda=True, dtype=half, device=None), None, (half, half)),
     ):
-        assert isinstance(precision.products(a, autocast, *activations), precision.Plain)  # type: ignore[arg-type]
+        assert isinstance(choice.products(a, autocast, *activations), precision.Plain)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("few_rows", [0, 2048], ids=["one function", "autograd's operations"])
 def test_idle_module_gives_the_input_its_gradient_and_keeps_nothing(
     few_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "FEW_ROWS", few_rows)
+    monkeypatch.setattr(products, "FEW_ROWS", few_rows)
     module = adapt(nn.Linear(WIDTH, OUT), torch.float64, lora_dropout=0.3)
     x, dy = draws(6, WIDTH), draws(6, OUT)
     fused = fuse(module)
@@ -291,7 +292,7 @@ def test_idle_module_with_more_outputs_than_inputs(
     few_rows: int, kind: str, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its adapter's product is written first, and the module's own added."""
-    monkeypatch.setattr(precision, "FEW_ROWS", few_rows)
+    monkeypatch.setattr(products, "FEW_ROWS", few_rows)
     module = adapt(nn.Linear(WIDTH, 2 * WIDTH, bias=bias), torch.float64, **KINDS[kind])
     x, dy = draws(2, 3, WIDTH), draws(2, 3, 2 * WIDTH)
     expected = results(module, x, dy)[:2]
@@ -301,9 +302,71 @@ def test_idle_module_with_more_outputs_than_inputs(
     assert difference([y.detach(), given.grad], expected) < 1e-12  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("idle", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(6,), (2, 3)])
+@pytest.mark.parametrize("few_rows", [0, 2048])
+def test_outputs_may_be_changed_in_place(
+    idle: bool, bias: bool, shape: tuple[int, ...], few_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As OLMo clamps its queries, keys and values; with gradients and without."""
+    monkeypatch.setattr(products, "FEW_ROWS", few_rows)
+    module = adapt(nn.Linear(WIDTH, 2 * WIDTH, bias=bias), torch.float64)
+    x, dy = draws(*shape, WIDTH), draws(*shape, 2 * WIDTH)
+    found = []
+    for change in (lambda: None, lambda: setattr(fuse(module).switch, "idle", idle)):
+        change()
+        y = module(given := x.clone().requires_grad_()).clamp_(-2, 2)
+        y.backward(dy)
+        with torch.no_grad():
+            found.append([y.detach(), given.grad, module(x).clamp_(-2, 2)])
+    assert difference(found[1], found[0]) < 1e-12
+
+
+def test_idle_modules_keep_no_copy_of_a_weight_that_autocast_casts() -> None:
+    module = adapt(nn.Linear(WIDTH, OUT), torch.float32)
+    fuse(module).switch.idle = True
+    kept: list[Tensor] = []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        module(torch.randn(2, 3, WIDTH, requires_grad=True))
+    weights = {parameter.data_ptr() for parameter in module.parameters()}
+    assert all(t.data_ptr() in weights or t.numel() < WIDTH * OUT for t in kept)
+
+
+def test_a_gradient_of_another_dtype_starts_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward under autocast, of a forward without: nothing of what was in memory before gets into it."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setattr(products, "FEW_ROWS", 0)
+    y = torch.full((3, 5), float("nan"))
+    products.add_product_(y, torch.ones(3, 2).bfloat16(), torch.ones(2, 5).bfloat16(), 0.5, add=False)
+    assert torch.equal(y, torch.ones(3, 5))
+
+
+def test_what_is_prepared_in_inference_mode_can_be_trained_past() -> None:
+    module = adapt(nn.Linear(WIDTH, OUT), torch.float32)
+    fuse(module).switch.idle = True
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode():
+            module(torch.randn(2, 3, WIDTH))
+        module(x := torch.randn(2, 3, WIDTH, requires_grad=True)).sum().backward()
+    assert x.grad is not None
+
+
+def test_the_module_of_a_later_one_is_left_alone() -> None:
+    module = adapt(nn.Linear(WIDTH, OUT), torch.float32)
+    first, second = fuse(module), fuse(module)
+    first.remove()
+    assert module.__dict__["_ist_switch"] is second.switch
+    second.remove()
+    assert "forward" not in module.__dict__
+
+
 def test_no_kernels_on_a_cpu() -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        assert isinstance(precision.products(torch.zeros(4, 8, dtype=dtype), None, dtype), precision.Plain)
+        assert isinstance(choice.products(torch.zeros(4, 8, dtype=dtype), None, dtype), precision.Plain)
 
 
 def test_active_module_keeps_its_input_alone() -> None:
@@ -411,3 +474,17 @@ def test_tuner_counts_and_undoes_what_it_fused() -> None:
     assert all("forward" not in module.__dict__ for module in model.modules())
     with SparseTuner(model, probe_batches=[batch], fused=False) as tuner:
         assert (tuner.num_fused, dict(tuner.not_fused)) == (0, {"switched off": number})
+
+
+def test_a_tuner_that_took_the_place_of_another_keeps_its_modules() -> None:
+    """As when a cell of a notebook is run again: the earlier tuner is collected after the later one is made."""
+    model = tiny_lora()
+    tuner = SparseTuner(model, probe_batches=tiny_batches(2))
+    tuner = SparseTuner(model, probe_batches=tiny_batches(2))
+    gc.collect()
+    tuner.begin_step()
+    model(**tiny_batches(1)[0]).loss.backward()
+    taken = [module for module in model.modules() if "_ist_switch" in module.__dict__]
+    assert len(taken) == tuner.num_fused > 0
+    tuner.close()
+    assert not any("_ist_switch" in module.__dict__ for module in model.modules())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
@@ -13,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ist.fused import function, precision
+from ist.fused import choice, function, precision, products
 
 
 class Twin:
@@ -147,13 +146,13 @@ def test_products_and_gradients(
 ) -> None:
     """Output and gradients against float64, with the mask that the hash says."""
     torch.manual_seed(0)
-    products = module_kinds(launch)[kind]
-    monkeypatch.setattr(function, "products", lambda *_: products)
-    monkeypatch.setattr(precision, "FEW_ROWS", few_rows)
+    own = module_kinds(launch)[kind]
+    monkeypatch.setattr(function, "products", lambda *_: own)
+    monkeypatch.setattr(products, "FEW_ROWS", few_rows)
     dtype = torch.float32 if kind == "autocast" else torch.bfloat16
     base = nn.Linear(48, out, bias=bias).requires_grad_(False).to(dtype)
     given = [torch.randn(2, 5, 48).to(dtype), torch.randn(20, 48) / 7, torch.randn(out, 20) / 4, torch.randn(out)]
-    given[1:] = [tensor.to(products.weight_dtype) for tensor in given[1:]]
+    given[1:] = [tensor.to(own.weight_dtype) for tensor in given[1:]]
     dy = torch.randn(2, 5, out).bfloat16()
     mask = kept(10, 48, *launch.draw(None, dropout)).view(2, 5, 48).double() if dropout else torch.ones(2, 5, 48)
     torch.cuda.default_generators[0].set_offset(0)
@@ -196,7 +195,6 @@ def test_a_restored_generator_draws_the_same_again(launch: Any) -> None:
 
 
 def test_where_kernels_serve(launch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "work_on", lambda device: True)
     full, bf16, fp16 = torch.float32, torch.bfloat16, torch.float16
 
     def find(a: torch.dtype, autocast: torch.dtype | None, *activations: torch.dtype, rank: int = 8) -> Any:
@@ -217,25 +215,99 @@ def test_where_kernels_serve(launch: Any, monkeypatch: pytest.MonkeyPatch) -> No
         find(full, None, bf16, rank=65),
     ):
         assert nothing is None
-    monkeypatch.setattr(launch, "work_on", lambda device: False)
-    assert find(full, None, bf16) is None
 
 
-@pytest.mark.parametrize("old", [True, False])
-def test_pytorch_takes_over_where_kernels_do_not_compile(
-    launch: Any, old: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A GPU and Triton, as far as one asks for them."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(choice, "find_spec", lambda name: object())
+    choice.working_kernels.cache_clear()
+    yield
+    choice.working_kernels.cache_clear()
+
+
+CPU = torch.device("cpu")
+BROKEN: dict[str, Callable[[Any, pytest.MonkeyPatch], None]] = {
+    "Failed to find C compiler. Please specify via CC.": lambda launch, patch: patch.setattr(
+        launch, "grad_kernel", Raising(RuntimeError("Failed to find C compiler. Please specify via CC.\nmore"))
+    ),
+    "libtriton.so is not there": lambda launch, patch: patch.setattr(
+        launch, "try_out", Raising(ImportError("libtriton.so is not there"))
+    ),
+}
+
+
+class Raising:
+    """What raises however it is used."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getitem__(self, grid: Any) -> Any:
+        raise self.error
+
+    def __call__(self, *args: Any) -> Any:
+        raise self.error
+
+
+def test_kernels_are_tried_out_and_taken(launch: Any, gpu: None, caplog: pytest.LogCaptureFixture) -> None:
+    assert choice.working_kernels(CPU) is launch
+    a: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32, device=CPU, shape=(8, 16))
+    assert isinstance(choice.products(a, None, torch.bfloat16), launch.Kernels)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_pytorch_takes_over_where_kernels_do_not_work(
+    launch: Any, gpu: None, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Broken:
-        def __getitem__(self, grid: Any) -> Any:
-            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
+    BROKEN[reason](launch, monkeypatch)
+    a: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32, device=CPU, shape=(8, 16))
+    for _ in range(2):
+        assert isinstance(choice.products(a, None, torch.bfloat16), precision.Split)
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "ist.fused.choice"]
+    assert f"({reason})" in said
+    assert "gcc" in said
 
-    monkeypatch.setattr(launch, "parts_kernel", Broken())
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5) if old else (9, 0))
-    with caplog.at_level(logging.WARNING):
-        assert not launch.work_on(torch.device("cpu"))
-        assert not launch.work_on(torch.device("cpu"))
-    said = [record.getMessage() for record in caplog.records if record.name == "ist.fused.launch"]
-    assert len(said) == (0 if old else 1)
-    if said:
-        assert "(Failed to find C compiler. Please specify via CC environment variable.)" in said[0]
-        assert "gcc" in said[0]
+
+def test_a_broken_triton_gives_way(gpu: None, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """Such as a folder of that name."""
+    (tmp_path / "triton").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("ist.fused.launch", "ist.fused.kernels", "triton"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert choice.working_kernels(CPU) is None
+    assert "Triton has to be whole" in caplog.text
+
+
+def test_old_gpus_and_machines_without_triton_are_not_spoken_of(
+    gpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value, owner in (
+        ("get_device_capability", lambda device: (7, 5), torch.cuda),
+        ("find_spec", lambda name: None, choice),
+        ("cuda", None, torch.version),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            choice.working_kernels.cache_clear()
+            assert choice.working_kernels(CPU) is None
+    assert not caplog.records
+
+
+def test_memory_that_is_full_for_a_moment_decides_nothing(
+    launch: Any, gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "up_kernel", Raising(torch.OutOfMemoryError("full")))
+        with pytest.raises(torch.OutOfMemoryError):
+            choice.working_kernels(CPU)
+    assert choice.working_kernels(CPU) is launch
+
+
+def test_an_input_that_does_not_fit_is_refused(launch: Any) -> None:
+    kind = module_kinds(launch)["bf16"]
+    with pytest.raises(RuntimeError, match="An adapter of 32 columns on cpu got an input of 64 on cpu"):
+        kind.down(torch.ones(5, 64).bfloat16(), torch.ones(4, 32).bfloat16(), 0.0)

@@ -141,7 +141,7 @@ def factors_by_row(
         JoinError: an adapter does not compute as one function.
     """
     table = torch.tensor([[1.0 if layer.index in c else beta for c in candidates] for layer in layers])
-    table = table.to(ids.device)
+    table = table.to(ids.device)[..., None, None]
     changed: list[nn.Module] = []
     try:
         for layer, factors in zip(layers, table, strict=True):

@@ -17,8 +17,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ist import SparseTuner
 from ist.fused import FusedLora
+from ist.fused.choice import products
 from ist.fused.function import lora_linear
-from ist.fused.precision import Split, products
+from ist.fused.precision import Split
 from ist.joint import joint_losses
 from ist.suppression import can_skip_logits, candidate_losses
 
@@ -230,7 +231,7 @@ def mask(kind: Any, shape: tuple[int, int], dropout: float) -> Tensor:
     state = torch.cuda.get_rng_state()
     ones = torch.ones(16, shape[1], device="cuda", dtype=kind.weight_dtype)
     thin = torch.ones(shape[0], 16, device="cuda")
-    kept = kind.grad_of_x(None, thin, ones, launch.draw(thin.device, dropout), dropout, 1.0)
+    kept = kind.grad_of_x(thin, ones, launch.draw(thin.device, dropout), dropout, 1.0)
     torch.cuda.set_rng_state(state)
     assert set(kept.unique().tolist()) <= {0.0, 16.0}
     return kept.double() / 16

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .choice import autocast_dtype, products
 from .function import unflatten
-from .precision import Products, add_product_, autocast_dtype, has_many_rows, linear_on_top, products
+from .products import Products, add_product_, has_many_rows, linear_on_top, shaped
 
 __all__ = ["FrozenPair", "PairKeeper", "frozen_lora_linear", "frozen_pair"]
 
@@ -59,7 +60,8 @@ class PairKeeper:
             return frozen_pair(products(a, autocast, x.dtype), dtype, a.detach(), b.detach())
         key = (a.data_ptr(), a._version, b.data_ptr(), b._version, dtype, autocast)
         if key != self._key:
-            self._pair = frozen_pair(products(a, autocast, x.dtype), dtype, a.detach(), b.detach())
+            with torch.inference_mode(False):  # It may be kept beyond an evaluation.
+                self._pair = frozen_pair(products(a, autocast, x.dtype), dtype, a.detach(), b.detach())
             self._key = key
         return self._pair
 
@@ -80,11 +82,12 @@ def frozen_lora_linear(
     """`lora_linear` of a frozen adapter without dropout: two thin products in each direction, and nothing else.
 
     Args:
-        factors: `[parts]`, further factors on what the adapter adds, one for each of so many equal parts of the rows;
+        factors: `[parts, 1, 1]`, further factors on what the adapter adds, one for each of so many parts of the rows;
             without gradient.
     """
     needs_function = torch.is_grad_enabled() and x.requires_grad and factors is None
-    if needs_function and (torch.compiler.is_compiling() or has_many_rows(x)):
+    casts = weight.dtype != pair[0].dtype  # A weight that autocast casts would be kept as it was cast.
+    if needs_function and (casts or torch.compiler.is_compiling() or has_many_rows(x)):
         return FrozenLoraLinear.apply(x, weight, bias, *pair, c, scaling)  # type: ignore[return-value]
     return frozen_forward(x, weight, bias, *pair, c, scaling, factors)
 
@@ -108,13 +111,13 @@ def frozen_forward(
     inputs = x.reshape(-1, x.shape[-1])
     h = inputs @ down.t()
     if factors is not None:
-        h.view(len(factors), -1, h.shape[-1]).mul_(factors[:, None, None])
+        h.view(len(factors), -1, h.shape[-1]).mul_(factors)
     rows = linear_on_top(inputs, weight, bias, lambda y, add: add_product_(y, h, up, scaling, add))
     if c is not None and factors is None:
         rows.add_(c.to(rows.dtype), alpha=scaling)
     elif c is not None:
-        rows.view(len(factors), -1, rows.shape[-1]).add_(factors[:, None, None] * c, alpha=scaling)  # type: ignore
-    return rows.view(*x.shape[:-1], rows.shape[-1])
+        rows.view(len(factors), -1, rows.shape[-1]).add_(factors * c, alpha=scaling)  # type: ignore
+    return shaped(rows, x)
 
 
 class FrozenLoraLinear(torch.autograd.Function):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .precision import Products, autocast_dtype, products
+from .choice import autocast_dtype, products
+from .products import Products, shaped
 
 __all__ = ["lora_linear", "lora_update", "unflatten"]
 
@@ -127,7 +128,7 @@ def forward(
     drawn = kind.down(inputs, a, dropout)
     rows = kind.output(inputs, weight, bias, drawn[0], b, scaling * kind.rest(dropout))
     add_bias_(kind, rows, c, scaling)
-    return rows.view(*x.shape[:-1], rows.shape[-1]), kind, drawn
+    return shaped(rows, x), kind, drawn
 
 
 def add_bias_(kind: Products, rows: Tensor, c: Tensor | None, scaling: float) -> None:
@@ -165,15 +166,15 @@ def lora_backward(
     if not needs_x and not needs_a:
         return None, None, db, dc
     dh = kind.grad_of_h(dy, b)
-    if x is None and dropout:  # Nothing is learned from it, but it says of which shape the mask is.
-        x = dy.new_empty(len(dy), a.shape[1], dtype=ctx.x_dtype)
-    inputs, mask = kind.drop_again(x, dropout, mask, ctx.drawn_from)
+    inputs, mask = kind.drop_again(
+        x, dropout, mask, ctx.drawn_from, lambda: dy.new_empty(len(dy), a.shape[1], dtype=ctx.x_dtype)
+    )
     if needs_a:
         da = kind.grad_of_a(dh, inputs, mask, scaling)
     if not needs_x:
         return None, da, db, dc
     if weight is None:
-        return kind.grad_of_x(None, dh, a, mask, dropout, scaling), da, db, dc
+        return kind.grad_of_x(dh, a, mask, dropout, scaling), da, db, dc
     return kind.input_grad(dy, weight.to(dy.dtype), dh, a, mask, dropout, scaling), da, db, dc
 
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from logging import getLogger
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import kernels
-from .precision import linear_on_top
+from .products import Products, linear_on_top
 
 __all__ = ["Kernels", "draw", "find_kernels"]
 
-logger = getLogger(__name__)
 HALVES = (torch.bfloat16, torch.float16)
 MOST_RANKS = 64
 """Above, products of matrices are no longer thin, and cuBLAS does them well."""
-OLDEST = (8, 0)
-"""Compute capability of the first GPUs whose tensor cores know bfloat16."""
 Draw = tuple[int, int, int]
 """What dropout depends on: two numbers that make the hash, and a threshold."""
 NOTHING: Draw = (0, 0, 0)
@@ -32,8 +29,8 @@ grad_kernel: Any = kernels.grad_kernel
 parts_kernel: Any = kernels.parts_kernel
 
 
-class Kernels:
-    """Products of an adapter in kernels; what each one is, `TorchProducts` says.
+class Kernels(Products):
+    """Products of an adapter in kernels.
 
     Args:
         autocast: autocast's dtype, or None where it is off.
@@ -58,8 +55,10 @@ class Kernels:
         drawn = draw(x.device, dropout) if dropout else None
         return self._down(x, a, drawn), None, drawn
 
-    def drop_again(self, x: Tensor | None, dropout: float, mask: None, state: Any) -> tuple[Tensor | None, Any]:
-        return x, state
+    def drop_again(
+        self, x: Tensor | None, dropout: float, mask: Tensor | None, drawn_from: Any, like: Callable[[], Tensor]
+    ) -> tuple[Tensor | None, Any]:
+        return x, drawn_from
 
     def output(self, x: Tensor, weight: Tensor, bias: Tensor | None, h: Tensor, b: Tensor, factor: float) -> Tensor:
         return linear_on_top(x, weight, bias, lambda y, add: self._up_(y, h, b.t(), factor, None, add))
@@ -85,15 +84,12 @@ class Kernels:
     ) -> Tensor:
         return linear_on_top(dy, weight.t(), None, lambda dx, add: self._up_(dx, dh, a, factor, mask, add))
 
-    def grad_of_x(self, dx: Tensor | None, dh: Tensor, a: Tensor, mask: Any, dropout: float, factor: float) -> Tensor:
-        add = dx is not None
-        if dx is None:
-            dx = torch.empty(len(dh), a.shape[1], dtype=self.half, device=dh.device)
-        self._up_(dx, dh, a, factor, mask, add)
+    def grad_of_x(self, dh: Tensor, a: Tensor, mask: Any, dropout: float, factor: float) -> Tensor:
+        dx = torch.empty(len(dh), a.shape[1], dtype=self.half, device=dh.device)
+        self._up_(dx, dh, a, factor, mask, add=False)
         return dx
 
     def parts(self, w: Tensor, low: int) -> Tensor:
-        """`w` `[r, n]` in float32 as three bfloat16 parts one under another, of which number `low` is the low one."""
         rank, width = w.shape
         found = torch.empty(3 * rank, width, dtype=torch.bfloat16, device=w.device)
         with torch.cuda.device_of(w):
@@ -102,6 +98,10 @@ class Kernels:
 
     def _down(self, x: Tensor, w: Tensor, drawn: Draw | None = None) -> Tensor:
         """`D(x) wᵀ`, in float32."""
+        if x.shape[1] != w.shape[1] or x.device != w.device:
+            raise RuntimeError(
+                f"An adapter of {w.shape[1]} columns on {w.device} got an input of {x.shape[1]} on {x.device}."
+            )
         x = self._readable(x)
         (rows, width), rank = x.shape, w.shape[0]
         h = torch.empty(rows, rank, dtype=torch.float32, device=x.device)
@@ -145,15 +145,15 @@ class Kernels:
 
 
 def find_kernels(a: Tensor, autocast: torch.dtype | None, activations: tuple[torch.dtype, ...]) -> Kernels | None:
-    """The products in kernels; None where dtypes, rank or GPU are others than these are for.
+    """The products in kernels; None where dtypes or rank are others than these are for.
 
     Args:
         a: the matrix A.
-        autocast: as `ist.fused.precision.products` has it.
+        autocast: as `ist.fused.choice.products` has it.
         activations: dtypes of x and y.
     """
     half = autocast or activations[0]
-    if half not in HALVES or a.shape[0] > MOST_RANKS or not work_on(a.device):
+    if half not in HALVES or a.shape[0] > MOST_RANKS:
         return None
     if autocast is not None:
         return make_kernels(autocast, half, False, a.dtype)
@@ -168,22 +168,14 @@ def make_kernels(autocast: torch.dtype | None, half: torch.dtype, split: bool, w
     return Kernels(autocast, half, split, weight_dtype)
 
 
-@cache
-def work_on(device: torch.device) -> bool:
-    """Whether the kernels can be compiled and launched, which needs a C compiler among other things."""
-    if torch.cuda.get_device_capability(device) < OLDEST:
-        return False
-    try:
-        make_kernels(None, torch.bfloat16, True, torch.float32).parts(torch.ones(1, 16, device=device), 2)
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        logger.warning(
-            "LoRA's kernels cannot be compiled here (%s), so PyTorch's operations take their place, which is slower: "
-            "Triton needs a C compiler such as gcc.",
-            reason,
-        )
-        return False
-    return True
+def try_out(device: torch.device) -> None:
+    """Compile and launch every kernel once, on next to nothing; whatever is wrong is raised."""
+    kind = make_kernels(None, torch.bfloat16, True, torch.float32)
+    w = torch.ones(16, 16, device=device)
+    x = kind.parts(w, 2)[:16]
+    h = kind.grad_of_h(x, w)
+    kind.grad_of_b(x, h, 1.0)
+    kind.add_up_(x, h, w, 1.0)
 
 
 @cache

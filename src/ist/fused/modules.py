@@ -70,8 +70,8 @@ class FusedLora:
 
     @staticmethod
     def set_factors(module: nn.Module, factors: Tensor | None) -> None:
-        """Scale the response of an idle module by `factors[j]` in the j-th of as many equal parts of the rows; None is
-        by nothing.
+        """Scale the response of an idle module by the j-th of `factors` `[parts, 1, 1]` in the j-th of as many equal
+        parts of the rows; None is by nothing.
 
         Raises:
             JoinError: the module was not taken over.
@@ -81,8 +81,9 @@ class FusedLora:
         module.__dict__["_ist_factors"] = factors
 
     def remove(self) -> None:
-        """Leave the module as PEFT made it."""
-        remove_fused(self.module)
+        """Leave the module as PEFT made it, unless another one has taken it over since."""
+        if self.module.__dict__.get("_ist_switch") is self.switch:
+            remove_fused(self.module)
 
 
 def remove_fused(module: nn.Module) -> None:

@@ -11,40 +11,30 @@ the products of an adapter are so thin that only the bytes of the activations co
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["Plain", "Products", "Split", "autocast_dtype", "parts", "products"]
+from .products import Products, add_product_, product
+
+__all__ = ["Plain", "Split", "parts"]
 
 
-class TorchProducts:
+class TorchProducts(Products):
     """What `Plain` and `Split` have in common: dropout by PyTorch's own, whose mask is drawn once more in the backward
     from the generator's state.
-
-    Everywhere x is `[rows, in]`, y `[rows, out]`, h `[rows, r]`, and D(x) is known up to the factor `rest`.
     """
 
     __slots__ = ()
-    autocast: torch.dtype | None
-    """Autocast's dtype, or None where it is off."""
-    dtype: torch.dtype
-    """As precise as which the products are."""
-    split: bool
-    """Whether float32 matrices are taken as bfloat16 parts."""
 
     def output(self, x: Tensor, weight: Tensor, bias: Tensor | None, h: Tensor, b: Tensor, factor: float) -> Tensor:
-        """`x Wᵀ + b + f h Bᵀ`."""
         y = linear(x, weight, bias)
         self.add_up_(y, h, b, factor)
         return y
 
     def down(self, x: Tensor, a: Tensor, dropout: float) -> tuple[Tensor, Tensor | None, Any]:
-        """`h = D(x) Aᵀ`, and what `drop_again` needs: the mask, or the state of the generator."""
         if not dropout:
             return self.product_with_a(x, a), None, None
         if torch.compiler.is_compiling():  # A generator's state cannot be read in a graph: the mask is kept.
@@ -54,15 +44,15 @@ class TorchProducts:
         return self.product_with_a(self.drop(x, dropout)[0], a), None, state
 
     def drop_again(
-        self, x: Tensor | None, dropout: float, mask: Tensor | None, state: Any
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """D(x) as it was drawn, and its mask."""
-        if x is None or not dropout:
+        self, x: Tensor | None, dropout: float, mask: Tensor | None, drawn_from: Any, like: Callable[[], Tensor]
+    ) -> tuple[Tensor | None, Any]:
+        if not dropout:
             return x, None
         if mask is not None:
-            return self.mask(x, mask, dropout), mask
+            return x if x is None else self.mask(x, mask, dropout), mask
+        x = like() if x is None else x
         now = rng_state(x.device)
-        set_rng_state(state, x.device)
+        set_rng_state(drawn_from, x.device)
         try:
             return self.drop(x, dropout)
         finally:
@@ -71,24 +61,24 @@ class TorchProducts:
     def input_grad(
         self, dy: Tensor, weight: Tensor, dh: Tensor, a: Tensor, mask: Any, dropout: float, factor: float
     ) -> Tensor:
-        """`dy W + f D(dh A)`."""
-        return self.grad_of_x(dy @ weight, dh, a, mask, dropout, factor)
-
-    def grad_of_x(
-        self, dx: Tensor | None, dh: Tensor, a: Tensor, mask: Tensor | None, dropout: float, factor: float
-    ) -> Tensor:
-        """`dx + f D(dh A)`, in place where there is dx."""
-        if mask is None and dx is not None:
+        dx = dy @ weight
+        if mask is None:
             self.add_product_with_a_(dx, dh, a, factor)
             return dx
+        return dx.add_(self.grad_of_x(dh, a, mask, dropout, factor))
+
+    def grad_of_x(self, dh: Tensor, a: Tensor, mask: Any, dropout: float, factor: float) -> Tensor:
         own = self.product_of_h(dh, a, factor)
-        if mask is not None:
-            own = self.mask(own, mask, dropout)
-        return own if dx is None else dx.add_(own)
+        return own if mask is None else self.mask(own, mask, dropout)
 
     def rest(self, dropout: float) -> float:
-        """The factor that D(x) lacks."""
         return 1.0
+
+    def parts(self, w: Tensor, low: int) -> Tensor:
+        high = w.to(torch.bfloat16)
+        found = [high] * 3
+        found[low] = (w - high).to(torch.bfloat16)
+        return torch.cat(found)
 
     def drop(self, x: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
         """D(x) and its mask, newly drawn."""
@@ -97,15 +87,6 @@ class TorchProducts:
     def mask(self, x: Tensor, mask: Tensor, dropout: float) -> Tensor:
         """D(x) of a known mask."""
         raise NotImplementedError
-
-    def parts(self, w: Tensor, low: int) -> Tensor:
-        """`w` `[r, n]` as three bfloat16 parts one under another, `[3r, n]`: number `low` is its low part, the others
-        its high one. For products that are `split`.
-        """
-        high = w.to(torch.bfloat16)
-        found = [high] * 3
-        found[low] = (w - high).to(torch.bfloat16)
-        return torch.cat(found)
 
     def product_with_a(self, x: Tensor, a: Tensor) -> Tensor:
         """`x Aᵀ`."""
@@ -117,22 +98,6 @@ class TorchProducts:
 
     def add_product_with_a_(self, dx: Tensor, dh: Tensor, a: Tensor, factor: float) -> None:
         """`dx += f dh A`."""
-        raise NotImplementedError
-
-    def add_up_(self, y: Tensor, h: Tensor, b: Tensor, factor: float) -> None:
-        """`y += f h Bᵀ`."""
-        raise NotImplementedError
-
-    def grad_of_h(self, dy: Tensor, b: Tensor) -> Tensor:
-        """`dy B`."""
-        raise NotImplementedError
-
-    def grad_of_b(self, dy: Tensor, h: Tensor, factor: float) -> Tensor:
-        """`f dyᵀ h`."""
-        raise NotImplementedError
-
-    def grad_of_a(self, dh: Tensor, inputs: Any, mask: Any, factor: float) -> Tensor:
-        """`f dhᵀ D(x)`, of `inputs` and `mask` as `drop_again` gives them."""
         raise NotImplementedError
 
 
@@ -225,85 +190,6 @@ class Split(TorchProducts):
         return high.add_(low).mul_(factor)
 
 
-Products = TorchProducts | Any
-"""`Plain`, `Split` or `ist.fused.launch.Kernels`."""
-
-
-def products(a: Tensor, autocast: torch.dtype | None, *activations: torch.dtype) -> Products:
-    """How to compute.
-
-    Args:
-        a: the matrix A.
-        autocast: what `autocast_dtype` says.
-        activations: dtypes of x and y.
-    """
-    if a.is_cuda and (found := in_kernels(a, autocast, activations)):
-        return found
-    if autocast is not None:
-        return Plain(autocast, autocast, a.dtype)
-    if a.is_cuda and a.dtype == torch.float32 and all(dtype == torch.bfloat16 for dtype in activations):
-        return Split()
-    return Plain(None, a.dtype, a.dtype)
-
-
-def in_kernels(a: Tensor, autocast: torch.dtype | None, activations: tuple[torch.dtype, ...]) -> Any:
-    """The products in own kernels (`ist.fused.launch`); None where there are none for this case."""
-    if torch.compiler.is_compiling() or not have_kernels():
-        return None
-    from .launch import find_kernels
-
-    return find_kernels(a, autocast, activations)
-
-
-@cache
-def have_kernels() -> bool:
-    """Whether Triton is here, for the kind of GPU that it is used on."""
-    return find_spec("triton") is not None and torch.version.cuda is not None
-
-
-FEW_ROWS = 2048
-"""Up to which the host that launches products is slower than a GPU that computes them."""
-
-
-def has_many_rows(x: Tensor) -> bool:
-    """Whether what a GPU reads counts more than how often something is launched."""
-    return x.numel() > FEW_ROWS * x.shape[-1]
-
-
-def linear_on_top(x: Tensor, weight: Tensor, bias: Tensor | None, add_up_: Callable[[Tensor, bool], None]) -> Tensor:
-    """`x Wᵀ + b` and an adapter's product in one tensor.
-
-    An output wider than the input is larger than what it is computed from: to read it once more costs most. There the
-    adapter's product comes first, and the large one is added to it where it is summed up.
-
-    Args:
-        x: `[rows, in]`.
-        weight: `[out, in]`.
-        bias: `[out]`, or None.
-        add_up_: `(y, add)` adds the adapter's product to y `[rows, out]`, or without `add` writes it there.
-    """
-    if bias is None and weight.shape[0] > weight.shape[1] and has_many_rows(x):
-        y = x.new_empty(x.shape[0], weight.shape[0])
-        add_up_(y, False)
-        return y.addmm_(x, weight.t())
-    y = linear(x, weight, bias)
-    add_up_(y, True)
-    return y
-
-
-def product(left: Tensor, right: Tensor, factor: float) -> Tensor:
-    """`f · left @ right`, rounded once."""
-    return torch.addmm(left.new_empty(1, 1), left, right, beta=0, alpha=factor)
-
-
-def add_product_(y: Tensor, left: Tensor, right: Tensor, factor: float, add: bool = True) -> None:
-    """`y += f · left @ right` in y's dtype, or without `add` `y = …`."""
-    if y.dtype == left.dtype:
-        y.addmm_(left, right, beta=int(add), alpha=factor)
-    else:
-        y.add_(left @ right, alpha=factor)
-
-
 def wide_product(left: Tensor, right: Tensor) -> Tensor:
     """The product of two bfloat16 matrices in float32."""
     return torch.mm(left, right, out_dtype=torch.float32)
@@ -350,11 +236,3 @@ def set_rng_state(state: Tensor, device: torch.device) -> None:
         torch.cuda.set_rng_state(state, device)
     else:
         torch.set_rng_state(state)
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast makes of linear products here, or None where it is off."""
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
-        return None
-    return torch.get_autocast_dtype(kind)
