@@ -23,7 +23,9 @@ MAX_GRAPHS = 6
 def _fresh() -> Any:
     torch._dynamo.reset()
     counters.clear()
+    limit = torch._dynamo.config.recompile_limit
     yield
+    torch._dynamo.config.recompile_limit = limit
     torch._dynamo.reset()
 
 
@@ -63,6 +65,47 @@ def test_few_graphs_over_200_steps(dropout: float, recompute: str) -> None:
     assert 0 < counters["stats"]["unique_graphs"] <= MAX_GRAPHS
     assert not counters["graph_break"]
     assert not counters["recompile_limit"]
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_padded_batches_of_many_lengths_stay_compiled(dynamic: bool | None) -> None:
+    """More graphs than PyTorch allows by itself, but no more with every new length."""
+    model = tiny_lora(NUM_LAYERS, lora_dropout=0.1).train()
+    blocks: Any = model.get_submodule("base_model.model.model.layers")
+    for block in blocks:
+        block.compile(backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    batches = []
+    for number, batch in enumerate(tiny_batches(10)):
+        batch = {name: value[:, : 6 + number] for name, value in batch.items()}
+        mask = torch.ones_like(batch["input_ids"])
+        mask[0, : number % 2] = 0
+        batches.append({**batch, "attention_mask": mask})
+    probes = [{name: value[:1] for name, value in batch.items()} for batch in batches]
+    graphs = []
+    with (
+        torch._dynamo.config.patch(fail_on_recompile_limit_hit=True),
+        SparseTuner(model, num_active_layers=2, update_interval=5, probe_batches=probes) as tuner,
+    ):
+        for step in range(80):
+            tuner.begin_step()
+            model(**batches[step % 10], use_cache=False).loss.backward()
+            model.zero_grad()
+            tuner.end_step()
+            graphs.append(counters["stats"]["unique_graphs"])
+    assert 8 < graphs[-1] == graphs[39] <= 3 * MAX_GRAPHS
+    assert not counters["recompile_limit"]
+
+
+def test_the_limit_of_graphs_is_raised_for_compiled_layers_alone() -> None:
+    config = torch._dynamo.config
+    before = config.recompile_limit
+    SparseTuner(compiled(None), probe_batches=[]).close()
+    assert config.recompile_limit == before
+    SparseTuner(compiled("aot_eager"), probe_batches=[]).close()
+    assert config.recompile_limit >= 64
+    config.recompile_limit = 100
+    SparseTuner(compiled("aot_eager"), probe_batches=[]).close()
+    assert config.recompile_limit == 100
 
 
 @pytest.mark.parametrize("recompute", ["none", "frozen"])

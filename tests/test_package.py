@@ -16,7 +16,17 @@ FLOORS = [
     {"adalora", "adapterhub", "checkpoints", "config", "data", "ddp", "distributed", "history", "importance"}
     | {"layers", "lora_fa", "probes", "resume", "sampling", "scores", "sharding", "statistics"}
     | {"whole_layers"},
-    {"activation", "announce", "comparison", "fingerprint", "fused", "optimizer_state", "recompute", "responses"},
+    {
+        "activation",
+        "announce",
+        "comparison",
+        "compiled",
+        "fingerprint",
+        "fused",
+        "optimizer_state",
+        "recompute",
+        "responses",
+    },
     {"depth", "joint", "suppression"},
     {"analysis", "evaluation", "measurement", "selectors"},
     {"tuner"},

@@ -15,6 +15,7 @@ from ._version import __version__
 from .activation import LayerActivation
 from .adalora import RankAllocation, find_adalora
 from .announce import announce, warn_of_missing_parameters
+from .compiled import make_room_for_graphs
 from .config import ISTConfig, resolve_config
 from .ddp import TiedOutputs, unwrap_ddp
 from .depth import BackwardDepth
@@ -120,6 +121,7 @@ class SparseTuner:
             sharded=is_sharded(model),
         )
         self._depth = BackwardDepth(model, self.layers, self._activation)
+        make_room_for_graphs(self.layers)
         self._tied_outputs = TiedOutputs(model, self._activation.idle_parameters)
         if self.ranks.is_main:
             announce(model, self.layers, len(self.selector.choose(0)), self.num_fused, self.not_fused)

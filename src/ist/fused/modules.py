@@ -104,8 +104,10 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return peft_forward(self, idle, x, *args, **kwargs)
     if name in self.lora_variant or not self.cast_input_dtype_enabled or x.dim() < 2:
         return peft_forward(self, idle, x)
-    drop = children["lora_dropout"]._modules[name]
-    dropout = drop.p if drop.training and type(drop) is nn.Dropout and (not idle or self._ist_dropout) else 0.0
+    dropout = 0.0
+    if not idle or self._ist_dropout:
+        drop = children["lora_dropout"]._modules[name]
+        dropout = drop.p if drop.training and type(drop) is nn.Dropout else 0.0
     up = children["lora_B"]._modules[name]
     a, b, c = held(matrices_a[name], "weight"), held(up, "weight"), held(up, "bias")
     if idle and c is not None:

@@ -1,0 +1,31 @@
+"""Layers that are compiled one by one need a graph for every kind of layer: idle or active, probed or trained.
+
+Whole and padded batches, one length and others double and redouble their number, and PyTorch gives up after eight: from
+then on it computes without graphs, at several times the cost and with one line in the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from .layers import Layer
+
+__all__ = ["make_room_for_graphs"]
+
+ROOM = 64
+"""Graphs of one piece of code. Six kinds of layer, twice for padding, three times for lengths, and as much again."""
+
+
+def make_room_for_graphs(layers: Sequence[Layer]) -> None:
+    """Raise PyTorch's limit on graphs, for the whole process, where one of the layers is compiled by itself."""
+    if any(is_compiled(layer.module) for layer in layers):
+        from torch._dynamo import config
+
+        config.recompile_limit = max(config.recompile_limit, ROOM)
+
+
+def is_compiled(block: nn.Module) -> bool:
+    """Whether a block was compiled by `block.compile()` or `torch.compile(block)`."""
+    return block._compiled_call_impl is not None or hasattr(block, "_orig_mod")
