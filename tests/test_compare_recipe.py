@@ -11,7 +11,8 @@ import yaml
 
 from ist.cli.arguments import parse_arguments
 from ist.cli.compare import parse_options, read_pair
-from ist.cli.compare_recipe import CompareRecipe, find_comparison, list_comparisons, read_comparison, to_arguments
+from ist.cli.compare_recipe import CompareRecipe, find_comparison, read_comparison, to_arguments
+from ist.cli.recipe_files import list_comparisons
 from ist.cli.recipe_safety import check_safe
 
 CPU = ["--bf16=false", "--use_cpu"]

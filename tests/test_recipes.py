@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from ist import SparseTuner
 from ist.bottleneck import BottleneckConfig
-from ist.cli.arguments import RunArguments, list_recipes, parse_arguments
+from ist.cli.arguments import RunArguments, parse_arguments
+from ist.cli.recipe_files import list_recipes
 
 RECIPES = [file.stem for file in list_recipes()]
 SMALL: dict[str, Any] = {"vocab_size": 32, "hidden_size": 16, "num_attention_heads": 2}
@@ -91,3 +94,11 @@ def test_what_tables_8_and_9_say(recipe: str) -> None:
     else:
         assert isinstance(peft_config, BottleneckConfig)
         assert (peft_config.bottleneck_size, peft_config.mode) == (256, adapter)
+
+
+def test_recipes_are_listed_without_trl() -> None:
+    """`ist recipes` needs nothing of the extra `train`."""
+    code = "import sys; sys.modules['trl'] = None; from ist.cli.main import main; sys.exit(main(['recipes']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert {line.split()[0] for line in done.stdout.splitlines()} >= {*RECIPES, "compare-quick"}

@@ -13,8 +13,9 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
-from ist.cli.arguments import list_recipes, parse_arguments
+from ist.cli.arguments import parse_arguments
 from ist.cli.display import Display
+from ist.cli.recipe_files import list_recipes
 from ist.cli.recipe_safety import check_safe
 
 SOURCES = sorted((Path(__file__).parents[1] / "src" / "ist").rglob("*.py"))

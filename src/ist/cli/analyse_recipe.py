@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from .arguments import find_recipe, read_recipe, split_recipe
 from .compare_recipe import OWN_FLAGS, to_arguments
+from .recipe_files import find_recipe, read_recipe, split_recipe
 from .recipe_safety import check_safe
 
 __all__ = ["SELECTION_FILE", "write_selection_recipe"]

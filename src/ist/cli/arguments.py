@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
-import yaml
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 from trl.scripts.utils import DatasetMixtureConfig
 
@@ -19,12 +15,10 @@ from ..config import ISTConfig, check_choice, check_whole
 from ..data.tasks import find_tasks
 from .adapters import adapter_config
 from .methods import ADAPTERS, METHODS, check_method, selector_of, settle_adapter, unused_flags
+from .recipe_files import check_keys, find_recipe, flag_names, read_recipe, split_recipe
 from .recipe_safety import check_safe
 
-__all__ = ["ISTArguments", "RunArguments", "find_recipe", "parse_arguments"]
-
-QUICKSTART_RECIPE = "quickstart"
-RECIPE_FOLDERS = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
+__all__ = ["ISTArguments", "RunArguments", "parse_arguments"]
 
 
 @dataclass
@@ -238,12 +232,6 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
     return RunArguments(ist, ist.ist_config(training.seed), script, training, model, mixture, name, unused)
 
 
-def flag_names(flags: Sequence[str]) -> list[str]:
-    """The names of the flags on a command line, each once."""
-    names = [flag.split("=")[0].lstrip("-").replace("-", "_") for flag in flags if flag.startswith("--")]
-    return list(dict.fromkeys(name.removeprefix("no_") for name in names))
-
-
 def bf16_is_supported() -> bool:
     """Whether there is a GPU that computes in bfloat16."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -253,63 +241,6 @@ def device_defaults(flags: Sequence[str], recipe: dict[str, Any]) -> dict[str, b
     """What TRL leaves to the user to switch off on a machine without a (recent) GPU, or for fp16."""
     fp16 = bool(recipe.get("fp16")) or any(flag.split("=")[0] == "--fp16" for flag in flags)
     return {"dataloader_pin_memory": torch.cuda.is_available(), "bf16": bf16_is_supported() and not fp16}
-
-
-def split_recipe(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The recipe among the arguments, and the others; the quickstart where neither model nor data is named."""
-    splitter = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    splitter.add_argument("--recipe", "--config", dest="recipe")
-    try:
-        known, rest = splitter.parse_known_args(arguments)
-    except argparse.ArgumentError:
-        raise ValueError("--recipe needs a name or a file: `ist recipes` lists the names.") from None
-    named = set(flag_names(rest))
-    if known.recipe is None and not named & {"model_name_or_path", "task", "data_files", "dataset_name"}:
-        return QUICKSTART_RECIPE, rest
-    return known.recipe, rest
-
-
-def find_recipe(name: str) -> Path:
-    """The file of a recipe, given by its path or by the name of one that comes with the library.
-
-    Raises:
-        ValueError: there is no such file and no such name.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    for folder in RECIPE_FOLDERS:
-        file = folder / f"{name}.yaml"
-        if file.parent == folder and file.is_file():
-            return file
-    raise ValueError(f"There is no recipe {name!r}: give a YAML file, or a name that `ist recipes` lists.")
-
-
-def list_recipes() -> list[Path]:
-    """The recipes that come with the library; those of `ist compare` are other ones."""
-    files = [file for folder in RECIPE_FOLDERS for file in folder.glob("*.yaml") if "compare-" not in file.name]
-    return sorted({file.stem: file for file in files}.values(), key=lambda file: file.stem)
-
-
-def read_recipe(file: Path) -> dict[str, Any]:
-    """The keys and values of a recipe."""
-    try:
-        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{file} is not YAML{where}: a recipe is a list of `key: value` lines.") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{file} holds no `key: value` lines: a recipe gives a value to flags of `ist train`.")
-    return recipe
-
-
-def check_keys(where: str, keys: Any, allowed: set[str]) -> None:
-    """Raise ValueError at a key that is no flag, naming the nearest one."""
-    for key in keys:
-        if key not in allowed:
-            near = difflib.get_close_matches(str(key), sorted(allowed), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "`ist train --help` lists the flags."
-            raise ValueError(f"{where} has the unknown key {key!r}: {hint}")
 
 
 def parse_layer_number(name: str, value: Any) -> int | float:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import check_choice
-from .arguments import RECIPE_FOLDERS, check_keys, parse_arguments, read_recipe
+from .arguments import parse_arguments
 from .eval_arguments import evaluation_settings, parse_eval_arguments
+from .recipe_files import PREFIX, check_keys, list_comparisons, read_recipe
 from .recipe_safety import check_safe
 
 __all__ = [
@@ -20,12 +21,10 @@ __all__ = [
     "CompareRecipe",
     "Method",
     "find_comparison",
-    "list_comparisons",
     "read_comparison",
     "to_arguments",
 ]
 
-PREFIX = "compare-"
 """How the names of comparisons begin among the recipes that come with the library."""
 
 BUDGETS = ("steps", "seconds")
@@ -198,9 +197,3 @@ def find_comparison(name: str) -> Path:
     if name.removeprefix(PREFIX) not in known:
         raise ValueError(f"There is no comparison {name!r}: give a YAML file, or one of {', '.join(known)}.")
     return known[name.removeprefix(PREFIX)]
-
-
-def list_comparisons() -> list[Path]:
-    """The comparisons that come with the library."""
-    files = [file for folder in RECIPE_FOLDERS for file in folder.glob(f"{PREFIX}*.yaml")]
-    return sorted({file.stem: file for file in files}.values(), key=lambda file: (len(file.stem), file.stem))

@@ -56,8 +56,7 @@ def analyse(arguments: Sequence[str]) -> None:
 
 def recipes(arguments: Sequence[str]) -> None:
     """List the recipes with the first line of each."""
-    from .arguments import list_recipes
-    from .compare_recipe import list_comparisons
+    from .recipe_files import list_comparisons, list_recipes
 
     for file in [*list_recipes(), *list_comparisons()]:
         title = file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
