@@ -18,7 +18,7 @@ from ist import discover_layers
 from ist.bottleneck import BottleneckConfig
 from ist.suppression import candidate_losses, evaluation_mode, model_loss, suppress
 from models import ARCHITECTURES, ToyModel, make_batch, make_lora, randomise, toy_batch, wrap
-from tiny import traces
+from tiny import tiny_lora, traces
 
 BASE = "base_model.model"
 CANDIDATES: list[tuple[int, ...]] = [(0, 1), (2, 3), (1, 3), (0,), (0, 1, 2, 3), ()]
@@ -95,6 +95,27 @@ def test_modules_with_an_evaluation_of_their_own_come_back_from_it() -> None:
         assert [model[0].merges, model[2][1].merges] == [1, 1]
     assert [module.training for module in model.modules()] == before
     assert [model[0].merges, model[2][1].merges] == [0, 0]
+
+
+def test_models_of_transformers_evaluate_by_a_flag_unless_they_have_kernels_of_a_hub(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To walk through every module by `train` and `eval` takes longer than a small model's forward."""
+    model = tiny_lora(2).train()
+    calls: list[str] = []
+    walk = nn.Module.train
+    monkeypatch.setattr(nn.Module, "train", lambda self, mode=True: calls.append("walk") or walk(self, mode))
+    with evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert all(module.training for module in model.modules())
+    assert not calls
+    inner: Any = model.get_base_model()
+    monkeypatch.setattr(type(inner), "use_kernels", True)
+    monkeypatch.setattr(type(inner), "set_use_kernels", lambda self, on: calls.append("kernels"))
+    with evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert all(module.training for module in model.modules())
+    assert calls.count("kernels") == 2
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.25, 0.5, 1.0])

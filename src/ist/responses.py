@@ -34,10 +34,13 @@ def scaled_response(adapter: nn.Module, beta: float, damping: Damping = "respons
     if beta == 1:
         yield
         return
-    if adapterhub.is_adapter(adapter):
+    factors = None if is_nested(adapter) else damping_factors(adapter)
+    if factors is not None:
+        scaled = scaled_factors(factors, beta)
+    elif adapterhub.is_adapter(adapter):
         scaled = adapterhub.scaled_response(adapter, beta)
-    elif has_exact_factor(adapter) or (damping == "scaling" and has_factor(adapter)):
-        scaled = scaled_factors(damping_factors(adapter) or adapter.scaling, beta)  # type: ignore[arg-type]
+    elif damping == "scaling" and has_factor(adapter):
+        scaled = scaled_factors(adapter.scaling, beta)  # type: ignore[arg-type]
     else:
         scaled = blended_output(adapter, beta)
     with scaled:

@@ -137,8 +137,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     training = [module for module in modules if module.training]
     configs = {id(config): config for module in modules if (config := module.__dict__.get("config")) is not None}
     caching = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
-    # Some have an idea of their own of what evaluation is, such as merged weights; elsewhere it is a flag.
-    own = [m for m in training if "training" not in m.__dict__ or type(m).train is not nn.Module.train]
+    own = [module for module in training if has_own_evaluation(module)]
     try:
         for config in caching:
             config.use_cache = False
@@ -163,3 +162,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                 module.__dict__["training"] = True
         for config in caching:
             config.use_cache = True
+
+
+def has_own_evaluation(module: nn.Module) -> bool:
+    """Whether evaluation is more to a module than a flag, such as merged weights."""
+    if "training" not in module.__dict__:
+        return True
+    train = type(module).train
+    if train.__qualname__ == "PreTrainedModel.train":  # which renews kernels of a hub, where a model has them
+        return bool(getattr(module, "use_kernels", False))
+    return train is not nn.Module.train
