@@ -34,7 +34,7 @@ def scaled_response(adapter: nn.Module, beta: float, damping: Damping = "respons
     if beta == 1:
         yield
         return
-    factors = None if is_nested(adapter) else damping_factors(adapter)
+    factors = damping_factors(adapter)
     if factors is not None:
         scaled = scaled_factors(factors, beta)
     elif adapterhub.is_adapter(adapter):
@@ -49,7 +49,7 @@ def scaled_response(adapter: nn.Module, beta: float, damping: Damping = "respons
 
 def has_exact_factor(adapter: nn.Module) -> bool:
     """Whether the response of `adapter` is proportional to a factor that it keeps, which makes scaling it free."""
-    return not is_nested(adapter) and damping_factors(adapter) is not None
+    return damping_factors(adapter) is not None
 
 
 def has_factor(adapter: nn.Module) -> bool:
@@ -63,6 +63,8 @@ def damping_factors(adapter: nn.Module) -> dict[str, Any] | None:
     Adapter layers outside of PEFT promise it with a true attribute `scaling_is_exact`, as this library's bottleneck
     adapters do.
     """
+    if is_nested(adapter):
+        return None
     if getattr(adapter, "scaling_is_exact", False):
         return adapter.scaling  # type: ignore[return-value]
     if is_linear_in_factor(adapter):
