@@ -7,6 +7,7 @@ import math
 import pickle
 import sys
 import time
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,31 @@ def test_methods_of_a_seed_begin_alike(data: Path, tokenizer: Any, base: Any, tm
     assert all(order == orders[0] for order in orders)
     assert train.order_of_rows(12, 24, 0) != train.order_of_rows(12, 24, 1)
     assert sorted(train.order_of_rows(12, 24, 0)[12:]) == [*range(12)]
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own calls
+def test_compiled_layers_train_the_same(
+    data: Path, tokenizer: Any, base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one model after another in one process: they share their graphs."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    task = prepared("mawps", data, tokenizer, tmp_path)
+    setting = small_plan(methods={name: METHODS[name] for name in ("LoRA", "IST", "LISA")}, seeds=[0])
+    setting["training"] = {**SMALL, "dropout": 0.0, "steps": 8}
+    trainings = plan.expand(setting, {}, {}).trainings
+    graphs = []
+    for training in [t for t in trainings if t["learning_rate"] == 1e-2] * 2:
+        found, expected = (
+            train.train(training, base, tokenizer, task, torch.device("cpu"), compiled) for compiled in (True, False)
+        )
+        assert (found["compiled"], expected["compiled"]) == (training["method"] != "LISA", False)
+        assert [loss for *_, loss in found["curve"]] == pytest.approx([loss for *_, loss in expected["curve"]], 1e-4)
+        assert found.get("choices") == expected.get("choices")
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert 0 < graphs[0] < graphs[2] == graphs[5]
+    torch._dynamo.reset()
 
 
 def test_the_schedule_ends_at_nothing_and_losses_are_spaced() -> None:

@@ -39,6 +39,8 @@ class Home:
     commit: str
     threads: int
     """Of torch, on the CPU, in each process."""
+    compiled: bool = False
+    """Whether layers are compiled for the steps of methods with adapters."""
 
 
 class Pool:
@@ -211,7 +213,7 @@ class Worker:
             self._tasks[file] = pickle.loads(Path(file).read_bytes())
         task = self._tasks[file]
         try:
-            result = train(training, self._base, self._tokenizer, task, self._device)
+            result = train(training, self._base, self._tokenizer, task, self._device, self._home.compiled)
         finally:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()

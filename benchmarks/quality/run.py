@@ -231,6 +231,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", help="of each plan's methods these alone")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of what is left these kinds alone")
     parser.add_argument("--device", choices=("cuda", "cpu"))
+    parser.add_argument("--compile", action="store_true", help="compile the layers of models with adapters")
     parser.add_argument("--retry", action="store_true", help="run those again that failed")
     parser.add_argument("--list", action="store_true", help="say what is left, and run nothing")
     return parser.parse_args(arguments)
@@ -256,6 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     num_rows = count_rows(prepared)
     print(f"{time.monotonic() - begin:5.0f} s  tokens are there; training rows: {num_rows}", flush=True)
     if not options.list:
+        if options.compile:  # Each process compiles by itself: there are many.
+            os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
         options.output.parent.mkdir(parents=True, exist_ok=True)
         home = Home(
             options.model,
@@ -264,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.device or device(),
             commit(),
             threads(options.processes),
+            options.compile,
         )
         pool = Pool(options.processes, home) if options.processes else Inline(home)
         session = Session(

@@ -65,11 +65,13 @@ def caption(comparison: Comparison, budget: str) -> str:
     rows, setting = line["rows"], line["setting"]
     sizes = ", ".join(f"{count} {name}" for name, count in rows.items() if name != "left_out")
     at = "at equal steps" if budget == "steps" else "at the time that LoRA takes, each timed alone on the device"
+    compiled = sum(bool(line.get("compiled")) for line in comparison.lines)
     seeds = sorted({len(comparison.runs(method, budget)) for method in comparison.methods(budget)})
     return (
         f"**{comparison.task}, {comparison.length}, {at}.** {comparison.model}; rows: {sizes} ({rows['left_out']} "
         f"training rows left out as test or validation rows). Rank {setting['rank']}, dropout {setting['dropout']}. "
         f"{' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds. "
+        f"{compiled} of {len(comparison.lines)} trainings with compiled layers. "
         f"{origin(comparison.lines)}."
     )
 

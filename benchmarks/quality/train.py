@@ -47,7 +47,12 @@ def batches_of(rows: Sequence[Continuations], training: Mapping[str, Any]) -> It
 
 
 def train(
-    training: Mapping[str, Any], base: Any, tokenizer: Any, task: Prepared, device: torch.device
+    training: Mapping[str, Any],
+    base: Any,
+    tokenizer: Any,
+    task: Prepared,
+    device: torch.device,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """What a training came to.
 
@@ -57,23 +62,25 @@ def train(
         tokenizer: the model's.
         task: in tokens.
         device: where to train.
+        compiled: whether layers with adapters are compiled for the steps; what only looks at the model runs without.
 
     Returns:
         Seconds of the steps alone, validation losses `[step, seconds, nats a token]`, tests, memory, and what the
         method chose and learned. Of a training for the importance also that, of one for the speed nothing else.
     """
     model = make_model(training, base).to(device)
-    run = Run(training, model, task, device)
+    run = Run(training, model, task, device, compiled)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
         result = run.go()
     finally:
         run.close()
-    if training["kind"] == "importance":
-        result["importance"] = true_importance(model, task, device)
-    elif training["kind"] == "training":
-        result["test"] = test(model, tokenizer, task, device)
+    with uncompiled():
+        if training["kind"] == "importance":
+            result["importance"] = true_importance(model, task, device)
+        elif training["kind"] == "training":
+            result["test"] = test(model, tokenizer, task, device)
     return result
 
 
@@ -100,10 +107,15 @@ def make_model(training: Mapping[str, Any], base: Any) -> Any:
 class Run:
     """The steps of a training and the clock that counts them alone."""
 
-    def __init__(self, training: Mapping[str, Any], model: Any, task: Prepared, device: torch.device) -> None:
+    def __init__(
+        self, training: Mapping[str, Any], model: Any, task: Prepared, device: torch.device, compiled: bool = False
+    ) -> None:
         self.training, self.model, self.task, self.device = training, model, task, device
         self.seconds = 0.0
         self.setting = training["setting"]
+        self.compiled = compiled and training["options"]["selector"] not in WHOLE
+        if self.compiled:
+            compile_layers(model)
         self.tuner = make_tuner(training, model, task)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -144,25 +156,27 @@ class Run:
         if self.tuner:
             self.choices.update(self.tuner.begin_step())
         with computing(self.device):
-            loss = self.model(**batch).loss
+            loss = self.model(**batch, use_cache=False).loss
         loss.backward()
         if self.setting["clip"]:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.setting["clip"])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.tuner:
-            with computing(self.device):
+            with computing(self.device), uncompiled():
                 self.tuner.end_step(self.optimizer)
 
     def validate(self) -> float | None:
         """Nats a token on the validation rows; None where that is no number."""
-        loss = mean_loss(self.model, self.task.validation, self.device).loss
+        with uncompiled():
+            loss = mean_loss(self.model, self.task.validation, self.device).loss
         return loss if math.isfinite(loss) else None
 
     def learned(self) -> dict[str, Any]:
         """Memory, how often each layer was trained, and the last scores."""
         peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
         result: dict[str, Any] = {"peak_memory_bytes": peak}
+        result["compiled"] = self.compiled
         result["trainable"] = sum(parameter.numel() for parameter in self.parameters)
         if self.tuner:
             result["choices"] = [self.choices[index] for index in range(len(self.tuner.layers))]
@@ -183,6 +197,17 @@ class Run:
             self.tuner.close()
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.state.clear()
+
+
+def compile_layers(model: Any) -> None:
+    """Each layer by itself: all share a graph of each kind, also with those of the next model of this process."""
+    for layer in discover_layers(model):
+        layer.module.compile(dynamic=True)
+
+
+def uncompiled() -> Any:
+    """A context in which compiled layers run as they are written: graphs for looking at a model would not pay."""
+    return torch.compiler.set_stance("force_eager")
 
 
 def make_tuner(training: Mapping[str, Any], model: Any, task: Prepared) -> SparseTuner | None:
