@@ -34,7 +34,8 @@ if [ "$half" = memory ]; then
     folder=$TORCHINDUCTOR_CACHE_DIR program 240 step_time/run.py warm --layers 8 --rows 1 --tokens 1024 --rounds 0 \
         --groups compiled &
     wait
-    program 200 step_time/run.py "step-1x1024-$device" --rows 1 --tokens 1024 --groups plain compiled --seconds 140
+    program 200 step_time/run.py "step-1x1024-$device" --rows 1 --tokens 1024 --seconds 140 \
+        --groups plain short-probes compiled
     program 100 step_time/growth.py "growth-$device" --own-steps 30
 else
     program 240 step_time/run.py "step-16x256-$device" --rounds 2 --seconds 170 \

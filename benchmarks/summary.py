@@ -122,7 +122,14 @@ TARGETS: tuple[Target, ...] = (
     Target(f"step time, {LONG}, frozen layers recomputed, Liger, to LoRA", 0.68, against(LONG, RECOMPUTED, "step_ms")),
     *(
         Target(f"importance loop's share, {shape}, {name}", 0.06, loop_share(shape, name), ".1%")
-        for shape, name in ((LONG, "IST"), (LONG, "IST, Liger"), (SHORT, "IST"), (SHORT, "IST, compiled by layer"))
+        for shape, name in (
+            (LONG, "IST"),
+            (LONG, "IST, Liger"),
+            (SHORT, "IST"),
+            (SHORT, "IST, probes of 256 tokens"),
+            (SHORT, "IST, compiled by layer"),
+            (SHORT, "IST, compiled by layer, probes of 256 tokens"),
+        )
     ),
     *(
         Target(f"step time, {shape}, {name}, to the floor", 1.20, against(shape, name, "step_ms", floor=True))

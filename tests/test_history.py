@@ -1,6 +1,9 @@
 """The history: what is written is read, and a resumed run continues it without a step lost or twice."""
 
+import copy
 import json
+import os
+import pickle
 
 import pytest
 
@@ -70,6 +73,32 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_writes(tmp_path, resume_
     assert events == read_history(whole.path)
     assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 13))
     assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_file_that_is_gone_is_begun_anew(tmp_path):
+    first = History(tmp_path / HISTORY_FILE)
+    for history in (first, copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        history.write("step", step=1)
+        history.path.unlink()
+        history.write("step", step=2)
+        history.write("step", step=3)
+        assert [event["step"] for event in read_history(history.path)] == [2, 3]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs Linux's list of open files")
+def test_no_file_stays_open(tmp_path):
+    history = History(tmp_path / HISTORY_FILE)
+    history.write("step", step=1)
+    (number,) = [fd for fd in os.listdir("/proc/self/fd") if link(fd) == str(history.path)]
+    del history
+    assert link(number) != str(tmp_path / HISTORY_FILE)
+
+
+def link(number: str) -> str | None:
+    try:
+        return os.readlink(f"/proc/self/fd/{number}")
+    except OSError:
+        return None
 
 
 def test_resuming_where_no_history_is_begins_one(tmp_path):

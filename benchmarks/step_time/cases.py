@@ -31,6 +31,8 @@ class Case:
     """The base model alone: forward, and backward to the embeddings."""
     whole_probes: bool = False
     """Whether probe batches are as large as training batches."""
+    probe_tokens: int | None = None
+    """Tokens of a row of a probe batch where these are fewer, as of a `probe_dataset` of shorter rows."""
 
     @property
     def adapter(self) -> tuple[Any, ...] | None:
@@ -47,6 +49,7 @@ GROUPS: dict[str, tuple[Case, ...]] = {
         Case("IST, frozen layers recomputed", {"recompute": "frozen"}),
     ),
     "probes": (Case("IST, probes as large as the training batch", {}, whole_probes=True),),
+    "short-probes": (Case("IST, probes of 256 tokens", {}, probe_tokens=256),),
     "autocast": (
         Case("LoRA, autocast", precision="autocast"),
         Case("IST, autocast", {}, precision="autocast"),
@@ -58,6 +61,7 @@ GROUPS: dict[str, tuple[Case, ...]] = {
     "seven": (Case("LoRA, seven modules, no dropout", modules=SEVEN, dropout=0.0),),
     "compiled": (
         Case("IST, compiled by layer", {}, compiled=True),
+        Case("IST, compiled by layer, probes of 256 tokens", {}, compiled=True, probe_tokens=256),
         Case("floor, compiled by layer", floor=True, compiled=True),
         Case("LoRA, compiled by layer", compiled=True),
     ),

@@ -99,6 +99,7 @@ class Bench:
         tuner = None
         if case.options is not None:
             probes = self.batches[:1] if case.whole_probes else self.probes
+            probes = [{name: ids[:, : case.probe_tokens] for name, ids in batch.items()} for batch in probes]
             tuner = SparseTuner(self.model, probe_batches=probes, update_interval=interval or steps, **case.options)
         try:
             if tuner:  # The first update of a training compares two ways to measure; the others do not pay for that.

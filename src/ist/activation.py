@@ -61,13 +61,15 @@ class LayerActivation:
         """How many adapter modules compute as one function."""
         self.not_fused: Counter[str] = Counter()
         """How many do not, by reason."""
-        self._layers = layers
         self._active: tuple[int, ...] | None = None
-        self._idle: tuple[nn.Parameter, ...] = ()
+        self._trained = {layer.index for layer in layers}
+        """Indices of the layers that may hold gradients: those that trained last, or all."""
+        self._idle: list[Sequence[nn.Parameter]] = []
+        """The parameters of each idle layer."""
         self._gates: list[AdapterGate | FusedLora] = []
-        self._switches: list[tuple[Switch, Switch]] = []
-        """Of each layer: of its gates, and of its LoRA modules that compute as one function."""
-        self._fused: list[list[FusedLora]] = []
+        self._fused_switches: list[Switch] = []
+        self._parts: list[tuple[int, list[Switch], list[FusedLora], Sequence[nn.Parameter]]] = []
+        """Of each layer: its index, its switches, its LoRA modules that compute as one function, its parameters."""
         for module in (*readers, *(part for layer in layers for part in layer.adapters.values() or (layer.module,))):
             remove_earlier_gates(module)
         for layer in layers:
@@ -75,18 +77,20 @@ class LayerActivation:
             gates: list[AdapterGate] = [gate for reader in readers for gate in make_gates(reader, own)]
             for part, weights in computing_parts(layer.module) if not layer.adapters else ():
                 gates += make_gates(part, own & weights)
-            whole, fused_modules = Switch(), []
+            one, fused_modules = Switch(), []
             for adapter in layer.adapters.values():
                 reason = reason_against(adapter, own) if fused else "switched off"
                 if reason is None:
                     (gate,) = make_gates(adapter, own, hooked=False)
-                    fused_modules.append(FusedLora(adapter, gate, frozen_dropout, not sharded, whole))
+                    fused_modules.append(FusedLora(adapter, gate, frozen_dropout, not sharded, one))
                 else:
                     gates += make_gates(adapter, own)
                     self.not_fused[reason] += 1
             self.num_fused += len(fused_modules)
-            self._fused.append(fused_modules)
-            self._switches.append((share_switch(gates), whole))
+            if fused_modules:
+                self._fused_switches.append(one)
+            switches = [*([one] if fused_modules else []), *([share_switch(gates)] if gates else [])]
+            self._parts.append((layer.index, switches, fused_modules, layer.parameters))
             self._gates += [*gates, *fused_modules]
         self._remove_hooks = weakref.finalize(self, remove_all, self._gates, drop_before_steps(self))
 
@@ -98,25 +102,30 @@ class LayerActivation:
     def activate(self, active: Collection[int]) -> None:
         """From now on train the layers `active` only.
 
-        Gradients that idle layers hold from before are dropped, since an optimizer would move them once more.
+        Gradients that layers hold from when they trained last are dropped, since they would count once more, for a norm
+        to clip by and for an optimizer.
         """
-        self._active = tuple(sorted(active))
-        for layer, switches, fused in zip(self._layers, self._switches, self._fused, strict=True):
-            idle = layer.index not in active
+        chosen = set(active)
+        self._idle = []
+        for index, switches, fused, parameters in self._parts:
+            idle = index not in chosen
             for switch in switches:
                 switch.idle = idle
             if not idle:
                 for module in fused:
                     module.forget_pair()
-        idle_layers = (layer.parameters for layer in self._layers if layer.index not in active)
-        self._idle = tuple(chain.from_iterable(idle_layers))
-        self.drop_idle_gradients()
+                continue
+            self._idle.append(parameters)
+            if index in self._trained:
+                for parameter in parameters:
+                    parameter.grad = None
+        self._active, self._trained = tuple(sorted(chosen)), chosen
 
     def activate_all(self) -> None:
         """From now on train every layer."""
         self._active = None
-        self._idle = ()
-        for switches in self._switches:
+        self._idle = []
+        for _, switches, _, _ in self._parts:
             for switch in switches:
                 switch.idle = False
 
@@ -124,20 +133,20 @@ class LayerActivation:
     def measuring(self) -> Iterator[None]:
         """Between steps, while nothing is learned from: LoRA modules compute as idle ones do, which is faster."""
         try:
-            for _, switch in self._switches:
+            for switch in self._fused_switches:
                 switch.idle = True
             yield
         finally:
-            for _, switch in self._switches:
+            for switch in self._fused_switches:
                 switch.idle = False
 
     def idle_parameters(self) -> tuple[nn.Parameter, ...]:
         """The parameters that the current step leaves alone."""
-        return self._idle
+        return tuple(chain.from_iterable(self._idle))
 
     def drop_idle_gradients(self) -> None:
         """Drop what reached idle parameters past their adapters' forward. Optimizers of torch call it before a step."""
-        for parameter in self._idle:
+        for parameter in chain.from_iterable(self._idle):
             parameter.grad = None
 
     def close(self) -> None:

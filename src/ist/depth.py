@@ -35,14 +35,12 @@ class BackwardDepth:
     def __init__(self, model: nn.Module, layers: Sequence[Layer], activation: LayerActivation) -> None:
         self._blocks = [layer.module for layer in layers]
         self._activation = activation
-        self._reentrant = False
         self._handles: dict[nn.Module, Any] = {}
         self._embeddings = list(input_embeddings(model))
         self._remove = weakref.finalize(self, remove_hooks, self._handles)
 
     def prepare(self) -> None:
         """Before a step: stand behind every other hook on the embeddings."""
-        self._reentrant = any(map(recomputes_reentrantly, self._blocks))
         for module in self._embeddings:
             handle = self._handles.get(module)
             if handle is not None and next(reversed(module._forward_hooks), None) == handle.id:
@@ -54,9 +52,11 @@ class BackwardDepth:
 
     def cut(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         """The embeddings' output, without a gradient that nobody reads."""
-        if self._reentrant or self._activation.active is None or not isinstance(output, Tensor):
+        if self._activation.active is None or not isinstance(output, Tensor):
             return None
-        return output.detach() if output.requires_grad and output.is_leaf else None
+        if not (output.requires_grad and output.is_leaf) or any(map(recomputes_reentrantly, self._blocks)):
+            return None
+        return output.detach()
 
     def close(self) -> None:
         """Leave the model alone."""

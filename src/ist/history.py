@@ -17,11 +17,13 @@ import json
 import math
 import os
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
 __all__ = ["HISTORY_FILE", "History", "read_history"]
 
+APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
 HISTORY_FILE = "ist_history.jsonl"
 """Name of the history in a run's folder."""
 
@@ -43,6 +45,7 @@ class History:
 
     def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None) -> None:
         self.path = Path(path)
+        self._file = AppendedFile(self.path)
         self._waiting: list[str] = []
         self._warned = False
         try:
@@ -60,7 +63,7 @@ class History:
         """Append one line, and those that have been waiting."""
         self._waiting.append(json.dumps(finite({"event": event, **fields}), allow_nan=False) + "\n")
         try:
-            append(self.path, "".join(self._waiting))
+            self._file.append("".join(self._waiting))
         except OSError as error:
             if not self._warned:
                 self._warned = True
@@ -99,23 +102,43 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return events
 
 
-def append(path: Path, text: str) -> None:
-    """Append a text whole or not at all: a part that did get onto a full disk is cut off again.
+class AppendedFile:
+    """A file to append to. It is opened once, which takes longer than to write a line, and again where it is gone."""
 
-    Raises:
-        OSError: it could not be written.
-    """
-    with path.open("ab", buffering=0) as file:
-        end = file.tell()
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._close: weakref.finalize[..., Any] | None = None
+        self._descriptor = -1
+
+    def append(self, text: str) -> None:
+        """Append a text whole or not at all: a part that did get onto a full disk is cut off again.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._close is None or os.fstat(self._descriptor).st_nlink == 0:
+            self.close()
+            self._descriptor = os.open(self._path, APPENDING, 0o666)
+            self._close = weakref.finalize(self, os.close, self._descriptor)
+        end = os.lseek(self._descriptor, 0, os.SEEK_END)
         data = text.encode()
         try:
-            written = file.write(data)
-            if written is not None and written < len(data):
+            if os.write(self._descriptor, data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             with contextlib.suppress(OSError):
-                file.truncate(end)
+                os.ftruncate(self._descriptor, end)
+            self.close()
             raise
+
+    def close(self) -> None:
+        """Let go of the file until the next text."""
+        if self._close is not None:
+            self._close()
+            self._close = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AppendedFile, (self._path,)
 
 
 def finite(value: Any) -> Any:

@@ -38,9 +38,11 @@ def keyed_seed(seed: int, purpose: str, step: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def keyed_generator(seed: int, purpose: str, step: int) -> torch.Generator:
-    """A CPU generator that depends on `(seed, purpose, step)` alone."""
-    return torch.Generator().manual_seed(keyed_seed(seed, purpose, step))
+def keyed_generator(seed: int, purpose: str, step: int, generator: torch.Generator | None = None) -> torch.Generator:
+    """A CPU generator that depends on `(seed, purpose, step)` alone; `generator` set to that, which is far sooner done
+    than to make one.
+    """
+    return (generator or torch.Generator()).manual_seed(keyed_seed(seed, purpose, step))
 
 
 def sample_layers(
@@ -66,12 +68,22 @@ def sample_layers(
     """
     if policy not in POLICIES:
         raise ValueError(f"policy={policy!r} is unknown: choose one of {', '.join(map(repr, POLICIES))}.")
-    uniform = torch.rand(importance.shape, generator=generator, dtype=torch.float64)
-    log_uniform = uniform.log()
-    noise = log_uniform if policy == "uniform" else -(-log_uniform).log()
-    # Logarithms keep the order of eq. 6 and do not underflow at the scores that a large mu reaches.
-    keys = torch.nn.functional.logsigmoid(importance) + noise
-    return tuple(sorted(keys.topk(num_layers).indices.tolist()))
+    uniform = torch.rand(len(importance), generator=generator, dtype=torch.float64)
+    # Logarithms keep the order of eq. 6 and do not underflow at the scores that a large mu reaches. So few numbers are
+    # done with sooner in Python than by tensors.
+    noise = [log(number) if policy == "uniform" else -log(-log(number)) for number in uniform.tolist()]
+    keys = [log_sigmoid(score) + own for score, own in zip(importance.tolist(), noise, strict=True)]
+    return tuple(sorted(sorted(range(len(keys)), key=keys.__getitem__, reverse=True)[:num_layers]))
+
+
+def log(value: float) -> float:
+    """The logarithm, -inf of 0."""
+    return math.log(value) if value else -math.inf
+
+
+def log_sigmoid(value: float) -> float:
+    """`log sigmoid(value)`, without overflow."""
+    return min(value, 0.0) - math.log1p(math.exp(-abs(value)))
 
 
 def step_cost(layers: Collection[int], num_layers: int) -> float:

@@ -132,8 +132,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     A 4-bit module of bitsandbytes stays in training: it computes the same in both modes, but on some CPUs it repacks
     its weight at its first evaluation, and no gradient comes through it from then on.
     """
-    modules = list(model.modules())
-    # Straight from the instances: a module's own search for its attributes takes longer than a small model's forward.
+    # Straight from the instances: a module's own walk, and search for its attributes, take as long as a small forward.
+    modules = all_modules(model)
     training = [module for module in modules if module.training]
     configs = {id(config): config for module in modules if (config := module.__dict__.get("config")) is not None}
     caching = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
@@ -162,6 +162,18 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                 module.__dict__["training"] = True
         for config in caching:
             config.use_cache = True
+
+
+def all_modules(model: nn.Module) -> list[nn.Module]:
+    """A module and all within it, each once."""
+    found = {id(model): model}
+    waiting = [model]
+    while waiting:
+        for child in waiting.pop().__dict__["_modules"].values():
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                waiting.append(child)
+    return list(found.values())
 
 
 def has_own_evaluation(module: nn.Module) -> bool:

@@ -55,18 +55,19 @@ class FusedLora:
     ) -> None:
         self.module = module
         self.switch = switch or Switch()
+        self._pair = PairKeeper(keep_pair)
         module.__dict__.update(
             forward=MethodType(fused_forward, module),
             _ist_switch=self.switch,
             _ist_frozen=frozen,
             _ist_dropout=keep_dropout,
-            _ist_pair=PairKeeper(keep_pair),
+            _ist_pair=self._pair,
             _ist_factors=None,
         )
 
     def forget_pair(self) -> None:
         """The matrices are about to be trained: what was prepared of them is none of theirs any more."""
-        self.module.__dict__["_ist_pair"].forget()
+        self._pair.forget()
 
     @staticmethod
     def set_factors(module: nn.Module, factors: Tensor | None) -> None:

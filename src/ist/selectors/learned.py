@@ -29,6 +29,7 @@ class LearnedSelector:
         self._config = config
         self._counts = config.layer_counts(num_layers)
         self._state = init_importance(num_layers)
+        self._generator = torch.Generator()
         self._warned = False
         if self._counts.distinct_candidates < 2:
             warnings.warn(
@@ -44,7 +45,7 @@ class LearnedSelector:
 
     def choose(self, step: int) -> tuple[int, ...]:
         """The `N_u` layers of a step, eq. 6 and 7."""
-        generator = keyed_generator(self._config.seed, "active", step)
+        generator = keyed_generator(self._config.seed, "active", step, self._generator)
         return sample_affordable(
             self._state.scores, self._counts.active, generator, str(self._config.policy), self._config.price
         )
