@@ -15,8 +15,8 @@ from tiny import snapshot, tiny_batches, tiny_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the compiler's own calls
 NUM_LAYERS = 6
-MAX_GRAPHS = 6
-"""Idle and active, with and without a gradient of the input; a probe with and without damping."""
+MAX_GRAPHS = 4
+"""Idle and active, with and without a gradient of the input."""
 
 
 @pytest.fixture(autouse=True)
@@ -92,8 +92,27 @@ def test_padded_batches_of_many_lengths_stay_compiled(dynamic: bool | None) -> N
             model.zero_grad()
             tuner.end_step()
             graphs.append(counters["stats"]["unique_graphs"])
-    assert 8 < graphs[-1] == graphs[39] <= 3 * MAX_GRAPHS
+    assert MAX_GRAPHS < graphs[-1] == graphs[39] <= 4 * MAX_GRAPHS
     assert not counters["recompile_limit"]
+
+
+def test_probes_need_no_graphs_where_they_are_measured_at_once() -> None:
+    """Nor do probes of another length than that of training make its graphs those of any length."""
+    graphs = []
+    for interval, length in ((1000, 8), (2, 8), (2, 3)):
+        torch._dynamo.reset()
+        counters.clear()
+        probes = [{name: value[:1, :length] for name, value in tiny_batches(1)[0].items()}]
+        model = compiled("aot_eager")
+        with SparseTuner(model, num_active_layers=2, update_interval=interval, probe_batches=probes) as tuner:
+            for batch in tiny_batches(16):
+                tuner.begin_step()
+                model(**{name: value[:, :8] for name, value in batch.items()}, use_cache=False).loss.backward()
+                model.zero_grad()
+                tuner.end_step()
+        assert (tuner.last_update is not None) == (interval == 2)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [MAX_GRAPHS] * 3
 
 
 def test_the_limit_of_graphs_is_raised_for_compiled_layers_alone() -> None:

@@ -72,8 +72,15 @@ def importance_section(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def importances(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The lines with a measured importance."""
-    return [line for line in lines if line["kind"] == "importance" and "error" not in line]
+    """The lines with a measured importance; one of several that are alike, as where two plans measured the same."""
+    found = [line for line in lines if line["kind"] == "importance" and "error" not in line]
+    return [
+        line
+        for number, line in enumerate(found)
+        if not any(
+            line["task"] == other["task"] and line["importance"] == other["importance"] for other in found[:number]
+        )
+    ]
 
 
 def comparable(line: Mapping[str, Any], comparison: Comparison) -> bool:

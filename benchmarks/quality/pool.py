@@ -201,6 +201,9 @@ class Worker:
         self._device = torch.device(f"cuda:{number}" if self._home.device == "cuda" else "cpu")
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
+            # cuDNN's attention has gradients that are no numbers where a masked batch is 64 tokens long, or 192, and a
+            # row of its mask is empty, as those of padding are (https://github.com/pytorch/pytorch/issues/196678).
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self._tokenizer = AutoTokenizer.from_pretrained(self._home.model)
         self._base = AutoModelForCausalLM.from_pretrained(self._home.model, dtype=torch.float32)
 

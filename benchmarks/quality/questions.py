@@ -15,6 +15,9 @@ SPARSE = ("random", "IST, mu 10", "IST, mu 100", "IST, authors' rule", "LISA", "
 QUESTIONS = {
     "some of the layers, or all": [(method, "LoRA") for method in SPARSE],
     "by importance, or at random": [(method, "random") for method in SPARSE if method.startswith("IST")],
+    "the same, of 4 or 16 layers a step": [("N_u 4", "random, N_u 4"), ("N_u 16", "random, N_u 16")],
+    "half of the layers, or all": [("random, N_u 16", "LoRA"), ("N_u 16", "LoRA")],
+    "more layers, or fewer": [("N_u 16", "IST, mu 100"), ("IST, mu 100", "N_u 4")],
     "a large step size, or a small one": [("IST, mu 100", "IST, mu 10")],
     "one set, or a new one each step": [("fixed, at random", "random"), ("fixed, at random", "IST, mu 100")],
     "one set by importance, or at random": [

@@ -71,7 +71,7 @@ def caption(comparison: Comparison, budget: str) -> str:
         f"**{comparison.task}, {comparison.length}, {at}.** {comparison.model}; rows: {sizes} ({rows['left_out']} "
         f"training rows left out as test or validation rows). Rank {setting['rank']}, dropout {setting['dropout']}. "
         f"{' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds. "
-        f"{compiled} of {len(comparison.lines)} trainings with compiled layers. "
+        f"{f'{compiled} of {len(comparison.lines)} trainings with compiled layers. ' if compiled else ''}"
         f"{origin(comparison.lines)}."
     )
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .compiled import as_written
 from .fused import FusedLora, JoinError
 from .layers import Layer
 from .suppression import evaluation_mode
@@ -58,8 +59,12 @@ class JointLosses:
 
     def __call__(self, candidates: Sequence[Collection[int]], batch: Mapping[str, Any]) -> Tensor:
         """Losses in nats, float64 of shape `[N_c]` on the CPU."""
-        if self._trusted is False or not fits(batch, len(candidates)) or self._is_compiled():
+        if self._trusted is False or not fits(batch, len(candidates)):
             return self._one_by_one(candidates, batch)
+        with as_written(self._layers):
+            return self._at_once(candidates, batch)
+
+    def _at_once(self, candidates: Sequence[Collection[int]], batch: Mapping[str, Any]) -> Tensor:
         try:
             losses = joint_losses(self._model, self._layers, candidates, batch, self._beta)
         except Exception as error:  # What is wrong with the batch or the model comes up again, set by set.
@@ -72,10 +77,6 @@ class JointLosses:
             self._trusted = bool(((losses - alone).abs() <= TOLERANCE * alone.abs()).all())
             return losses if self._trusted else alone
         return losses
-
-    def _is_compiled(self) -> bool:
-        """Whether the layers are compiled: they then launch few kernels, and this way would need graphs of its own."""
-        return any(layer.module._compiled_call_impl is not None for layer in self._layers)
 
 
 def fits(batch: Mapping[str, Any], num_candidates: int) -> bool:
