@@ -106,8 +106,8 @@ class LayerActivation:
         """
         chosen = set(active)
         self._idle = []
-        for index, switches, fused, parameters in self._parts:
-            idle = index not in chosen
+        for number, switches, fused, parameters in self._parts:
+            idle = number not in chosen
             for switch in switches:
                 switch.idle = idle
             if not idle:
@@ -115,7 +115,7 @@ class LayerActivation:
                     module.forget_pair()
                 continue
             self._idle.append(parameters)
-            if index in self._trained:
+            if number in self._trained:
                 for parameter in parameters:
                     parameter.grad = None
         self._active, self._trained = tuple(sorted(chosen)), chosen
@@ -157,7 +157,8 @@ class LayerActivation:
 class LayerParts(NamedTuple):
     """What is switched in a layer. That is done at every step, so nothing of it is searched for."""
 
-    index: int
+    number: int
+    """The layer's index."""
     switches: list[Switch]
     fused: list[FusedLora]
     """LoRA modules that compute as one function."""
