@@ -412,6 +412,52 @@ def test_processes_fail_and_are_replaced(
     assert processes.running == []
 
 
+def test_a_process_gets_trainings_of_a_kind_that_it_has_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pipe:
+        def send(self, training: plan.Training) -> None:
+            pass
+
+    home = pool.Home("model", "tiny", {}, "cpu", "abc", 1, compiled=True)
+    processes = pool.Pool(2, home)
+    monkeypatch.setattr(processes, "_launch", lambda: (None, Pipe(), processes._places.pop(0)))
+    trainings = plan.expand(small_plan(methods={name: METHODS[name] for name in ("LoRA", "IST")}), {}, {}).trainings
+    every, some = trainings[0], trainings[-1]
+    places = []
+    for training in (every, some, every, some, some):  # Each time all others have ended.
+        processes.start(training)
+        ((pipe, (process, place, _)),) = processes._busy.items()
+        places.append(place)
+        processes._busy.clear()
+        processes._idle.append((process, pipe, place, pool.kind_of_layers(training)))
+    assert places == [0, 1, 0, 1, 1]
+    processes._idle = processes._idle[:1]
+    processes.start(some if processes._idle[0][3] == "all" else every)
+    assert len(processes._busy) == 1, "a process of another kind, where no new one can be started"
+    processes._busy.clear()
+
+
+def test_frozen_weights_rounded_once_give_what_autocast_gives(
+    data: Path, tokenizer: Any, base: Any, tmp_path: Path
+) -> None:
+    task = prepared("mawps", data, tokenizer, tmp_path)
+    (training, *_) = plan.expand(small_plan(methods={"LoRA": {"selector": "all"}}), {}, {}).trainings
+    losses, gradients = [], []
+    for rounded in (False, True):
+        model = train.make_model(training, base)
+        if rounded:
+            train.round_frozen(model)
+            assert any(p.dtype == torch.bfloat16 for p in model.parameters())
+        assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**judge.collate(task.train[:3]), use_cache=False).loss
+        loss.backward()
+        losses.append(float(loss.detach()))
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert losses[0] == losses[1]
+    assert all(torch.equal(gradients[0][name], value) for name, value in gradients[1].items())
+
+
 class Crowded:
     """A pool of two on a device that has memory for one at a time, but once for two."""
 

@@ -19,7 +19,7 @@ from ist.comparison import best_rate
 from ist.config import ISTConfig
 from ist.scores import extreme_layers
 
-__all__ = ["Expansion", "expand", "final_loss", "read_plan"]
+__all__ = ["WHOLE", "Expansion", "expand", "final_loss", "read_plan"]
 
 Training = dict[str, Any]
 Lines = Mapping[str, Mapping[str, Any]]
@@ -49,6 +49,8 @@ SPEED_STEPS, SPEED_WARM = 40, 10
 """Steps of a training that is timed with nothing beside it, and how many of them are not counted."""
 REFERENCE = "LoRA"
 """The method whose time the others get at equal time."""
+WHOLE = ("lisa", "full")
+"""Selectors that train the model's own weights."""
 KEYS = {"extends", "study", "tasks", "methods", "rates", "seeds", "budgets", "training", "importance"}
 
 

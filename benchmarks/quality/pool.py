@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from .plan import WHOLE
+
 __all__ = ["Home", "Inline", "Pool"]
 
 Training = Mapping[str, Any]
@@ -55,7 +57,7 @@ class Pool:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(LIBRARIES)
         self._home = home
-        self._idle: list[tuple[Any, Connection, int]] = []
+        self._idle: list[tuple[Any, Connection, int, str]] = []
         self._busy: dict[Connection, tuple[Any, int, Training]] = {}
         self._places = list(range(num))
         """Numbers of the processes that are not started."""
@@ -71,8 +73,16 @@ class Pool:
         return len(self._idle) + len(self._places)
 
     def start(self, training: Training) -> None:
-        """Give a training to a process that has nothing to do."""
-        process, connection, place = self._idle.pop() if self._idle else self._launch()
+        """Give a training to a process that has nothing to do: one that has compiled layers for its like, else a new
+        one, else any.
+        """
+        likes = [other for other in self._idle if not self._home.compiled or other[3] == kind_of_layers(training)]
+        if likes or not self._places:
+            chosen = (likes or self._idle)[-1]
+            self._idle.remove(chosen)
+            process, connection, place, _ = chosen
+        else:
+            process, connection, place = self._launch()
         connection.send(dict(training))
         self._busy[connection] = (process, place, training)
 
@@ -93,7 +103,7 @@ class Pool:
                 process.kill()
                 self._places.append(place)
             else:
-                self._idle.append((process, connection, place))
+                self._idle.append((process, connection, place, kind_of_layers(training)))
             lines.append(line)
         return lines
 
@@ -103,10 +113,10 @@ class Pool:
 
     def close(self) -> None:
         """End all processes, also those at work: their trainings leave nothing behind."""
-        for process, connection, _ in self._idle:
+        for process, connection, *_ in self._idle:
             connection.close()
             process.join(10)
-        for process, _, _ in [*self._busy.values(), *self._idle]:
+        for process, *_ in [*self._busy.values(), *self._idle]:
             process.kill()
             process.join()
         self._idle, self._busy = [], {}
@@ -118,6 +128,12 @@ class Pool:
         process.start()
         there.close()
         return process, here, place
+
+
+def kind_of_layers(training: Training) -> str:
+    """Trainings with the same word share graphs."""
+    selector = training["options"]["selector"]
+    return selector if selector in ("all", *WHOLE) else "some"
 
 
 class Inline:

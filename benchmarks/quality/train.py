@@ -18,13 +18,11 @@ from ist.evaluation.scoring import Continuations
 from ist.probes import DatasetProbes, to_device
 
 from .judge import EVALUATION_ROWS, collate, computing, mean_loss, test
-from .plan import SPEED_WARM
+from .plan import SPEED_WARM, WHOLE
 from .tasks import Prepared
 
 __all__ = ["train"]
 
-WHOLE = ("lisa", "full")
-"""Methods that train the model's own weights."""
 ADAPTER = ("use_dora",)
 """Options of a method that are its adapter's, not the tuner's."""
 
@@ -68,7 +66,10 @@ def train(
         Seconds of the steps alone, validation losses `[step, seconds, nats a token]`, tests, memory, and what the
         method chose and learned. Of a training for the importance also that, of one for the speed nothing else.
     """
-    model = make_model(training, base).to(device)
+    model = make_model(training, base)
+    if device.type == "cuda":
+        round_frozen(model)
+    model.to(device)
     run = Run(training, model, task, device, compiled)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -102,6 +103,13 @@ def make_model(training: Mapping[str, Any], base: Any) -> Any:
         **{name: options[name] for name in ADAPTER if name in options},
     )
     return get_peft_model(model, config)
+
+
+def round_frozen(model: Any) -> None:
+    """Have frozen linear modules in the precision that `computing` rounds them to at every step anyway."""
+    for module in model.modules():
+        if type(module) is torch.nn.Linear and not module.weight.requires_grad:
+            module.to(torch.bfloat16)
 
 
 class Run:

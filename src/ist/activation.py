@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -68,8 +68,7 @@ class LayerActivation:
         """The parameters of each idle layer."""
         self._gates: list[AdapterGate | FusedLora] = []
         self._fused_switches: list[Switch] = []
-        self._parts: list[tuple[int, list[Switch], list[FusedLora], Sequence[nn.Parameter]]] = []
-        """Of each layer: its index, its switches, its LoRA modules that compute as one function, its parameters."""
+        self._parts: list[LayerParts] = []
         for module in (*readers, *(part for layer in layers for part in layer.adapters.values() or (layer.module,))):
             remove_earlier_gates(module)
         for layer in layers:
@@ -90,7 +89,7 @@ class LayerActivation:
             if fused_modules:
                 self._fused_switches.append(one)
             switches = [*([one] if fused_modules else []), *([share_switch(gates)] if gates else [])]
-            self._parts.append((layer.index, switches, fused_modules, layer.parameters))
+            self._parts.append(LayerParts(layer.index, switches, fused_modules, layer.parameters))
             self._gates += [*gates, *fused_modules]
         self._remove_hooks = weakref.finalize(self, remove_all, self._gates, drop_before_steps(self))
 
@@ -107,8 +106,8 @@ class LayerActivation:
         """
         chosen = set(active)
         self._idle = []
-        for index, switches, fused, parameters in self._parts:
-            idle = index not in chosen
+        for number, switches, fused, parameters in self._parts:
+            idle = number not in chosen
             for switch in switches:
                 switch.idle = idle
             if not idle:
@@ -116,7 +115,7 @@ class LayerActivation:
                     module.forget_pair()
                 continue
             self._idle.append(parameters)
-            if index in self._trained:
+            if number in self._trained:
                 for parameter in parameters:
                     parameter.grad = None
         self._active, self._trained = tuple(sorted(chosen)), chosen
@@ -125,8 +124,8 @@ class LayerActivation:
         """From now on train every layer."""
         self._active = None
         self._idle = []
-        for _, switches, _, _ in self._parts:
-            for switch in switches:
+        for part in self._parts:
+            for switch in part.switches:
                 switch.idle = False
 
     @contextmanager
@@ -153,6 +152,17 @@ class LayerActivation:
         """Take every hook off the model again."""
         self.activate_all()
         self._remove_hooks()
+
+
+class LayerParts(NamedTuple):
+    """What is switched in a layer. That is done at every step, so nothing of it is searched for."""
+
+    number: int
+    """The layer's index."""
+    switches: list[Switch]
+    fused: list[FusedLora]
+    """LoRA modules that compute as one function."""
+    parameters: Sequence[nn.Parameter]
 
 
 def make_gates(adapter: nn.Module, own: set[int], hooked: bool = True) -> Iterator[AdapterGate]:
