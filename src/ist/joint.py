@@ -65,6 +65,7 @@ class JointLosses:
             return self._at_once(candidates, batch)
 
     def _at_once(self, candidates: Sequence[Collection[int]], batch: Mapping[str, Any]) -> Tensor:
+        """From one forward if that can be, the first time compared with one for each set."""
         try:
             losses = joint_losses(self._model, self._layers, candidates, batch, self._beta)
         except Exception as error:  # What is wrong with the batch or the model comes up again, set by set.
