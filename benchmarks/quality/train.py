@@ -106,9 +106,12 @@ def make_model(training: Mapping[str, Any], base: Any) -> Any:
 
 
 def round_frozen(model: Any) -> None:
-    """Have frozen linear modules in the precision that `computing` rounds them to at every step anyway."""
+    """Have frozen linear modules in the precision that `computing` rounds them to at every step anyway; not the head,
+    whose weight may be the embeddings' too.
+    """
+    head = model.get_output_embeddings()
     for module in model.modules():
-        if type(module) is torch.nn.Linear and not module.weight.requires_grad:
+        if type(module) is torch.nn.Linear and module is not head and not module.weight.requires_grad:
             module.to(torch.bfloat16)
 
 
