@@ -420,18 +420,22 @@ def test_a_process_gets_trainings_of_a_kind_that_it_has_compiled(monkeypatch: py
     home = pool.Home("model", "tiny", {}, "cpu", "abc", 1, compiled=True)
     processes = pool.Pool(2, home)
     monkeypatch.setattr(processes, "_launch", lambda: (None, Pipe(), processes._places.pop(0)))
-    trainings = plan.expand(small_plan(methods={name: METHODS[name] for name in ("LoRA", "IST")}), {}, {}).trainings
-    every, some = trainings[0], trainings[-1]
+    methods = {
+        **{name: METHODS[name] for name in ("LoRA", "IST")},
+        "LISA": {"selector": "lisa", "num_active_layers": 1},
+    }
+    trainings = plan.expand(small_plan(methods=methods), {}, {}).trainings
+    every, some, whole = (next(t for t in trainings if t["method"] == name) for name in methods)
     places = []
-    for training in (every, some, every, some, some):  # Each time all others have ended.
+    for training in (every, some, every, some, whole, some):  # Each time all others have ended.
         processes.start(training)
         ((pipe, (process, place, _)),) = processes._busy.items()
         places.append(place)
         processes._busy.clear()
-        processes._idle.append((process, pipe, place, pool.kind_of_layers(training)))
-    assert places == [0, 1, 0, 1, 1]
-    processes._idle = processes._idle[:1]
-    processes.start(some if processes._idle[0][3] == "all" else every)
+        processes._idle.append((process, pipe, place))
+    assert places == [0, 1, 0, 1, 1, 1], "whole layers are compiled by none, and leave what a process has compiled"
+    processes._idle = [other for other in processes._idle if other[2] == 0]
+    processes.start(some)
     assert len(processes._busy) == 1, "a process of another kind, where no new one can be started"
     processes._busy.clear()
 

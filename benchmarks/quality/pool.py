@@ -57,8 +57,10 @@ class Pool:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(LIBRARIES)
         self._home = home
-        self._idle: list[tuple[Any, Connection, int, str]] = []
+        self._idle: list[tuple[Any, Connection, int]] = []
         self._busy: dict[Connection, tuple[Any, int, Training]] = {}
+        self._compiled: dict[Connection, set[str]] = {}
+        """Of each process the kinds of layers that it has compiled, or would have."""
         self._places = list(range(num))
         """Numbers of the processes that are not started."""
 
@@ -76,14 +78,20 @@ class Pool:
         """Give a training to a process that has nothing to do: one that has compiled layers for its like, else a new
         one, else any.
         """
-        likes = [other for other in self._idle if not self._home.compiled or other[3] == kind_of_layers(training)]
+        kind = kind_of_layers(training)
+        likes = [
+            other
+            for other in self._idle
+            if not self._home.compiled or kind in WHOLE or kind in self._compiled.get(other[1], ())
+        ]
         if likes or not self._places:
             chosen = (likes or self._idle)[-1]
             self._idle.remove(chosen)
-            process, connection, place, _ = chosen
+            process, connection, place = chosen
         else:
             process, connection, place = self._launch()
         connection.send(dict(training))
+        self._compiled.setdefault(connection, set()).add(kind)
         self._busy[connection] = (process, place, training)
 
     def collect(self, seconds: float) -> list[dict[str, Any]]:
@@ -98,12 +106,13 @@ class Pool:
                 process.join()
                 line = {**training, "error": f"the process ended with status {process.exitcode}"}
             if "error" in line:
+                self._compiled.pop(connection, None)
                 connection.close()
                 process.join(10)
                 process.kill()
                 self._places.append(place)
             else:
-                self._idle.append((process, connection, place, kind_of_layers(training)))
+                self._idle.append((process, connection, place))
             lines.append(line)
         return lines
 
@@ -113,7 +122,7 @@ class Pool:
 
     def close(self) -> None:
         """End all processes, also those at work: their trainings leave nothing behind."""
-        for process, connection, *_ in self._idle:
+        for process, connection, _ in self._idle:
             connection.close()
             process.join(10)
         for process, *_ in [*self._busy.values(), *self._idle]:
