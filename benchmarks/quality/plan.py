@@ -45,7 +45,7 @@ TRAINING: dict[str, Any] = {
 """What all methods share, where a plan says nothing else."""
 IMPORTANCE = {"steps": 100, "learning_rate": 1e-3, "seed": 1000}
 """The short LoRA training whose layers are suppressed one by one: its seed is none of those compared."""
-SPEED_STEPS, SPEED_WARM = 40, 10
+SPEED_STEPS, SPEED_WARM = 60, 20
 """Steps of a training that is timed with nothing beside it, and how many of them are not counted."""
 REFERENCE = "LoRA"
 """The method whose time the others get at equal time."""
