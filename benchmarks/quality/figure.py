@@ -72,6 +72,7 @@ def draw_differences(axes: Any, title: str, differences: Mapping[str, Mapping[st
     axes.axvline(0, color="0.5", linewidth=1)
     axes.set_yticks(range(len(means)), differences.keys())
     axes.invert_yaxis()
+    axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel(title.replace(", ", ",\n") + ": minus LoRA")
 
 

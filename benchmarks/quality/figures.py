@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from ist.statistics import Difference, paired_difference
 
 from .plan import final_loss, read_plan
 
-__all__ = ["FIGURES", "Comparison", "compare", "interval", "load_lines"]
+__all__ = ["FIGURES", "Comparison", "compare", "interval", "load_lines", "read_folder"]
 
 Line = Mapping[str, Any]
 FIGURES: dict[str, dict[str, str]] = {
@@ -38,8 +38,9 @@ AGAINST = ("LoRA", "random", "fixed, at random")
 
 @cache
 def order() -> list[str]:
-    """The methods of the main plan, in its order."""
-    return [*read_plan(Path(__file__).parent / "plans" / "main.yaml")["methods"]]
+    """The methods of the main plan, then those of the ablations, in their order."""
+    plans = [read_plan(Path(__file__).parent / "plans" / f"{name}.yaml") for name in ("main", "ablations")]
+    return list(dict.fromkeys(method for plan in plans for method in plan["methods"]))
 
 
 @dataclass
@@ -139,17 +140,22 @@ def load_lines(folder: Path) -> list[Line]:
     What was timed more than once has all its times in `times`; the first one counts.
     """
     lines: dict[str, Line] = {}
+    for line in read_folder(folder):
+        known = lines.get(line["id"], {"error": ""})
+        if "error" in known:
+            known = lines[line["id"]] = {**line, "times": []}
+        if "step_seconds" in line:
+            known["times"].append(line["step_seconds"])
+    return list(lines.values())
+
+
+def read_folder(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every line of a folder's files, with the name of its file; not those of the quick plan."""
     for file in sorted(folder.glob("*.jsonl")):
         for text in file.read_text(encoding="utf-8").splitlines():
             line = {**json.loads(text), "file": file.name}
-            if line["study"] == "quick":
-                continue
-            known = lines.get(line["id"], {"error": ""})
-            if "error" in known:
-                known = lines[line["id"]] = {**line, "times": []}
-            if "step_seconds" in line:
-                known["times"].append(line["step_seconds"])
-    return list(lines.values())
+            if line["study"] != "quick":
+                yield line
 
 
 def compare(lines: Iterable[Line]) -> list[Comparison]:

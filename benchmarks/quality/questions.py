@@ -19,11 +19,21 @@ QUESTIONS = {
     "half of the layers, or all": [("random, N_u 16", "LoRA"), ("N_u 16", "LoRA")],
     "more layers, or fewer": [("N_u 16", "IST, mu 100"), ("IST, mu 100", "N_u 4")],
     "a large step size, or a small one": [("IST, mu 100", "IST, mu 10")],
+    "the other options, one at a time": [
+        (method, "IST, mu 100")
+        for method in ("beta 0", "beta 0.1", "beta 0.5", "mu 1", "mu 1000", "N_c 2", "N_c 6", "T_c 5", "T_c 20")
+    ],
+    "the same trainings, on two devices": [("mu 10", "IST, mu 10")],
+    "DoRA in the place of LoRA": [("DoRA", "LoRA"), ("DoRA + IST", "IST, mu 100"), ("DoRA + IST", "DoRA")],
     "one set, or a new one each step": [("fixed, at random", "random"), ("fixed, at random", "IST, mu 100")],
     "one set by importance, or at random": [
         ("fixed, most important", "fixed, at random"),
         ("fixed, least important", "fixed, at random"),
         ("fixed, most important", "fixed, least important"),
+    ],
+    "one set by importance, or a new one each step": [
+        ("fixed, most important", "random"),
+        ("fixed, most important", "IST, mu 100"),
     ],
 }
 """What is asked, and the methods whose difference answers it."""

@@ -18,6 +18,7 @@ from quality.layers import importance_section, layer_section  # noqa: E402
 from quality.paper import paper_section  # noqa: E402
 from quality.plan import final_loss  # noqa: E402
 from quality.questions import question_section  # noqa: E402
+from quality.repeats import repeat_section  # noqa: E402
 
 RESULTS = HERE / "results"
 PAPER = HERE / "paper.json"
@@ -207,8 +208,9 @@ def quality_summary() -> list[tuple[str, ...]]:
     return summary_rows(compare(load_lines(RESULTS)))
 
 
-def sections(lines: Sequence[Mapping[str, Any]], paper: Mapping[str, Any]) -> dict[str, list[str]]:
+def sections(results: Path, paper: Mapping[str, Any]) -> dict[str, list[str]]:
     """What goes between the marks of the page."""
+    lines = load_lines(results)
     comparisons = compare(lines)
     measured = [row for row in summary_rows(comparisons) if row[2] != "–"]
     return {
@@ -218,6 +220,7 @@ def sections(lines: Sequence[Mapping[str, Any]], paper: Mapping[str, Any]) -> di
         "quality rates": [*rate_section(comparisons)],
         "quality layers": [*layer_section(comparisons, lines), "\n".join(importance_section(lines))],
         "quality ablations": [*ablation_section(comparisons)],
+        "quality repeats": [*repeat_section(results, lines)],
         "quality speed": [*speed_section(lines)],
         "quality paper": [*paper_section(paper, comparisons)],
         "quality failures": ["\n".join(failures(lines)) or "None."] if lines else [],
@@ -227,7 +230,7 @@ def sections(lines: Sequence[Mapping[str, Any]], paper: Mapping[str, Any]) -> di
 def main(results: Path = RESULTS, page: Path = PAGE) -> None:
     """Fill the page."""
     paper = json.loads(PAPER.read_text(encoding="utf-8"))
-    for name, tables in sections(load_lines(results), paper).items():
+    for name, tables in sections(results, paper).items():
         write_section(name, tables, page)
 
 
