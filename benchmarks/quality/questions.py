@@ -11,7 +11,8 @@ from .figures import FIGURES, Comparison
 
 __all__ = ["QUESTIONS", "question_section"]
 
-SPARSE = ("random", "IST, mu 10", "IST, mu 100", "IST, authors' rule", "LISA", "fixed, at random")
+SETS = ("fixed, at random", "fixed, most important", "fixed, least important")
+SPARSE = ("random", "IST, mu 10", "IST, mu 100", "IST, authors' rule", "LISA", *SETS)
 QUESTIONS = {
     "some of the layers, or all": [(method, "LoRA") for method in SPARSE],
     "by importance, or at random": [(method, "random") for method in SPARSE if method.startswith("IST")],
@@ -25,15 +26,11 @@ QUESTIONS = {
     ],
     "the same trainings, on two devices": [("mu 10", "IST, mu 10")],
     "DoRA in the place of LoRA": [("DoRA", "LoRA"), ("DoRA + IST", "IST, mu 100"), ("DoRA + IST", "DoRA")],
-    "one set, or a new one each step": [("fixed, at random", "random"), ("fixed, at random", "IST, mu 100")],
+    "one set, or a new one each step": [(one, many) for one in SETS for many in ("random", "IST, mu 100")],
     "one set by importance, or at random": [
         ("fixed, most important", "fixed, at random"),
         ("fixed, least important", "fixed, at random"),
         ("fixed, most important", "fixed, least important"),
-    ],
-    "one set by importance, or a new one each step": [
-        ("fixed, most important", "random"),
-        ("fixed, most important", "IST, mu 100"),
     ],
 }
 """What is asked, and the methods whose difference answers it."""

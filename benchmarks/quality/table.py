@@ -22,6 +22,8 @@ from quality.repeats import repeat_section  # noqa: E402
 
 RESULTS = HERE / "results"
 PAPER = HERE / "paper.json"
+COMMONEST: dict[str, dict[str, float]] = json.loads((HERE / "commonest.json").read_text(encoding="utf-8"))
+"""By task what always giving a test's commonest answer gets, from `commonest.py`."""
 PAGE = HERE.parents[1] / "docs" / "results.md"
 ORDINALS = ("lowest rate", "second", "third", "fourth", "fifth", "sixth", "seventh")
 IST = ("IST, mu 10", "IST, mu 100", "IST, authors' rule")
@@ -71,10 +73,17 @@ def caption(comparison: Comparison, budget: str) -> str:
     return (
         f"**{comparison.task}, {comparison.length}, {at}.** {comparison.model}; rows: {sizes} ({rows['left_out']} "
         f"training rows left out as test or validation rows). Rank {setting['rank']}, dropout {setting['dropout']}. "
-        f"{' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds. "
+        f"{' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds. {commonest(comparison.task)}"
         f"{f'{compiled} of {len(comparison.lines)} trainings with compiled layers. ' if compiled else ''}"
         f"{origin(comparison.lines)}."
     )
+
+
+def commonest(task: str) -> str:
+    """What to beat; nothing for tasks without options."""
+    if task not in COMMONEST:
+        return ""
+    return f"Always giving the commonest answer of a test gets {show(COMMONEST[task]['average'], '%')}%. "
 
 
 def comparison_section(comparisons: Sequence[Comparison]) -> Iterator[str]:

@@ -11,9 +11,10 @@ import argparse
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -201,8 +202,15 @@ def prepare(base: nn.Module, case: Case, done: set[str]) -> None:
         done.add("compiled")
 
 
+def alike(cases: Iterable[Case]) -> list[tuple[Case, ...]]:
+    """The cases that can be run in turn, on one model as it is: those beside each other with the same kernels."""
+    return [tuple(same) for _, same in groupby(cases, key=lambda case: (case.liger, case.compiled))]
+
+
 def measure(bench: Bench, cases: tuple[Case, ...], options: Any, recorder: Recorder) -> None:
-    """Run the cases of a group in turn; compiled ones one after the other, since their graphs share one table."""
+    """Run cases in turn, so that what changes on the host meets all of them; compiled ones one after the other, since
+    their graphs share one table.
+    """
     compiled = cases[0].compiled
     for turn in [(case,) for case in cases] if compiled else [cases]:
         figures = {case.name: Figures() for case in turn}
@@ -251,7 +259,7 @@ def main() -> None:
     parser.add_argument("--probe-rows", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3, help="0 only warms up, and fills the compiler's cache")
     parser.add_argument("--warm-steps", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1e9, help="after which a group does one round alone")
+    parser.add_argument("--seconds", type=float, default=1e9, help="after which cases do one round alone")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=["plain", "seven", "liger", "seven-liger"])
     parser.add_argument("--folder", type=Path, default=HERE / "results")
     options = parser.parse_args()
@@ -263,16 +271,16 @@ def main() -> None:
         bench = Bench(options.size, find_device(), options.rows, options.tokens, options.probe_rows, options.layers)
         result["weights_gib"] = sum(p.numel() * p.element_size() for p in bench.base.parameters()) / GIB
         done: set[str] = set()
-        for name in (name for name in GROUPS if name in options.groups):
+        for cases in alike(case for name in GROUPS if name in options.groups for case in GROUPS[name]):
             try:
-                prepare(bench.base, GROUPS[name][0], done)
+                prepare(bench.base, cases[0], done)
             except Exception as error:
-                print(name, shorten(error), flush=True)
-                result["rows"].update({case.name: {"error": shorten(error)} for case in GROUPS[name]})
+                print(shorten(error), flush=True)
+                result["rows"].update({case.name: {"error": shorten(error)} for case in cases})
                 continue
             if "liger" in done:
                 result["versions"]["liger-kernel"] = installed("liger-kernel")
-            measure(bench, GROUPS[name], options, recorder)
+            measure(bench, cases, options, recorder)
 
 
 if __name__ == "__main__":
