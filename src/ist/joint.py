@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .compiled import as_written
-from .fused import FusedLora, JoinError
+from .fused import FusedLora, JoinError, RowFactors
 from .layers import Layer
 from .suppression import evaluation_mode
 
@@ -50,16 +50,15 @@ class JointLosses:
     ) -> None:
         self._model, self._layers, self._beta = model, layers, beta
         self._one_by_one = one_by_one
-        self._trusted: bool | None = None
-
-    @property
-    def trusted(self) -> bool | None:
+        self.trusted: bool | None = None
         """Whether one forward is right for this model; None while it has not been compared."""
-        return self._trusted
 
     def __call__(self, candidates: Sequence[Collection[int]], batch: Mapping[str, Any]) -> Tensor:
         """Losses in nats, float64 of shape `[N_c]` on the CPU."""
-        if self._trusted is False or not fits(batch, len(candidates)):
+        if self.trusted is False or not fits(batch, len(candidates)):
+            return self._one_by_one(candidates, batch)
+        rows, tokens = batch["input_ids"].shape
+        if self.trusted is None and rows * len(candidates) == tokens:  # Tokens first would go unnoticed.
             return self._one_by_one(candidates, batch)
         with as_written(self._layers):
             return self._at_once(candidates, batch)
@@ -69,14 +68,16 @@ class JointLosses:
         try:
             losses = joint_losses(self._model, self._layers, candidates, batch, self._beta)
         except Exception as error:  # What is wrong with the batch or the model comes up again, set by set.
-            if self._trusted and not isinstance(error, (JoinError, torch.OutOfMemoryError)):
+            if self.trusted and not isinstance(error, (JoinError, torch.OutOfMemoryError)):
                 raise
-            self._trusted = False
+            self.trusted = False
             return self._one_by_one(candidates, batch)
-        if self._trusted is None:
+        if self.trusted is None:
             alone = self._one_by_one(candidates, batch)
-            self._trusted = bool(((losses - alone).abs() <= TOLERANCE * alone.abs()).all())
-            return losses if self._trusted else alone
+            if not alone.isfinite().all():  # Nothing can be said of such a batch, but of the next one.
+                return alone
+            self.trusted = bool(((losses - alone).abs() <= TOLERANCE * alone.abs()).all())
+            return losses if self.trusted else alone
         return losses
 
 
@@ -123,8 +124,10 @@ def joint_losses(
         raise JoinError("the model has no loss of its own to compute from logits")
     inputs = {name: value.repeat(len(candidates), 1) for name, value in batch.items() if name != "labels"}
     with evaluation_mode(model), factors_by_row(layers, candidates, beta, inputs["input_ids"]):
-        logits = model(**inputs).logits
-    labels = batch["labels"]
+        outputs = model(**inputs)
+    logits, labels = outputs.logits, batch["labels"]
+    if getattr(outputs, "aux_loss", None) is not None:  # of the routers of a mixture of experts
+        raise JoinError("a part of the loss comes from elsewhere than the logits")
     if not isinstance(logits, Tensor) or logits.shape[:2] != inputs["input_ids"].shape:
         raise JoinError("the logits are not of one token each")
     losses = [
@@ -144,11 +147,12 @@ def factors_by_row(
     """
     table = torch.tensor([[1.0 if layer.index in c else beta for c in candidates] for layer in layers])
     table = table.to(ids.device)[..., None, None]
+    shape = (ids.shape[0], ids.shape[1])
     changed: list[nn.Module] = []
     try:
         for layer, factors in zip(layers, table, strict=True):
             for adapter in layer.adapters.values():
-                FusedLora.set_factors(adapter, factors)
+                FusedLora.set_factors(adapter, RowFactors(factors, shape))
                 changed.append(adapter)
         yield
     finally:

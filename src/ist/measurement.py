@@ -84,6 +84,17 @@ class Measurement:
             return None
         return losses if losses is None else torch.tensor(ranks.mean(losses.tolist()), dtype=torch.float64)
 
+    @property
+    def joint_trusted(self) -> bool | None:
+        """Whether all sets of an update are measured in one forward; None while that has not been tried."""
+        return None if self._joint is None else self._joint.trusted
+
+    def resume(self, num_probes: int, joint_trusted: bool | None) -> None:
+        """Go on after so many probes, in the way that was found right then: another one would round otherwise."""
+        self.num_probes = num_probes
+        if self._joint is not None:
+            self._joint.trusted = joint_trusted
+
     @contextmanager
     def _clock(self, device: torch.device) -> Iterator[None]:
         """Count the time of what is done within, and not that of the training step which a GPU may be at still."""

@@ -54,7 +54,8 @@ class SparseTuner:
         tuner.close()                           # the model is as PEFT made it
 
     A step is an optimizer step: with gradient accumulation `begin_step` comes before the first backward of a step and
-    `end_step` after the optimizer's. Make the optimizer from all trainable parameters; which of them a step moves is
+    `end_step` after the optimizer's. It measures in the precision that it is called in: where the forward runs under
+    autocast, call it under autocast too. Make the optimizer from all trainable parameters; which of them a step moves is
     this class's matter. Also a context manager, which closes itself.
 
     Args:
@@ -300,6 +301,7 @@ class SparseTuner:
             **self._identity(),
             "num_steps": self.num_steps,
             "num_probes": self._measurement.num_probes,
+            "joint_trusted": self._measurement.joint_trusted,
             "last_update": self.last_update and self.last_update.state_dict(),
             "selector": self.selector.state_dict(),
         }
@@ -314,7 +316,7 @@ class SparseTuner:
         check_same_run(state, self.state_dict())
         self.selector.load_state_dict(dict(state["selector"]))
         self.num_steps = int(state["num_steps"])
-        self._measurement.num_probes = int(state["num_probes"])
+        self._measurement.resume(int(state["num_probes"]), state.get("joint_trusted"))
         saved_update = state.get("last_update")
         self.last_update = saved_update and ImportanceUpdate.from_state_dict(saved_update)
 

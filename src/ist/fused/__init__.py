@@ -1,5 +1,5 @@
 """The lean step: LoRA as one autograd function, which keeps nothing of frozen layers."""
 
-from .modules import FusedLora, JoinError, Switch, reason_against, remove_fused
+from .modules import FusedLora, JoinError, RowFactors, Switch, reason_against, remove_fused
 
-__all__ = ["FusedLora", "JoinError", "Switch", "reason_against", "remove_fused"]
+__all__ = ["FusedLora", "JoinError", "RowFactors", "Switch", "reason_against", "remove_fused"]

@@ -44,7 +44,8 @@ class PairKeeper:
     """Prepares the matrices of an idle module for products (`frozen_pair`), once where it may keep them.
 
     They are prepared anew when autograd's version counter says that one was written to. An optimizer may write past
-    that counter, but only where there is a gradient: an active module's are forgotten.
+    that counter, but only where there is a gradient: an active module's are forgotten. Anyone else who writes through
+    `.data` is seen at the next importance update.
     """
 
     def __init__(self, keep: bool) -> None:
@@ -105,7 +106,7 @@ def frozen_forward(
     """The operations themselves. Of few rows autograd may record them: they too keep nothing, since no matrix trains;
     they add two gradients of x where `FrozenLoraLinear` makes one, but run without Python in the backward.
     """
-    if x.dtype != down.dtype:  # autocast
+    if autocast_dtype(x) is not None:  # Each by itself: an input may have autocast's dtype already.
         x, weight = x.to(down.dtype), weight.to(down.dtype)
         bias = None if bias is None else bias.to(down.dtype)
     inputs = x.reshape(-1, x.shape[-1])

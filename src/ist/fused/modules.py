@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,14 +16,23 @@ from ..sharding import inner_units
 from .frozen import PairKeeper, frozen_lora_linear
 from .function import lora_linear, lora_update
 
-__all__ = ["FusedLora", "JoinError", "Switch", "reason_against", "remove_fused"]
+__all__ = ["FusedLora", "JoinError", "RowFactors", "Switch", "reason_against", "remove_fused"]
 
-NAMES = ("forward", "_ist_switch", "_ist_frozen", "_ist_dropout", "_ist_pair", "_ist_factors")
+NAMES = ("forward", "_ist_switch", "_ist_frozen", "_ist_names", "_ist_dropout", "_ist_pair", "_ist_factors")
 """What a module that was taken over has of its own."""
 
 
 class JoinError(RuntimeError):
     """A module that is to scale its response row by row computes in a way that has no rows."""
+
+
+class RowFactors(NamedTuple):
+    """Factors on the responses of equal parts of a batch, one part after the other."""
+
+    values: Tensor
+    """`[parts, 1, 1]`."""
+    shape: tuple[int, int]
+    """Rows and tokens of the whole batch: what has another shape has its rows elsewhere."""
 
 
 class Switch:
@@ -38,20 +47,22 @@ class FusedLora:
 
     Args:
         module: a module for which `reason_against` has no reason.
-        frozen: a context to compute an idle module in where PEFT's own forward has to run.
+        frozen: a context to compute an idle module in where its parts run by themselves.
         keep_dropout: whether idle modules drop their adapter's input out too, as PEFT does for frozen adapters.
         keep_pair: whether matrices are prepared for products once for all the time that the module is idle. Not where
             an engine brings them at each forward anew.
         switch: says whether the module is idle; one of its own if None.
+        names: the adapters that train with the module's layer; PEFT's own forward runs with any other one. All if None.
     """
 
     def __init__(
         self,
-        module: nn.Module,
+        module: Any,
         frozen: Any,
         keep_dropout: bool = False,
         keep_pair: bool = True,
         switch: Switch | None = None,
+        names: Collection[str] | None = None,
     ) -> None:
         self.module = module
         self.switch = switch or Switch()
@@ -60,6 +71,7 @@ class FusedLora:
             forward=MethodType(fused_forward, module),
             _ist_switch=self.switch,
             _ist_frozen=frozen,
+            _ist_names=frozenset(module.lora_A if names is None else names),
             _ist_dropout=keep_dropout,
             _ist_pair=self._pair,
             _ist_factors=None,
@@ -70,9 +82,8 @@ class FusedLora:
         self._pair.forget()
 
     @staticmethod
-    def set_factors(module: nn.Module, factors: Tensor | None) -> None:
-        """Scale the response of an idle module by the j-th of `factors` `[parts, 1, 1]` in the j-th of as many equal
-        parts of the rows; None is by nothing.
+    def set_factors(module: nn.Module, factors: RowFactors | None) -> None:
+        """Scale the response of an idle module row by row; None is by nothing.
 
         Raises:
             JoinError: the module was not taken over.
@@ -99,33 +110,34 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     idle = self._ist_switch.idle
     names = self._active_adapter
     name = names if isinstance(names, str) else names[0] if len(names) == 1 else None
-    children = self._modules  # Looked up here, once: a module's own search for its attributes is slow.
-    matrices_a = children["lora_A"]._modules
-    if args or kwargs or self._disable_adapters or self.merged_adapters or name not in matrices_a:
+    if args or kwargs or self._disable_adapters or self.merged_adapters or name not in self._ist_names:
         return peft_forward(self, idle, x, *args, **kwargs)
     if name in self.lora_variant or not self.cast_input_dtype_enabled or x.dim() < 2:
         return peft_forward(self, idle, x)
+    children = self._modules  # Looked up here, once: a module's own search for its attributes is slow.
     dropout = 0.0
     if not idle or self._ist_dropout:
         drop = children["lora_dropout"]._modules[name]
         dropout = drop.p if drop.training and type(drop) is nn.Dropout else 0.0
     up = children["lora_B"]._modules[name]
-    a, b, c = held(matrices_a[name], "weight"), held(up, "weight"), held(up, "bias")
+    a, b, c = held(children["lora_A"]._modules[name], "weight"), held(up, "weight"), held(up, "bias")
     if idle and c is not None:
         c = c.detach()
     base, factors = children["base_layer"], self._ist_factors
     if not is_plain(base):
         check_no_factors(factors)
+        y = frozen_base(self, base, x) if idle else base(x)
         if idle:
             a, b = a.detach(), b.detach()
-        return lora_update(base(x), x, a, b, c, self.scaling[name], dropout)
+        return lora_update(y, x, a, b, c, self.scaling[name], dropout)
     weight, bias = base._parameters["weight"], base._parameters["bias"]
     weight = weight if isinstance(base, nn.Linear) else weight.t()
     pair = self._ist_pair(x, a, b) if idle and not dropout else None
     if pair is None or x.dim() < 3:  # Tokens of several rows may be mixed up in two dimensions, as those of experts.
         check_no_factors(factors)
     if pair is not None:
-        return frozen_lora_linear(x, weight, bias, pair, c, self.scaling[name], factors)
+        values = None if factors is None else values_for(factors, x)
+        return frozen_lora_linear(x, weight, bias, pair, c, self.scaling[name], values)
     if idle:
         a, b = a.detach(), b.detach()
     return lora_linear(x, weight, bias, a, b, c, self.scaling[name], dropout)
@@ -149,10 +161,25 @@ def peft_forward(module: Any, idle: bool, *args: Any, **kwargs: Any) -> Tensor:
         return type(module).forward(module, *args, **kwargs)
 
 
-def check_no_factors(factors: Tensor | None) -> None:
+def frozen_base(module: Any, base: nn.Module, x: Tensor) -> Tensor:
+    """The base of an idle module, without what trains in it with the layer, such as PEFT's `bias="lora_only"`."""
+    if not any(weight is not None and weight.requires_grad for weight in base._parameters.values()):
+        return base(x)
+    with module._ist_frozen:
+        return base(x)
+
+
+def check_no_factors(factors: RowFactors | None) -> None:
     """Raise JoinError where a response was to be scaled row by row."""
     if factors is not None:
         raise JoinError("a module has no rows to scale its response in")
+
+
+def values_for(factors: RowFactors, x: Tensor) -> Tensor:
+    """The factors, if x has its rows where they are meant for, else JoinError."""
+    if x.shape[:2] != factors.shape:
+        raise JoinError(f"a module has {tuple(x.shape[:2])} rows and tokens in the place of {factors.shape}")
+    return factors.values
 
 
 def is_plain(base: nn.Module) -> bool:
