@@ -54,9 +54,9 @@ class SparseTuner:
         tuner.close()                           # the model is as PEFT made it
 
     A step is an optimizer step: with gradient accumulation `begin_step` comes before the first backward of a step and
-    `end_step` after the optimizer's. It measures in the precision that it is called in: where the forward runs under
-    autocast, call it under autocast too. Make the optimizer from all trainable parameters; which of them a step moves is
-    this class's matter. Also a context manager, which closes itself.
+    `end_step` after the optimizer's. Where the forward runs under autocast, call `end_step` under it too, since it
+    measures in the precision that it is called in. Make the optimizer from all trainable parameters; which of them a
+    step moves is this class's matter. Also a context manager, which closes itself.
 
     Args:
         model: a model with adapters, or without them for selectors that train whole layers.
