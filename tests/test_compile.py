@@ -137,6 +137,36 @@ def test_the_training_is_the_same(recompute: str) -> None:
     assert scores == pytest.approx(expected_scores, rel=1e-4)
 
 
+@pytest.mark.parametrize("use_cache", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True], ids=["block.compile()", "torch.compile(block)"])
+def test_idle_blocks_compute_twice_and_are_left_as_they_were(wrapped: bool, use_cache: bool) -> None:
+    calls = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        return lambda *given: calls.append(graph) or graph(*given)
+
+    model = compiled(None)
+    blocks: Any = model.get_submodule("base_model.model.model.layers")
+    for index, block in enumerate(blocks):
+        block.compile(backend=backend) if not wrapped else blocks.__setitem__(
+            index, torch.compile(block, backend=backend)
+        )
+    parts = [part for block in blocks for part in (block, getattr(block, "_orig_mod", block))]
+    before = [{**vars(part)} for part in parts]
+    gradients = []
+    for recompute in ("none", "frozen"):
+        calls.clear()
+        with SparseTuner(model, selector="fixed:2,4", recompute=recompute, probe_batches=[]) as tuner:
+            tuner.begin_step()
+            model(**tiny_batches(1)[0], use_cache=use_cache).loss.backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+        model.zero_grad()
+        assert len(calls) == NUM_LAYERS + (2 if recompute == "frozen" else 0)
+    assert len(gradients[0]) == 16
+    assert all(map(torch.equal, *gradients))
+    assert [{**vars(part)} for part in parts] == before
+
+
 @pytest.mark.parametrize("recompute", ["none", "frozen"])
 def test_products_of_parts_break_no_graph(recompute: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU does with float32 adapters on a bfloat16 model."""

@@ -8,7 +8,10 @@ from typing import Any
 import peft
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from trl.models.utils import disable_gradient_checkpointing
 
 from ist import SparseTuner
 from tiny import snapshot, tiny_batches, tiny_lora
@@ -33,14 +36,16 @@ class Counts:
             output.register_hook(lambda _: self.backwards.update([index]))
 
 
-def step(model: Any, active: tuple[int, ...], **options: Any) -> tuple[Counts, float, dict[str, torch.Tensor]]:
+def step(
+    model: Any, active: tuple[int, ...], use_cache: bool = False, **options: Any
+) -> tuple[Counts, float, dict[str, torch.Tensor]]:
     """One step with the layers `active`: what was computed, the loss, and the gradients."""
     with SparseTuner(model, num_active_layers=len(active), probe_batches=tiny_batches(1), **options) as tuner:
         counts = Counts(tuner)
         tuner.selector.choose = lambda _: active  # type: ignore[method-assign]
         tuner.begin_step()
         torch.manual_seed(4)
-        loss = model(**tiny_batches(1)[0], use_cache=False).loss
+        loss = model(**tiny_batches(1)[0], use_cache=use_cache).loss
         loss.backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         tuner.end_step()
@@ -145,31 +150,47 @@ def test_reentrant_checkpointing_keeps_the_gradient_that_it_needs() -> None:
     assert gradients.keys() == step(tiny_lora(NUM_LAYERS), (2, 4))[2].keys()
 
 
-def test_blocks_of_other_libraries() -> None:
-    """Which know nothing of transformers' checkpointing."""
+class Block(nn.Module):
+    """Of another library, which knows nothing of transformers' checkpointing."""
 
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.proj = nn.Linear(8, 8)
-            self.calls = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(8, 8)
+        self.calls = 0
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.calls += 1
-            return x + torch.tanh(self.proj(x))
+    def forward(self, x: torch.Tensor, context: tuple[torch.Tensor, ...] = ()) -> torch.Tensor:
+        self.calls += 1
+        return x + torch.tanh(sum(context, self.proj(x)))
 
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = nn.ModuleList(Block() for _ in range(4))
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            for block in self.blocks:
-                x = block(x)
-            return x
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.context = nn.Linear(8, 8)
+        self.blocks = nn.ModuleList(Block() for _ in range(4))
 
+    def forward(self, x: torch.Tensor, with_context: bool = False) -> torch.Tensor:
+        context = (self.context(x),) if with_context else ()
+        for block in self.blocks:
+            x = block(x, context)
+        return x
+
+
+def other_model() -> Any:
     torch.manual_seed(0)
-    model = peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["proj"], init_lora_weights=False), Model())
+    return peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["proj"], init_lora_weights=False), Model())
+
+
+def accelerate_hooks(block: nn.Module) -> None:
+    add_hook_to_module(block, AlignDevicesHook("cpu"))
+
+
+@pytest.mark.parametrize("prepare", [lambda block: None, accelerate_hooks], ids=["plain", "with Accelerate's hooks"])
+def test_blocks_of_other_libraries(prepare: Any) -> None:
+    model = other_model()
+    for block in model.blocks:
+        prepare(block)
+    before = [dict(block.__dict__) for block in model.blocks]
     x = torch.randn(3, 8)
     gradients = []
     for mode in ("none", "frozen"):
@@ -182,8 +203,87 @@ def test_blocks_of_other_libraries() -> None:
             gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
             assert [block.calls for block in model.blocks] == ([1, 1, 1, 2] if mode == "frozen" else [1] * 4)
             model.zero_grad()
-    assert all("forward" not in block.__dict__ for block in model.blocks)
+    assert [{**block.__dict__, "calls": 0} for block in model.blocks] == before
     assert all(map(torch.equal, *gradients))
+
+
+def test_a_gradient_within_a_positional_argument() -> None:
+    """One graph behind all blocks, which the reentrant kind would go through more than once."""
+    gradients = []
+    for mode in ("none", "frozen"):
+        model = other_model()
+        model.context.requires_grad_(True)
+        with SparseTuner(model, num_active_layers=1, recompute=mode, probe_batches=[]) as tuner:
+            tuner.selector.choose = lambda _: (1,)  # type: ignore[method-assign]
+            tuner.begin_step()
+            model(torch.ones(3, 8), with_context=True).square().mean().backward()
+            gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+            assert [block.calls for block in model.blocks] == ([1] * 4 if mode == "none" else [2, 1, 2, 2])
+    assert all(map(torch.equal, *gradients))
+
+
+def test_a_replaced_forward_is_named_once() -> None:
+    model = other_model()
+    for block in model.blocks[2:]:
+        block.forward = lambda *given, block=block: Block.forward(block, *given)
+    with pytest.warns(
+        UserWarning, match=r"^recompute='all' does nothing for 2 of 4 layers \(blocks\.2, …\), w"
+    ) as seen:
+        tuner = SparseTuner(model, num_active_layers=2, recompute="all", probe_batches=[])
+    tuner.selector.choose = lambda _: (0, 1)  # type: ignore[method-assign]
+    for _ in range(2):
+        tuner.begin_step()
+        model(torch.ones(3, 8)).mean().backward()
+    tuner.close()
+    assert len(seen) == 1
+    assert [block.calls for block in model.blocks] == [4, 4, 2, 2]
+    assert ["forward" in block.__dict__ for block in model.blocks] == [False, False, True, True]
+
+
+# ---- Beside transformers, TRL and the compiler
+
+
+def test_checkpointing_of_transformers_is_left_alone() -> None:
+    """TRL switches it off and on again around its reference passes, for all blocks, where it finds it on."""
+    model = tiny_lora(NUM_LAYERS)
+    blocks: Any = model.get_submodule("base_model.model.model.layers")
+    expected = step(tiny_lora(NUM_LAYERS), (2, 4))[2]
+    with SparseTuner(model, num_active_layers=2, probe_batches=tiny_batches(1), recompute="frozen") as tuner:
+        counts = Counts(tuner)
+        tuner.selector.choose = lambda _: (2, 4)  # type: ignore[method-assign]
+        tuner.begin_step()
+        assert not model.is_gradient_checkpointing
+        with torch.no_grad(), disable_gradient_checkpointing(model.get_base_model(), {"use_reentrant": False}):  # type: ignore[arg-type]
+            model(**tiny_batches(1)[0], use_cache=False)
+        counts.forwards.clear()
+        model(**tiny_batches(1)[0], use_cache=False).loss.backward()
+        assert counts.forwards == {0: 1, 1: 1, 2: 1, 3: 2, 4: 1, 5: 2}
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is None or torch.equal(parameter.grad, expected[name])
+    assert not model.is_gradient_checkpointing
+    assert all("forward" not in block.__dict__ for block in blocks)
+
+
+def gpt2_lora() -> Any:
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=NUM_LAYERS, n_head=2, n_embd=16, n_positions=16, vocab_size=64)
+    lora = peft.LoraConfig(target_modules=["c_fc"], init_lora_weights=False, fan_in_fan_out=True)
+    model = peft.get_peft_model(GPT2LMHeadModel(config), lora)
+    for block in model.get_submodule("base_model.model.transformer.h").children():
+        block.input_layernorm = block.ln_1  # as `Counts` knows it
+    return model
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+@pytest.mark.parametrize("make", [lambda: tiny_lora(NUM_LAYERS), gpt2_lora], ids=["llama", "gpt2"])
+def test_with_and_without_a_cache(make: Any, use_cache: bool) -> None:
+    """A cache would grow twice where a block computes twice; GPT-2's blocks take it by position."""
+    counts, loss, gradients = step(make(), (2, 4), use_cache, recompute="frozen")
+    assert counts.forwards == {0: 1, 1: 1, 2: 1, 3: 2, 4: 1, 5: 2}
+    _, expected_loss, expected = step(make(), (2, 4), use_cache)
+    assert loss == expected_loss
+    assert gradients.keys() == expected.keys()
+    assert all(torch.equal(gradients[name], expected[name]) for name in gradients)
 
 
 def test_both_kinds_of_checkpointing_are_refused() -> None:

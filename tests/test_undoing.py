@@ -347,6 +347,51 @@ def test_a_batch_without_a_loss_is_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
+class Forwards(TrainerCallback):
+    """How often each block computed in a step: reference passes, generation and recomputation too."""
+
+    def __init__(self, ist: IST) -> None:
+        self._ist = ist
+        self._counts: list[int] = []
+        self.steps: list[tuple[tuple[int, ...], list[int]]] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self._blocks = list(model.get_base_model().model.layers)
+        for index, block in enumerate(self._blocks):
+            block.input_layernorm.register_forward_hook(lambda *_, index=index: self._count(index))
+
+    def _count(self, index: int) -> None:
+        self._counts[index] += 1
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._counts = [0] * len(self._blocks)
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        assert self._ist.tuner is not None
+        assert not any(block.gradient_checkpointing for block in self._blocks)
+        self.steps.append((self._ist.tuner.active_layers or (), self._counts))
+
+
+@pytest.mark.parametrize("kind", ["DPO", "KTO", "GRPO"])
+def test_idle_layers_alone_compute_twice_around_reference_passes(
+    tmp_path: Path, tiny_model_folder: Path, kind: str
+) -> None:
+    ist = IST(selector="random", num_active_layers=2, seed=EARLY, recompute="frozen")
+    forwards = Forwards(ist)
+    trainer = make_trl_trainer(kind, tiny_model_folder, tmp_path, ist, forwards, max_steps=3)
+    trainer.train()
+    assert len(forwards.steps) == 3
+    for active, counts in forwards.steps:
+        again = [index for index in range(min(active), 4) if index not in active]
+        assert [index for index in range(4) if counts[index] > counts[0]] == again  # the first never computes twice
+        assert max(counts) <= counts[0] + 1
+    assert any(max(counts) > counts[0] for _, counts in forwards.steps)
+    assert not trainer.model.is_gradient_checkpointing
+    forwards.steps.clear()
+    trainer.train()
+    assert len(forwards.steps) == 3
+
+
 @pytest.mark.parametrize("kind", ["DPO", "GRPO"])
 def test_random_choice_needs_no_loss_function(tmp_path: Path, tiny_model_folder: Path, kind: str) -> None:
     make_trl_trainer(kind, tiny_model_folder, tmp_path, IST(selector="random", update_interval=2)).train()

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from .activation import LayerActivation
 from .layers import Layer
-from .recompute import recomputed_idle
 
 __all__ = ["BackwardDepth"]
 
@@ -83,8 +82,7 @@ def recomputes_reentrantly(block: nn.Module) -> bool:
     if not getattr(block, "gradient_checkpointing", False):
         return False
     function = getattr(block, "_gradient_checkpointing_func", None)
-    on = function not in (None, recomputed_idle)
-    return on and bool(getattr(function, "keywords", {}).get("use_reentrant", True))
+    return function is not None and bool(getattr(function, "keywords", {}).get("use_reentrant", True))
 
 
 def remove_hooks(handles: dict[nn.Module, Any]) -> None:
