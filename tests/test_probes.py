@@ -1,6 +1,7 @@
 """Probe streams: the same batch for the same index, and a training run that notices nothing."""
 
 import random
+import weakref
 from collections import namedtuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from ist.probe_source import probe_stream
 from ist.probes import DatasetProbes, IterableProbes, RecordedProbes, private_randomness, to_device
 from ist.sampling import keyed_seed
 
@@ -131,6 +133,51 @@ class StreamWithLength(Stream):
 def test_a_dataset_that_cannot_be_drawn_from_is_refused(dataset):
     with pytest.raises(ValueError, match=f"a {type(dataset).__name__} that is empty or can only be .*: give a dataset"):
         DatasetProbes(dataset, 2, list, 0)
+
+
+class Masking:
+    """A collator with a generator of its own, which holds the model and what cannot be copied."""
+
+    def __init__(self, model: nn.Module | None = None):
+        self.generator = torch.Generator().manual_seed(0)
+        self.model = model
+        self.weights = torch.ones(3, requires_grad=True) * 2
+
+    def __call__(self, rows):
+        return {"rows": rows, "mask": torch.rand(len(rows), generator=self.generator).tolist()}
+
+
+def test_a_collator_with_a_generator_gives_the_same_batch_for_the_same_index_and_training_its_own():
+    collate, twin = Masking(), Masking()
+    probes = DatasetProbes(range(12), 4, collate, 0)
+    expected = [probes.batch(index) for index in range(3)]
+    assert len({tuple(batch["mask"]) for batch in expected}) == 3
+    assert DatasetProbes(range(12), 4, Masking(), 0).batch(2) == expected[2]
+    assert collate([1, 2]) == twin([1, 2])
+    assert probes.batch(2) == expected[2]
+    assert DatasetProbes(range(12), 4, Masking(), 1).batch(2)["mask"] != expected[2]["mask"]
+
+
+def test_a_loaders_collator_is_left_as_it_was():
+    collate, twin = Masking(), Masking()
+    probes = IterableProbes(DataLoader(Stream(), batch_size=2, collate_fn=collate), 0)
+    expected = [probes.batch(index) for index in range(3)]
+    again = IterableProbes(DataLoader(Stream(), batch_size=2, collate_fn=Masking()), 0)
+    assert [again.batch(2), again.batch(0)] == [expected[2], expected[0]]
+    assert collate([1, 2]) == twin([1, 2])
+
+
+def test_a_model_that_a_collator_holds_is_in_memory_once():
+    class Single(nn.Linear):
+        def __reduce_ex__(self, protocol):
+            raise AssertionError("a copy was made")
+
+    class Owner(Single):
+        def collate(self, rows):
+            return {"rows": rows}
+
+    for collate in (Masking(Single(2, 2)), Owner(2, 2).collate):
+        assert len(DatasetProbes(range(8), 2, collate, 0).batch(0)["rows"]) == 2
 
 
 # IterableProbes
@@ -307,6 +354,64 @@ def test_closing_lets_go_of_the_batch_and_the_model():
     model(x=torch.ones(1, 2))
     assert probes.batch(0) is None
     probes.close()
+
+
+def test_the_hook_goes_with_the_stream():
+    model = Model()
+    probes = RecordedProbes(model)
+    x = torch.ones(1, 2)
+    model(x=x)
+    kept = weakref.ref(x)
+    del probes, x
+    assert len(model._forward_pre_hooks) == 0
+    assert kept() is None
+
+
+# probe_stream
+
+
+def rows_of(num, size=2):
+    return [{"x": torch.ones(size, 2)} for _ in range(num)]
+
+
+class Ready:
+    def batch(self, index):
+        return {"text": ["a"], "x": torch.ones(3, 2)}
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("asked", [None, 1, 3, 8, 100])
+def test_batches_of_the_size_asked_for_are_drawn_from_a_loaders_dataset(asked):
+    loader = DataLoader(range(12), batch_size=4)
+    batch = probe_stream(loader, Model(), 0, batch_size=asked).batch(0)
+    assert len(batch) == min(asked or 4, 12)
+
+
+@pytest.mark.parametrize("source", [rows_of(2, 3), Ready(), DataLoader(rows_of(2, 3), batch_size=None), None])
+def test_ready_made_batches_of_another_size_are_said_once(source):
+    model = Model()
+    for asked in (None, 3):
+        probes = probe_stream(source, model, 0, batch_size=asked)
+        model(x=torch.ones(3, 2))
+        assert probes.batch(0)["x"].shape == (3, 2)
+    probes = probe_stream(source, model, 0, batch_size=16)
+    model(x=torch.ones(3, 2))
+    message = "probe_batch_size=16 has no effect on .*, and these have 3 example.*: set probe_batch_size=3 if"
+    with pytest.warns(UserWarning, match=message) as caught:
+        first = probes.batch(0)
+    assert len(caught) == 1
+    assert probes.batch(1)["x"].shape == first["x"].shape
+    probes.close()
+
+
+def test_the_batches_of_a_ready_dataset_are_those_asked_for_or_are_named():
+    model = Model()
+    small = DatasetProbes(range(5), 16, list, 0)
+    assert probe_stream(small, model, 0, batch_size=16) is small
+    with pytest.warns(UserWarning, match="these have 5 example"):
+        probe_stream(small, model, 0, batch_size=4).batch(0)
 
 
 # private_randomness

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from ist import FixedSelector, History, ISTConfig, SparseTuner, read_history
 from reference_ist import ReferenceIST
@@ -19,6 +22,7 @@ from tiny import (
     snapshot,
     tiny_batches,
     tiny_lora,
+    tiny_rows,
     traces,
     trainable,
 )
@@ -56,7 +60,7 @@ def test_equals_the_naive_twin_over_100_steps(
     config = {"seed": 3, "beta": 0.25, "mu": 50.0, "num_candidates": 3}
 
     model = tiny_lora(num_layers, lora_dropout=0.1).to(dtype)
-    options = {"update_interval": 4, "fused": fused, "frozen_dropout": True}
+    options = {"update_interval": 4, "fused": fused, "frozen_dropout": True, "probe_batch_size": 4}
     tuner = SparseTuner(model, preset=preset, probe_batches=probes, **config, **options)  # type: ignore[arg-type]
     actives = []
     choose = tuner.selector.choose
@@ -210,13 +214,47 @@ def test_after_an_exception_the_model_is_as_peft_made_it(where: str) -> None:
     assert traces(model) == before
 
 
-def test_hooks_go_with_the_tuner() -> None:
+@pytest.mark.parametrize("probes", [None, tiny_batches(1)], ids=["recorded", "given"])
+def test_hooks_go_with_the_tuner(probes: Any) -> None:
     model = tiny_lora()
     before = traces(model)
-    tuner = SparseTuner(model, probe_batches=tiny_batches(1))
+    tuner = SparseTuner(model, probe_batches=probes)
     assert traces(model)["hooks"] != before["hooks"]
     del tuner
+    gc.collect()
     assert traces(model) == before
+
+
+def test_after_closing_the_optimizer_can_be_freed() -> None:
+    model = tiny_lora()
+    tuner = SparseTuner(model, update_interval=1, optimizer_state="offload")
+    optimizer = torch.optim.AdamW(trainable(model))
+    tuner.begin_step()
+    model(**tiny_batches(1)[0]).loss.backward()
+    optimizer.step()
+    tuner.end_step(optimizer)
+    kept = weakref.ref(optimizer)
+    tuner.close()
+    tuner.close()
+    del optimizer
+    gc.collect()
+    assert kept() is None
+    assert tuner.state_dict()["num_steps"] == 1
+
+
+@pytest.mark.parametrize(("options", "size"), [({}, 4), ({"probe_batch_size": 2}, 2), ({"preset": "reference"}, 16)])
+def test_the_configured_number_of_examples_is_measured(options: dict[str, Any], size: int) -> None:
+    seen: set[int] = set()
+
+    def loss_function(model: Any, batch: Any) -> torch.Tensor:
+        seen.add(len(batch["input_ids"]))
+        return model(**batch).loss
+
+    model = tiny_lora()
+    loader = DataLoader(tiny_rows(32), batch_size=4)  # type: ignore[arg-type]
+    with SparseTuner(model, probe_batches=loader, update_interval=1, loss_function=loss_function, **options) as tuner:
+        train(model, tiny_batches(2), tuner, 2)
+    assert seen == {size}
 
 
 def test_a_loss_that_is_not_finite_skips_the_update_with_one_warning() -> None:
@@ -370,6 +408,16 @@ def test_a_resume_may_change_what_trains_the_same(then: dict[str, Any], now: dic
     tuner = SparseTuner(tiny_lora(), **now)
     tuner.load_state_dict({**state, "num_steps": 7})
     assert tuner.num_steps == 7
+
+
+def test_a_refusal_changes_nothing_though_batches_would_be_recorded() -> None:
+    model = tiny_lora()
+    model.gradient_checkpointing_enable()
+    before = traces(model)
+    with pytest.raises(ValueError, match="gradient checkpointing are both on") as error:
+        SparseTuner(model, recompute="frozen")
+    assert traces(model) == before
+    assert error.tb  # It still holds the tuner that was being made.
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,8 @@ class ISTConfig:
     follow its factor."""
 
     probe_batch_size: int | None = None
-    """Examples in a probe batch. `None` is the training batch's size under `paper`, and 16 under `reference`."""
+    """Examples in a probe batch. `None` is the training batch's size under `paper`, and 16 under `reference`.
+    Batches that come ready-made keep their size, and a warning says so."""
 
     fused: bool = True
     """Whether LoRA modules compute as one function, which keeps nothing of idle layers; those that cannot (DoRA,

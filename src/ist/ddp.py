@@ -19,6 +19,8 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_flatten, tree_unflatten  # DDP reads outputs by it too
 
+from .hooks import WeakHook
+
 __all__ = ["ReducedGradients", "TiedOutputs", "unwrap_ddp"]
 
 
@@ -89,8 +91,7 @@ class TiedOutputs:
 
     def __init__(self, model: nn.Module, idle: Callable[[], Sequence[nn.Parameter]]) -> None:
         self._idle = idle
-        tie_outputs = weakref.WeakMethod(self._tie)  # The hook goes with this object, as those of the gates do.
-        handle = model.register_forward_hook(lambda *arguments: (alive := tie_outputs()) and alive(*arguments))
+        handle = model.register_forward_hook(WeakHook(self._tie))
         self._stop = weakref.finalize(self, handle.remove)
         self._wrapper: weakref.ref[DistributedDataParallel] | None = None
         self.reduced = ReducedGradients(lambda: frozenset(map(id, idle())))

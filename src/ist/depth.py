@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .activation import LayerActivation
+from .hooks import WeakHook
 from .layers import Layer
 
 __all__ = ["BackwardDepth"]
@@ -46,8 +47,7 @@ class BackwardDepth:
                 continue
             if handle is not None:
                 handle.remove()
-            method = weakref.WeakMethod(self.cut)
-            self._handles[module] = module.register_forward_hook(lambda *given, m=method: (cut := m()) and cut(*given))
+            self._handles[module] = module.register_forward_hook(WeakHook(self.cut))
 
     def cut(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         """The embeddings' output, without a gradient that nobody reads."""

@@ -9,14 +9,17 @@ from __future__ import annotations
 import copy
 import random
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
+from .collation import private_state
+from .hooks import WeakHook
 from .sampling import keyed_generator, keyed_seed
 
 __all__ = [
@@ -25,7 +28,6 @@ __all__ = [
     "ProbeStream",
     "RecordedProbes",
     "private_randomness",
-    "probe_stream",
     "to_device",
 ]
 
@@ -55,8 +57,8 @@ class DatasetProbes:
     Args:
         dataset: has a length and gives an example for an index.
         batch_size: examples in a batch, of each process.
-        collate: makes a batch of a list of examples.
-        seed: of the order, the same in every process.
+        collate: makes a batch of a list of examples. It may be the training's own: it is left as it was.
+        seed: of the order and of the collator's own generators, the same in every process.
         rank: of this process.
         num_ranks: processes that train together.
     """
@@ -77,8 +79,10 @@ class DatasetProbes:
             )
         self._dataset = dataset
         self._rank, self._num_ranks = rank, num_ranks
+        self.wanted_size = batch_size
+        """Examples in a batch, where the dataset has as many."""
         self._batch_size = min(batch_size, max(1, len(dataset) // num_ranks))
-        self._collate = private_copy(collate)
+        self._collate = collate
         self._seed = seed
 
     def batch(self, index: int) -> Batch:
@@ -90,7 +94,9 @@ class DatasetProbes:
         chosen = order[start : start + self._batch_size].tolist()
         fetch_many = getattr(self._dataset, "__getitems__", None)
         examples = fetch_many(chosen) if fetch_many else [self._dataset[i] for i in chosen]
-        return self._collate(examples)
+        key = keyed_seed(self._seed, "probe collation", index * self._num_ranks + self._rank)
+        with private_state(self._collate, key):
+            return self._collate(examples)
 
     def close(self) -> None:
         """Nothing to undo."""
@@ -118,6 +124,7 @@ class IterableProbes:
         if isinstance(batches, DataLoader):
             batches = private_loader(batches)
         self._batches = batches
+        self._collate = getattr(batches, "collate_fn", None)
         self._seed = seed
         self._rank, self._num_ranks = rank, num_ranks
         self._iterator: Iterator[Batch] = iter(())
@@ -138,11 +145,13 @@ class IterableProbes:
 
     def _advance(self) -> Batch | None:
         # Each batch is made under a key of its own, so that a resumed run makes the same ones.
-        with private_randomness(keyed_seed(self._seed, "probe batch", self._next_index)):
+        seed = keyed_seed(self._seed, "probe batch", self._next_index)
+        with private_randomness(seed), private_state(self._collate, seed):
             batch = next(self._iterator, None)
         if batch is None:
             self._epoch += 1
-            with private_randomness(keyed_seed(self._seed, "probe epoch", self._epoch)):
+            seed = keyed_seed(self._seed, "probe epoch", self._epoch)
+            with private_randomness(seed), private_state(self._collate, seed):
                 self._iterator = iter(self._batches)
                 batch = next(self._iterator, None)
         self._next_index += 1
@@ -151,14 +160,6 @@ class IterableProbes:
     def close(self) -> None:
         """Let workers of a loader end."""
         self._iterator = iter(())
-
-
-def private_copy(collate: Callable[[list[Any]], Batch]) -> Callable[[list[Any]], Batch]:
-    """A copy of a collator, whose own generator (masking, augmentation) measuring must not advance."""
-    try:
-        return copy.deepcopy(collate)
-    except TypeError:  # it holds what cannot be copied, such as a lock
-        return collate
 
 
 def private_loader(loader: DataLoader[Any]) -> DataLoader[Any]:
@@ -181,12 +182,13 @@ class RecordedProbes:
     """The last batch that the model was trained on, for data that can be read only once (streams).
 
     Args:
-        model: its forward is watched until `close`.
+        model: its forward is watched until `close`, and at most as long as this object lives.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._batch: Batch | None = None
-        self._handle = model.register_forward_pre_hook(self._record, with_kwargs=True)
+        handle = model.register_forward_pre_hook(WeakHook(self._record), with_kwargs=True)
+        self._stop = weakref.finalize(self, handle.remove)
 
     def _record(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model.training and torch.is_grad_enabled() and not args:
@@ -198,7 +200,7 @@ class RecordedProbes:
 
     def close(self) -> None:
         """Stop watching and let go of the batch."""
-        self._handle.remove()
+        self._stop()
         self._batch = None
 
 
@@ -240,54 +242,3 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(to_device(item, device) for item in value)
     return value
-
-
-def probe_stream(
-    source: Iterable[Mapping[str, Any]] | ProbeStream | None,
-    model: nn.Module,
-    seed: int,
-    rank: int = 0,
-    num_ranks: int = 1,
-) -> ProbeStream:
-    """The stream that `source` means: itself, an own pass over its data, or the last training batch where it is None.
-
-    Args:
-        source: a `ProbeStream` (which gives each process what it should have), a `DataLoader`, another iterable of
-            batches, or None.
-        model: whose training batches are recorded where there is no source.
-        seed: of an own pass.
-        rank: of this process.
-        num_ranks: processes that train together; each measures on a share of its own.
-
-    Raises:
-        ValueError: the source cannot be iterated.
-    """
-    if source is None:
-        return RecordedProbes(model)
-    if hasattr(source, "batch") and hasattr(source, "close"):
-        return cast("ProbeStream", source)
-    if isinstance(source, DataLoader) and is_drawable(source):
-        return DatasetProbes(source.dataset, source.batch_size or 1, source.collate_fn, seed, rank, num_ranks)
-    if not isinstance(source, Iterable):
-        raise ValueError(
-            f"probe_batches is a {type(source).__name__}, which cannot be iterated: give a DataLoader, a list of "
-            "batches, or None to measure on the last training batch."
-        )
-    if is_shared_out(source):
-        rank, num_ranks = 0, 1
-    return IterableProbes(source, seed, rank, num_ranks)
-
-
-def is_shared_out(source: Any) -> bool:
-    """Whether a loader gives each process batches of its own, as Accelerate's do and those with their samplers."""
-    samplers = (getattr(source, "sampler", None), getattr(source, "batch_sampler", None))
-    return type(source).__module__.startswith("accelerate.") or any(
-        isinstance(sampler, DistributedSampler) or type(sampler).__module__.startswith("accelerate.")
-        for sampler in samplers
-    )
-
-
-def is_drawable(loader: DataLoader[Any]) -> bool:
-    """Whether batches can be drawn from the dataset of a loader without touching the loader."""
-    drawable = not isinstance(loader.dataset, IterableDataset) and hasattr(loader.dataset, "__len__")
-    return drawable and loader.batch_size is not None and len(loader.dataset) > 0  # type: ignore[arg-type]

@@ -25,7 +25,8 @@ from .history import History
 from .lora_fa import IdlePairs, is_lora_fa
 from .measurement import Measurement
 from .optimizer_state import OptimizerState
-from .probes import ProbeStream, probe_stream
+from .probe_source import probe_stream
+from .probes import ProbeStream
 from .recompute import Recompute
 from .resume import STATE_FORMAT, check_same_run
 from .selectors import ImportanceUpdate, SelectorFactory, make_selector, selector_factory, what_trains
@@ -63,6 +64,7 @@ class SparseTuner:
         config: hyperparameters; or give them as keywords.
         probe_batches: where the importance loop takes its batches from: anything that can be iterated more than once,
             such as a `DataLoader`, or a `ProbeStream`. None takes the batch that the model was trained on last.
+            Of a `DataLoader` over a dataset with a length, batches of `probe_batch_size` are drawn from the dataset.
         selector: a name in `SELECTORS`, such as `ist` (the paper's chooser), `random` or `lisa`; `fixed:` with the
             layers, as in `fixed:0,3,5`; or a function `(config, number of layers) -> Selector`.
         layers: the stack of blocks to choose from, where the model has several: see `discover_layers`.
@@ -108,12 +110,15 @@ class SparseTuner:
         self._idle_pairs: IdlePairs | None = None
         self._optimizer_state: OptimizerState | None = None
         self._warned_not_allocated = False
-        probes = probe_stream(probe_batches, model, self.config.seed, self.ranks.rank, self.ranks.size)
+        adalora = find_adalora(model)
+        # These two may refuse, and nothing is hooked before the second has passed.
+        self._recompute = Recompute(self.layers, self.config.recompute)
+        probes = probe_stream(
+            probe_batches, model, self.config.seed, self.ranks.rank, self.ranks.size, self.config.probe_batch_size
+        )
         self._measurement = Measurement(
             model, self.layers, probes, self.config, loss_function or model_loss, self.ranks
         )
-        adalora = find_adalora(model)
-        self._recompute = Recompute(self.layers, self.config.recompute)
         self._activation = LayerActivation(
             self.layers,
             readers=() if adalora is None else (adalora,),
@@ -279,6 +284,7 @@ class SparseTuner:
             self._idle_pairs.close()
         if self._optimizer_state:
             self._optimizer_state.close()
+        self._optimizer = self._optimizer_state = self._idle_pairs = None  # Its moments are the caller's to free.
         self._tied_outputs.close()
         self._depth.close()
         self._recompute.close()

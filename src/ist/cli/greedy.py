@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
+from ..collation import private_state
 from ..greedy import count_trainings, greedy_layers
-from ..probes import private_copy
-from ..sampling import keyed_generator
+from ..sampling import keyed_generator, keyed_seed
 from ..whole_layers import layers_to_train
 from .arguments import RunArguments
 from .display import Display
@@ -81,10 +81,10 @@ def search_batches(
     order = torch.randperm(len(dataset), generator=keyed_generator(seed, "greedy", 0)).tolist()
     num_held_out = max(1, min(MAX_HELD_OUT, len(order) // 5))
     rows = order[num_held_out:][: num_steps * batch_size]
-    collate = private_copy(collate)
 
     def batches(indices: list[int]) -> list[Any]:
         chunks = (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
         return [collate([dataset[index] for index in chunk]) for chunk in chunks]
 
-    return batches(rows), batches(order[:num_held_out])
+    with private_state(collate, keyed_seed(seed, "greedy collation", 0)):
+        return batches(rows), batches(order[:num_held_out])
