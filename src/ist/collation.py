@@ -37,7 +37,7 @@ def private_state(collate: Callable[..., Any] | None, seed: int) -> Iterator[Non
     """
     parts = list(consists_of(collate))
     held = [holder for part in parts for holder in holders(part)]
-    before = [holder.copy() for holder in held]
+    before = [list(holder) if isinstance(holder, list) else dict(holder) for holder in held]
     undo: list[Callable[[], object]] = []
     try:
         for part in parts:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -52,14 +53,20 @@ class Measurement:
         self.seconds = 0.0
         """Time spent."""
         self._model = model
-        self._layers = layers
         self._probes = probes
         self._config = config
-        self._loss_function = loss_function
         self._ranks = ranks
         self._sharded = is_sharded(model)
         # Ranks that hold parts of the weights have to do the same forwards, and the same number of them.
         joint = loss_function is model_loss and not self._sharded
+        self._one_by_one = partial(
+            candidate_losses,
+            model,
+            layers,
+            beta=config.beta,
+            loss_function=loss_function,
+            damping=cast("Damping", config.damping),
+        )
         self._joint = JointLosses(model, layers, config.beta, self._one_by_one) if joint else None
         self._warned: set[str] = set()
 
@@ -138,17 +145,6 @@ class Measurement:
         )
         torch.cuda.empty_cache()
         return None
-
-    def _one_by_one(self, candidates: Sequence[Collection[int]], batch: Mapping[str, Any]) -> Tensor:
-        return candidate_losses(
-            self._model,
-            self._layers,
-            candidates,
-            batch,
-            self._config.beta,
-            self._loss_function,
-            cast("Damping", self._config.damping),
-        )
 
     def _warn_no_batch(self) -> None:
         if "batch" not in self._warned:
