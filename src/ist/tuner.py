@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from .depth import BackwardDepth
 from .distributed import current_ranks
 from .fingerprint import base_fingerprint
 from .history import History
+from .layers import Layer
 from .lora_fa import IdlePairs, is_lora_fa
 from .measurement import Measurement
 from .optimizer_state import OptimizerState
@@ -35,6 +37,11 @@ from .suppression import LossFunction, model_loss
 from .whole_layers import layers_to_train
 
 __all__ = ["SparseTuner"]
+
+MANY_STEPS = 10
+"""So many steps begun and none ended are no longer steps that a loop skips."""
+open_tuners: weakref.WeakSet[SparseTuner] = weakref.WeakSet()
+"""Those that were not closed, perhaps since their training ended with an exception."""
 
 
 class SparseTuner:
@@ -116,6 +123,7 @@ class SparseTuner:
         probes = probe_stream(
             probe_batches, model, self.config.seed, self.ranks.rank, self.ranks.size, self.config.probe_batch_size
         )
+        close_earlier_tuners(self.layers)
         self._measurement = Measurement(
             model, self.layers, probes, self.config, loss_function or model_loss, self.ranks
         )
@@ -135,6 +143,11 @@ class SparseTuner:
             self.record_to(history)
         self.rank_allocation = None if adalora is None else RankAllocation(adalora)
         """AdaLoRA's, or None for other methods."""
+        self.closed = False
+        """Whether `close` was called."""
+        self._num_begun = 0
+        """Steps begun since one was ended."""
+        open_tuners.add(self)
 
     @property
     def active_layers(self) -> tuple[int, ...] | None:
@@ -222,8 +235,16 @@ class SparseTuner:
             Indices of the active layers in ascending order.
 
         Raises:
-            ValueError: on every rank, where the processes do not train the same step or layers.
+            ValueError: on every rank, where the processes do not train the same step or layers; the tuner is closed.
         """
+        self._check_open()
+        self._num_begun += 1
+        if self._num_begun == MANY_STEPS:
+            warnings.warn(
+                f"begin_step was called {MANY_STEPS} times and end_step never in between, so the same layers train at "
+                "every step and nothing is learned of the others: call end_step(optimizer) after optimizer.step().",
+                stacklevel=2,
+            )
         self._step_start = time.perf_counter()
         active = self.selector.choose(self.num_steps)
         self.ranks.check_same("the layers of the next step", {"step": self.num_steps + 1, "active": list(active)})
@@ -259,7 +280,12 @@ class SparseTuner:
 
         Returns:
             What was measured and learned, or None where it was not time to.
+
+        Raises:
+            ValueError: the tuner is closed.
         """
+        self._check_open()
+        self._num_begun = 0
         if optimizer is not None and self._optimizer is None:
             self.attach_optimizer(optimizer)
         self._warn_if_not_allocated()
@@ -277,7 +303,9 @@ class SparseTuner:
         return update
 
     def close(self) -> None:
-        """Leave the model as PEFT made it. The tuner's state can still be saved."""
+        """Leave the model as PEFT made it. The tuner's state can still be saved; for more steps make another tuner."""
+        self.closed = True
+        open_tuners.discard(self)
         if self.rank_allocation:
             self.rank_allocation.close()
         if self._idle_pairs:
@@ -345,6 +373,12 @@ class SparseTuner:
         """The ids of the parameters that the current step leaves alone."""
         return set(map(id, self._activation.idle_parameters()))
 
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError(
+                "This tuner is closed, and the model is as PEFT made it: make another SparseTuner to go on."
+            )
+
     def _warn_if_not_allocated(self) -> None:
         if self.rank_allocation and not self.rank_allocation.done and not self._warned_not_allocated:
             self._warned_not_allocated = True
@@ -353,3 +387,11 @@ class SparseTuner:
                 "before optimizer.zero_grad().",
                 stacklevel=3,
             )
+
+
+def close_earlier_tuners(layers: Sequence[Layer]) -> None:
+    """Close the tuners of the same layers, which would freeze them at their own steps."""
+    blocks = {id(layer.module) for layer in layers}
+    for tuner in list(open_tuners):
+        if blocks & {id(layer.module) for layer in tuner.layers}:
+            tuner.close()

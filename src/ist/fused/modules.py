@@ -36,10 +36,13 @@ class RowFactors(NamedTuple):
 
 
 class Switch:
-    """Whether the modules that share it are idle: that their adapters are frozen."""
+    """Whether the modules that share it are idle: that their adapters are frozen. Those of a copied model are not."""
 
     def __init__(self) -> None:
         self.idle = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
 
 
 class FusedLora:

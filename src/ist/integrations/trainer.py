@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,8 @@ from ..tuner import SparseTuner
 
 __all__ = ["IST"]
 
+logger = getLogger(__name__)
+
 
 class IST(TrainerCallback, ExportableState):
     """Importance-aware Sparse Tuning in one line.
@@ -49,7 +52,8 @@ class IST(TrainerCallback, ExportableState):
         layers: the stack of blocks to choose from, where the model has several: see `discover_layers`.
         loss_function: `(model, batch) -> loss` in nats for the importance loop; `model(**batch).loss` if None.
         probe_dataset: a map-style dataset to measure on, prepared as the training set is; the training set if None.
-        options: fields of `ISTConfig`, such as `num_active_layers=8`.
+        options: fields of `ISTConfig`, such as `num_active_layers=8`. The `seed` of the choices is one of them, and not
+            the Trainer's: give `seed=args.seed` where trainings of several seeds are compared.
 
     Raises:
         ValueError: an option is unknown or not allowed; and, when training begins, the model does not fit.
@@ -96,7 +100,7 @@ class IST(TrainerCallback, ExportableState):
                 "be frozen apart: start one process for each GPU with `accelerate launch` or `torchrun`, or show the "
                 "Trainer one GPU, as in CUDA_VISIBLE_DEVICES=0."
             )
-        stand_before_reporters(self)
+        check_alone(stand_before_reporters(self))
         model = kwargs["model"]
         tuner = SparseTuner(
             model,
@@ -119,6 +123,7 @@ class IST(TrainerCallback, ExportableState):
             raise
         self.tuner = tuner
         warn_of_unfinished_schedule(tuner, state.max_steps)
+        warn_of_no_update(tuner, self._selector, state.max_steps)
         # The Trainer's next save expects an entry, which a checkpoint of a run without IST lacks.
         saved_states(state).setdefault(type(self).__name__, self.state())
 
@@ -126,7 +131,7 @@ class IST(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Choose the layers of this optimizer step."""
-        if self.tuner:
+        if self.tuner and not self.tuner.closed:
             self.tuner.begin_step()
 
     def on_pre_optimizer_step(
@@ -145,7 +150,7 @@ class IST(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure and learn where it is time to."""
-        if self.tuner:
+        if self.tuner and not self.tuner.closed:
             self.tuner.end_step(kwargs.get("optimizer"))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -253,6 +258,17 @@ def warn_of_unfinished_schedule(tuner: SparseTuner, num_steps: int) -> None:
         )
 
 
+def warn_of_no_update(tuner: SparseTuner, selector: Any, num_steps: int) -> None:
+    """Say where the training ends before anything is learned of the layers."""
+    if selector == "ist" and tuner.config.update_interval > num_steps and tuner.ranks.is_main:
+        logger.warning(
+            "IST measures importance every %d steps and this training has %d, so its layers are chosen at random "
+            "throughout: set update_interval to a smaller number, or train longer.",
+            tuner.config.update_interval,
+            num_steps,
+        )
+
+
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
     """Where the Trainer keeps the checkpoint of this step."""
     return Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
@@ -280,8 +296,17 @@ def summarize(tuner: SparseTuner) -> dict[str, float]:
     return summary
 
 
-def stand_before_reporters(callback: TrainerCallback) -> None:
-    """Move a callback to the front of its Trainer's list.
+def check_alone(callbacks: Sequence[TrainerCallback]) -> None:
+    """Raise ValueError where several callbacks would choose layers."""
+    num = sum(isinstance(callback, IST) for callback in callbacks)
+    if num > 1:
+        raise ValueError(
+            f"The Trainer has {num} IST callbacks, each of which would freeze the others' layers: give one."
+        )
+
+
+def stand_before_reporters(callback: TrainerCallback) -> Sequence[TrainerCallback]:
+    """Move a callback to the front of its Trainer's list, and return the list; empty where it is not found.
 
     The Trainer calls users' callbacks after the reporters (TensorBoard, W&B, trackio), and hands none of them the
     list: the handler is found among the callers. Where it is not, `ist/…` reaches the history and the console only.
@@ -293,5 +318,6 @@ def stand_before_reporters(callback: TrainerCallback) -> None:
             # Those between the new place and the old one move up by one, so a loop over the list misses nobody.
             handler.callbacks.remove(callback)
             handler.callbacks.insert(0, callback)
-            return
+            return handler.callbacks
         frame = frame.f_back
+    return ()
