@@ -384,7 +384,7 @@ def test_a_selector_of_ones_own() -> None:
     ("change", "message"),
     [
         ({"format": 0}, "format 0"),
-        ({"layers": ["a", "b"]}, "of 2 layers, a among them, and this model has 4, with base_model"),
+        ({"layers": ["a", "b"]}, "of 2 layers with adapters, a in the place of base_model"),
         ({"selector_type": "RandomSelector"}, "began with RandomSelector and would go on with LearnedSelector"),
         ({"config": {"mu": 3.0}}, r"mu was 3.0 and is 10.0"),
         ({"config": {"optimizer_state": "reset"}}, r"optimizer_state was 'reset' and is 'keep'"),

@@ -156,7 +156,8 @@ def check_adapters(model: nn.Module, adapters: dict[str, nn.Module]) -> None:
     if not any(parameter.requires_grad for module in adapters.values() for parameter in module.parameters()):
         raise ValueError(
             "No adapter parameter requires a gradient, so there is nothing to train: load the adapter with "
-            "is_trainable=True, or call model.set_adapter(name)."
+            "is_trainable=True, call model.set_adapter(name), or where adapters are switched off "
+            "model.enable_adapter_layers()."
         )
 
 

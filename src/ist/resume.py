@@ -48,10 +48,11 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
         raise ValueError(f"The saved state has format {saved.get('format')!r}, and this version reads {STATE_FORMAT}.")
     then, now = list(saved["layers"]), list(current["layers"])
     if then != now:
-        differing = next(((a, b) for a, b in zip(then, now, strict=False) if a != b), (then[0], now[0]))
+        differing = next(((a, b) for a, b in zip(then, now, strict=False) if a != b), None)
+        names = f", {differing[0]} in the place of {differing[1]}" if differing else ""
         raise ValueError(
-            f"The saved state is of {len(then)} layers, {differing[0]} among them, and this model has {len(now)}, with "
-            f"{differing[1]} in that place: resume with the model and the adapter that the run began with."
+            f"The saved state is of {len(then)} layers with adapters{names}, and this model has {len(now)}: resume "
+            "with the model and the adapter that the run began with."
         )
     bases = saved.get("base_fingerprint"), current["base_fingerprint"]
     if None not in bases and bases[0] != bases[1]:

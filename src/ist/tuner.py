@@ -96,6 +96,8 @@ class SparseTuner:
         **options: Any,
     ) -> None:
         self.config = resolve_config(config, options)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model is a {type(model).__name__}: give a model, such as get_peft_model returns.")
         self.model = model = unwrap_ddp(model)
         check_engine(model)
         factory = selector_factory(selector)

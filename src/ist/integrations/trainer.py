@@ -74,6 +74,13 @@ class IST(TrainerCallback, ExportableState):
         """The tuner of the current training, or of the last one."""
         self._selector = selector
         selector_factory(selector)
+        if loss_function is not None and not callable(loss_function):
+            raise ValueError(f"loss_function={loss_function!r} is no function: give `(model, batch) -> loss`, or None.")
+        if probe_dataset is not None and (isinstance(probe_dataset, str) or not hasattr(probe_dataset, "__getitem__")):
+            raise ValueError(
+                f"probe_dataset is a {type(probe_dataset).__name__}: give a map-style dataset, prepared as the "
+                "training set is, or None for the training set."
+            )
         self._layers = layers
         self._loss_function = loss_function
         self._probe_dataset = probe_dataset
@@ -240,12 +247,22 @@ class IST(TrainerCallback, ExportableState):
 
     def _probe_stream(self, args: TrainingArguments, state: TrainerState, train_dataloader: Any) -> ProbeStream | None:
         """An own stream over the probe dataset or the training set; None for data that cannot be drawn from."""
-        dataset = train_dataloader.dataset if self._probe_dataset is None else self._probe_dataset
+        dataset = train_dataloader.dataset
+        if self._probe_dataset is not None:
+            dataset = with_columns_of(dataset, self._probe_dataset)
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             return None
         batch_size = self.config.probe_batch_size or state.train_batch_size or args.train_batch_size
         ranks = current_ranks()
         return DatasetProbes(dataset, batch_size, train_dataloader.collate_fn, self.config.seed, ranks.rank, ranks.size)
+
+
+def with_columns_of(training: Any, probes: Any) -> Any:
+    """The probe dataset with the columns that the Trainer has left the training set, where both have columns."""
+    kept = getattr(training, "column_names", None)
+    if not isinstance(kept, list) or not hasattr(probes, "remove_columns"):
+        return probes
+    return probes.remove_columns([name for name in probes.column_names if name not in kept])
 
 
 def warn_of_unfinished_schedule(tuner: SparseTuner, num_steps: int) -> None:

@@ -51,9 +51,14 @@ def selector_factory(selector: str | SelectorFactory) -> SelectorFactory:
         selector: a name in `SELECTORS`; `fixed:` and what `fixed_layers` takes, as in `fixed:0,3,5`; or a factory.
 
     Raises:
-        ValueError: there is no selector of that name.
+        ValueError: there is no selector of that name, or it is none of these.
     """
     if not isinstance(selector, str):
+        if not callable(selector):
+            raise ValueError(
+                f"selector={selector!r} chooses nothing: give one of {', '.join(map(repr, SELECTORS))}, "
+                "'fixed:LAYERS', or a function (config, number of layers) -> Selector."
+            )
         return selector
     name, _, argument = selector.partition(":")
     if name == "fixed":
