@@ -28,9 +28,9 @@ def announce(
         num_fused: modules that compute as one function.
         not_fused: how many do not, by reason.
     """
-    logger.info("IST trains %d of %d layers a step (%s, …).", num_active, len(layers), layers[0].name)
-    if num_fused:
-        logger.warning("%s (fused=False turns it off).", describe_fused(num_fused, not_fused))
+    how = f"; {describe_fused(num_fused, not_fused)} (fused=False turns it off)" if num_fused else ""
+    # Transformers shows its users warnings alone.
+    logger.warning("IST trains %d of %d layers a step, from %s%s.", num_active, len(layers), layers[0].name, how)
     outside = parameters_outside(model, layers)
     if outside:
         count = sum(parameter.numel() for parameter in outside.values())
