@@ -233,6 +233,17 @@ def test_the_other_commands(
     assert message in "".join(capsys.readouterr())
 
 
+@pytest.mark.parametrize("recipe", [[], ["--recipe=quickstart"]])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_shows_the_defaults_of_no_recipe(capsys: pytest.CaptureFixture[str], recipe: list[str], flag: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", *recipe, flag])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0
+    assert "short trainings. (default: 10.0)" in text
+    assert "(default: 0.25)" in text
+
+
 def test_report_draws_a_finished_run(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     (finished[0] / "importance.png").unlink()
     assert main(["report", str(finished[0])]) == 0
