@@ -165,6 +165,9 @@ class RunArguments:
     unused: tuple[str, ...] = ()
     """Flags of the command line that have no effect here."""
 
+    given: tuple[str, ...] = ()
+    """Names of the flags of the command line."""
+
     @property
     def selector(self) -> str | None:
         """Who chooses the layers, for `IST`; None where the Trainer trains alone."""
@@ -229,7 +232,9 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
     ist.adapter = settle_adapter(ist.method, ist.adapter, "adapter" in given)
     check_method(ist, model, training)
     unused = tuple(unused_flags(ist.method, ist.adapter, given))
-    return RunArguments(ist, ist.ist_config(training.seed), script, training, model, mixture, name, unused)
+    return RunArguments(
+        ist, ist.ist_config(training.seed), script, training, model, mixture, name, unused, tuple(given)
+    )
 
 
 def bf16_is_supported() -> bool:

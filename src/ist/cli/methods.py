@@ -8,7 +8,7 @@ from typing import Any
 
 from ..selectors import SELECTORS, what_trains
 
-__all__ = ["ADAPTERS", "METHODS", "check_method", "selector_of", "settle_adapter", "unused_flags"]
+__all__ = ["ADAPTERS", "ADAPTER_FLAGS", "METHODS", "check_method", "selector_of", "settle_adapter", "unused_flags"]
 
 ADAPTERS = ("lora", "dora", "adalora", "series", "parallel", "none")
 METHODS = (*SELECTORS, "fixed", "greedy")
@@ -52,6 +52,15 @@ EFFECTS = (
     ),
     flags("adalora_init_r adalora_warmup_steps adalora_final_steps adalora_interval", adapters=["adalora"]),
 )
+
+ADAPTER_FLAGS = frozenset({"adapter"}).union(
+    *(
+        effect.names
+        for effect in EFFECTS
+        if len(effect.adapters) < len(ADAPTERS) and len(effect.methods) == len(METHODS)
+    )
+)
+"""Flags that describe a new adapter."""
 
 
 def unused_flags(method: str, adapter: str, given: Collection[str]) -> list[str]:

@@ -15,8 +15,8 @@ from typing import Any, cast
 import datasets
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
-from trl import SFTTrainer, get_quantization_config
+from transformers import PrinterCallback
+from trl import SFTTrainer
 
 from ..checkpoints import check_checkpoint, last_checkpoint
 from ..distributed import Ranks, current_ranks
@@ -29,7 +29,7 @@ from .clock import TrainingClock
 from .display import Display, TrainingProgress, device_name, peak_memory
 from .greedy import search_layers
 from .interrupt import Interrupt, Stopped
-from .quickstart_model import QUICKSTART_MODEL, quickstart_model_path
+from .model import load_model
 from .training_data import TaskData, load_data
 
 __all__ = ["train"]
@@ -125,35 +125,10 @@ def make_trainer(run: RunArguments, data: TaskData) -> SFTTrainer:
     """The model with its adapter, in TRL's trainer, with IST as a callback.
 
     Raises:
-        ValueError: no model is named, or it cannot be found.
+        ValueError: no model is named, or it does not go with the flags.
     """
-    name = run.model.model_name_or_path
-    if not name:
-        raise ValueError(
-            "No model given: --model_name_or_path takes a folder, a model of the Hugging Face hub, or "
-            f"{QUICKSTART_MODEL} for the quickstart's."
-        )
-    source = str(quickstart_model_path()) if name == QUICKSTART_MODEL else name
     transformers.set_seed(run.training.seed)
-    options: dict[str, Any] = {
-        "revision": run.model.model_revision,
-        "trust_remote_code": run.training.trust_remote_code,
-    }
-    model_options = cast("dict[str, Any]", run.training.model_init_kwargs or {})
-    run.training.model_init_kwargs = None
-    tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(
-        source,
-        **{
-            "dtype": run.model.dtype or "auto",
-            "attn_implementation": run.model.attn_implementation,
-            "quantization_config": get_quantization_config(run.model),
-            **options,
-            **model_options,
-        },
-    )
+    model, tokenizer, peft_config = load_model(run)
     run.training.disable_tqdm = True
     trainer = SFTTrainer(
         model=model,
@@ -161,7 +136,7 @@ def make_trainer(run: RunArguments, data: TaskData) -> SFTTrainer:
         train_dataset=data.train,
         eval_dataset=data.evaluation,
         processing_class=tokenizer,
-        peft_config=run.peft_config(),
+        peft_config=peft_config,
         callbacks=[make_callback(run, run.selector)] if run.selector else [],  # type: ignore[arg-type]
     )
     trainer.remove_callback(PrinterCallback)
