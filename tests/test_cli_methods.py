@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from ist import read_history
+from ist.cli.arguments import parse_arguments
 from ist.cli.main import main
 from ist.cli.methods import ADAPTERS, EFFECTS, METHODS, unused_flags
 from ist.cli.train import train
@@ -154,6 +155,28 @@ def test_a_resumed_greedy_run_keeps_its_set(tiny_model_folder: Path, tmp_path: P
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+@pytest.mark.parametrize("mode", ["frozen", "all"])
+def test_recomputing_needs_no_other_flag(tiny_model_folder: Path, tmp_path: Path, mode: str) -> None:
+    """Although TRL has gradient checkpointing on by default."""
+    result = run(tiny_model_folder, tmp_path, f"--recompute={mode}")
+    assert result["num_steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "on"),
+    [
+        ([], True),
+        (["--recompute=frozen"], False),
+        (["--recompute=frozen", "--no_gradient_checkpointing"], False),
+        (["--recompute=frozen", "--method=all"], True),
+        (["--method=all", "--gradient_checkpointing", "--recompute=frozen"], True),
+    ],
+    ids=str,
+)
+def test_gradient_checkpointing_gives_way_to_recomputing(arguments: list[str], on: bool) -> None:
+    assert parse_arguments([*QUICK, "--bf16=false", *arguments]).training.gradient_checkpointing == on
+
+
 # ---- From a saved adapter
 
 
@@ -224,6 +247,8 @@ CONTRADICTIONS: list[tuple[list[str], str]] = [
     (["--adapter=adalora", "--adalora_init_r=3"], "adalora_init_r=3 is not a whole number of at least 4"),
     (["--adapter=adalora", "--adalora_interval=0"], "adalora_interval=0 is not a whole number of at least 1"),
     (["--adapter=adalora", "--method=greedy"], "--method greedy does not go with AdaLoRA"),
+    (["--recompute=frozen", "--gradient_checkpointing"], "and --gradient_checkpointing are both on"),
+    (["--recompute=frozen", "--activation-checkpointing"], "and --gradient_checkpointing are both on"),
     (["--method=greedy", "--greedy_steps=0"], "greedy_steps=0 is not a whole number of at least 1"),
     (["--method=lisa", "--load_in_4bit"], "quantised ones cannot be: leave load_in_4bit and load_in_8bit out"),
     (["--method=lisa", "--layers=h"], "layers='h' names no stack of at least 2 blocks with trainable weights"),

@@ -14,7 +14,7 @@ from trl.scripts.utils import DatasetMixtureConfig
 from ..config import ISTConfig, check_choice, check_whole
 from ..data.tasks import find_tasks
 from .adapters import adapter_config
-from .methods import ADAPTERS, METHODS, check_method, selector_of, settle_adapter, unused_flags
+from .methods import ADAPTERS, METHODS, check_method, selector_of, settle_adapter, settle_checkpointing, unused_flags
 from .recipe_files import check_keys, find_recipe, flag_names, read_recipe, split_recipe
 from .recipe_safety import check_safe
 
@@ -231,6 +231,7 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
     given = flag_names(rest)
     ist.adapter = settle_adapter(ist.method, ist.adapter, "adapter" in given)
     check_method(ist, model, training)
+    settle_checkpointing(ist, training, {*given, *defaults})
     unused = tuple(unused_flags(ist.method, ist.adapter, given))
     return RunArguments(
         ist, ist.ist_config(training.seed), script, training, model, mixture, name, unused, tuple(given)
