@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trl.scripts.utils import DatasetConfig
 
 from ist import read_history
+from ist.cli.arguments import parse_arguments
 from ist.cli.main import main
 from ist.cli.train import train
 from ist.cli.training_data import load_data
@@ -143,6 +146,59 @@ def test_a_recipe_and_flags_over_it(tiny_model_folder: Path, tmp_path: Path) -> 
 
 
 # fmt: off
+RECIPE_VALUES: list[tuple[str, str, str, Any]] = [
+    ("data_files: inst.jsonl", "ist", "data_files", ["inst.jsonl"]),
+    ("data_files: [a.json, b.json]", "ist", "data_files", ["a.json", "b.json"]),
+    ("task: word-problems", "ist", "task", ["word-problems"]),
+    ("resume_from_checkpoint: true", "training", "resume_from_checkpoint", "True"),
+    ("num_active_layers: 3", "ist", "num_active_layers", "3"),
+    ("max_steps: 1.0e+3", "training", "max_steps", 1000),
+    ("learning_rate: 1e-3", "training", "learning_rate", 1e-3),
+    ("learning_rate: 1", "training", "learning_rate", 1.0),
+    ("max_length: null", "training", "max_length", None),
+    ("greedy_min_gain:", "ist", "greedy_min_gain", None),
+    ("fused: false", "ist", "fused", False),
+    ("fused: 'no'", "ist", "fused", False),
+    ("save_strategy: no", "training", "save_strategy", "no"),
+    ("lora_target_modules: all-linear", "model", "lora_target_modules", "all-linear"),
+    ("lora_target_modules: [q_proj, v_proj]", "model", "lora_target_modules", ["q_proj", "v_proj"]),
+    ("lr_scheduler_kwargs: {num_cycles: 2}", "training", "lr_scheduler_kwargs", {"num_cycles": 2}),
+    ("report_to: [tensorboard]", "training", "report_to", ["tensorboard"]),
+    ("datasets: [{path: a}]", "mixture", "datasets", [DatasetConfig(path="a")]),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("line", "part", "key", "value"), RECIPE_VALUES, ids=[line for line, *_ in RECIPE_VALUES])
+def test_a_value_of_a_recipe_is_what_its_flag_would_make_of_it(
+    tmp_path: Path, line: str, part: str, key: str, value: Any
+) -> None:
+    (tmp_path / "mine.yaml").write_text(line + "\n")
+    found = getattr(getattr(parse_arguments(["--recipe", str(tmp_path / "mine.yaml"), "--bf16=false"]), part), key)
+    assert (found, type(found) is type(value) or key == "save_strategy") == (value, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("learning_rate:", "mine.yaml sets learning_rate to nothing: give a number."),
+        ("learning_rate: [1, 2]", "mine.yaml sets learning_rate to [1, 2]: give a number."),
+        ("max_steps: 2.5", "mine.yaml sets max_steps to 2.5: give a whole number."),
+        ("max_steps: many", "mine.yaml sets max_steps to 'many': give a whole number."),
+        ("max_steps: true", "mine.yaml sets max_steps to True: give a whole number."),
+        ("fused: 7", "mine.yaml sets fused to 7: give true or false."),
+        ("output_dir: {a: b}", "mine.yaml sets output_dir to {'a': 'b'}: give a text."),
+        ("data_files: [[a]]", "mine.yaml sets data_files to [['a']]: give a text, or a list of such."),
+        ("save_strategy: often", "mine.yaml sets save_strategy to 'often': give one of no, steps, epoch, best."),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(line + "\n")
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        parse_arguments(["--recipe", str(tmp_path / "mine.yaml"), "--bf16=false"])
+
+
+# fmt: off
 MISTAKES = [
     (["--recipe", "nothing"], "There is no recipe 'nothing': give a YAML file, or a name that `ist recipes` lists."),
     (["--recipe", "{bad}/unknown.yaml"], "unknown.yaml has the unknown key 'leaning_rate': did you mean 'learning_rate'?"),
@@ -167,7 +223,7 @@ MISTAKES = [
     (["--model_name_or_path=x", "--data_files={bad}/fields.json"], "fields.json, row 1 lacks output (it has instruction)"),
     (["--model_name_or_path=x", "--dataset_name={bad}/set"], "The dataset has the columns answer, question, and training needs 'text'"),
     (["--model_name_or_path=x", "--dataset_name={bad}/set", "--dataset_train_split=dev"], "The dataset has no split 'dev'"),
-    (["--recipe", "{bad}/half.yaml"], "num_train_problems=1.5 is not a whole number of at least 1"),
+    (["--recipe", "{bad}/half.yaml"], "half.yaml sets num_train_problems to 1.5: give a whole number."),
     (["--policy=best"], "policy='best' is unknown: choose one of 'uniform', 'proportional'."),
     (["--num_active_layers=0"], "num_active_layers=0 is neither a count of layers"),
     (["--num_active_layers=few"], "num_active_layers='few' is not a number: write 8 for eight layers"),
@@ -258,8 +314,6 @@ def test_debug_shows_where_an_error_comes_from(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_held_out_problems_are_worded_otherwise() -> None:
-    from ist.cli.arguments import parse_arguments
-
     data: Any = load_data(parse_arguments(["--task=word-problems", "--num_train_problems=300", "--bf16=false"]))
     training = {row["prompt"] for row in data.train}
     assert len(data.train) == 300

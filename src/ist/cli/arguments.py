@@ -17,6 +17,7 @@ from .adapters import adapter_config
 from .methods import ADAPTERS, METHODS, check_method, selector_of, settle_adapter, settle_checkpointing, unused_flags
 from .recipe_files import check_keys, find_recipe, flag_names, read_recipe, split_recipe
 from .recipe_safety import check_safe
+from .recipe_values import convert_values
 
 __all__ = ["ISTArguments", "RunArguments", "parse_arguments"]
 
@@ -214,6 +215,7 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
         defaults = read_recipe(file)
         check_safe(defaults, file.name)
         check_keys(f"{file.name}", defaults, parser.flags())
+        defaults = convert_values(file.name, defaults, parser, dataclass_types)
     parser.set_defaults_with_config(**{"output_dir": f"runs/{name}", **device_defaults(rest, defaults), **defaults})
     _, unknown = parser.parse_known_args(rest)
     check_keys(
