@@ -131,6 +131,58 @@ def test_instructions_from_files(tiny_model_folder: Path, tmp_path: Path, method
     assert (tmp_path / "run" / "ist_history.jsonl").exists() == (method != "all")
 
 
+def write_long_and_short(file: Path, short: int, long: int) -> None:
+    rows = [{"prompt": "Say a. ", "completion": "a"}] * short + [{"prompt": "x" * 100, "completion": "a"}] * long
+    file.write_text(json.dumps(rows))
+
+
+def test_rows_whose_answer_is_cut_off_are_counted(
+    tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_long_and_short(tmp_path / "rows.json", 20, 20)
+    arguments = [
+        "--model_name_or_path", str(tiny_model_folder), "--data_files", str(tmp_path / "rows.json"), *QUICK,
+        "--max_steps=1", "--validation_size=20", "--max_length=64",
+    ]  # fmt: skip
+    train([*arguments, "--output_dir", str(tmp_path / "a")])
+    lines = [record.getMessage() for record in caplog.records if "max_length" in record.getMessage()]
+    (training, validation) = [re.match(r"(\d+) of 20 (training|validation) rows (.+)$", line) for line in lines]
+    assert training
+    assert validation
+    assert int(training[1]) + int(validation[1]) == 20
+    assert training[3] == "are longer than max_length=64 before their answer begins, and are left out."
+    caplog.clear()
+    train([*arguments, "--max_length=128", "--output_dir", str(tmp_path / "b")])
+    train([*arguments, "--packing", "--output_dir", str(tmp_path / "c")])
+    assert "max_length" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("short", "message"),
+    [
+        (
+            0,
+            "All 20 training rows are longer than max_length=64 before their answer begins: give a greater --max_length",
+        ),
+        (20, "All 20 validation rows are longer than max_length=64 before their answer begins: give a greater"),
+    ],
+)
+def test_no_row_with_an_answer_left_is_one_line(
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], short: int, message: str
+) -> None:
+    (tmp_path / "set").mkdir()
+    for name, number in (("train", short), ("test", 0)):
+        write_long_and_short(tmp_path / "set" / f"{name}.json", number, 20 - number)
+    status = main(
+        ["train", "--model_name_or_path", str(tiny_model_folder), "--dataset_name", str(tmp_path / "set"), *QUICK,
+         "--max_length=64", "--output_dir", str(tmp_path / "run")]
+    )  # fmt: skip
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
 def test_a_recipe_and_flags_over_it(tiny_model_folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(

@@ -30,7 +30,7 @@ from .display import Display, TrainingProgress, device_name, peak_memory
 from .greedy import search_layers
 from .interrupt import Interrupt, Stopped
 from .model import load_model
-from .training_data import TaskData, load_data
+from .training_data import TaskData, load_data, report_cut_rows
 
 __all__ = ["train"]
 
@@ -125,7 +125,7 @@ def make_trainer(run: RunArguments, data: TaskData) -> SFTTrainer:
     """The model with its adapter, in TRL's trainer, with IST as a callback.
 
     Raises:
-        ValueError: no model is named, or it does not go with the flags.
+        ValueError: no model is named, it does not go with the flags, or no row is left to train on.
     """
     transformers.set_seed(run.training.seed)
     model, tokenizer, peft_config = load_model(run)
@@ -140,6 +140,11 @@ def make_trainer(run: RunArguments, data: TaskData) -> SFTTrainer:
         callbacks=[make_callback(run, run.selector)] if run.selector else [],  # type: ignore[arg-type]
     )
     trainer.remove_callback(PrinterCallback)
+    packs = run.training.packing
+    if not packs:
+        report_cut_rows(data.train, trainer.train_dataset, "training", run.training.max_length)
+    if data.evaluation is not None and not (packs if run.training.eval_packing is None else run.training.eval_packing):
+        report_cut_rows(data.evaluation, trainer.eval_dataset, "validation", run.training.max_length)
     return trainer
 
 
