@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from trl.scripts.utils import DatasetConfig
 from ist import read_history
 from ist.cli.arguments import parse_arguments
 from ist.cli.main import main
+from ist.cli.run_folder import settle_former_run
 from ist.cli.train import train
 from ist.cli.training_data import load_data
+from ist.distributed import current_ranks
 
 QUICK = [
     "--max_steps=6", "--per_device_train_batch_size=4", "--logging_steps=2", "--update_interval=2",
@@ -109,6 +112,58 @@ def test_a_run_can_be_resumed(tiny_model_folder: Path, tmp_path: Path) -> None:
     assert resumed["after"] == whole["after"]
     weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "cut")]
     assert weights[0] == weights[1]
+
+
+def test_a_folder_with_another_run_is_refused(
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    arguments = [
+        "train", "--model_name_or_path", str(tiny_model_folder), "--task=word-problems", "--num_train_problems=40",
+        "--num_test_problems=0", *QUICK, "--save_strategy=steps", "--save_steps=3", "--output_dir", str(folder),
+    ]  # fmt: skip
+    ways = "go on with it by --resume_from_checkpoint last, give another --output_dir, or --overwrite."
+    assert main(arguments) == 0
+    before = snapshot_files(folder)
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"ist train: error: {folder} holds another run: {ways}\n"
+    assert snapshot_files(folder) == before
+    assert main([*arguments, "--resume_from_checkpoint=last"]) == 0
+    assert main([*arguments, "--overwrite", "--max_steps=3"]) == 0
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-3"]
+    (folder / "ist_result.json").unlink()
+    assert main(arguments) == 2
+    assert ways in capsys.readouterr().err
+
+
+def snapshot_files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refused"),
+    [
+        ([], False),
+        (["--recipe=quickstart"], False),
+        (["--output_dir=runs/quickstart"], True),
+        (["--task=word-problems", "--output_dir=runs/quickstart"], True),
+        (["--output_dir=runs/quickstart", "--resume_from_checkpoint=auto"], False),
+    ],
+    ids=str,
+)
+def test_the_quickstart_is_made_anew_in_its_own_folder(tmp_path: Path, arguments: list[str], refused: bool) -> None:
+    (tmp_path / "ist_result.json").write_text("{}")
+    run_arguments = parse_arguments([*arguments, "--bf16=false"])
+    with pytest.raises(ValueError, match=r"run: give another --output_dir") if refused else nullcontext():
+        settle_former_run(run_arguments, tmp_path, current_ranks())
+    assert (tmp_path / "ist_result.json").exists()
+
+
+def test_a_run_that_torchrun_started_again_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checkpoint-3").mkdir()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    settle_former_run(parse_arguments(["--bf16=false", "--overwrite"]), tmp_path, current_ranks())
+    assert (tmp_path / "checkpoint-3").exists()
 
 
 @pytest.mark.parametrize("method", ["ist", "random", "all"])

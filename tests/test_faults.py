@@ -242,7 +242,7 @@ def test_a_signal_writes_a_checkpoint_and_stops(
 
 
 def test_nothing_to_resume_from_is_one_line(tmp_path: Path) -> None:
-    from ist.cli.train import find_checkpoint
+    from ist.cli.run_folder import find_checkpoint
 
     assert find_checkpoint("auto", tmp_path) is None
     assert find_checkpoint(None, tmp_path) is None

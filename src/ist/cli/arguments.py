@@ -120,6 +120,9 @@ class ISTArguments:
     validation_size: int = field(
         default=120, metadata={"help": "Rows held out of data_files for the loss before and after; 0 for none."}
     )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Train into a folder that holds another run; its checkpoints go."}
+    )
     max_train_seconds: float | None = field(
         default=None, metadata={"help": "End after this many seconds of steps (validation and checkpoints left out)."}
     )

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 __all__ = [
+    "QUICKSTART_RECIPE",
     "check_keys",
     "find_recipe",
     "flag_names",
