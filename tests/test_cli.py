@@ -159,6 +159,12 @@ def test_the_quickstart_is_made_anew_in_its_own_folder(tmp_path: Path, arguments
     assert (tmp_path / "ist_result.json").exists()
 
 
+@pytest.mark.parametrize("value", ["false", "False", "none", "no"])
+def test_a_resume_that_is_declined_is_a_fresh_start(value: str) -> None:
+    run_arguments = parse_arguments(["--bf16=false", f"--resume_from_checkpoint={value}"])
+    assert run_arguments.training.resume_from_checkpoint is None
+
+
 def test_a_run_that_torchrun_started_again_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "checkpoint-3").mkdir()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -258,6 +264,7 @@ RECIPE_VALUES: list[tuple[str, str, str, Any]] = [
     ("data_files: [a.json, b.json]", "ist", "data_files", ["a.json", "b.json"]),
     ("task: word-problems", "ist", "task", ["word-problems"]),
     ("resume_from_checkpoint: true", "training", "resume_from_checkpoint", "True"),
+    ("resume_from_checkpoint: false", "training", "resume_from_checkpoint", None),
     ("num_active_layers: 3", "ist", "num_active_layers", "3"),
     ("max_steps: 1.0e+3", "training", "max_steps", 1000),
     ("learning_rate: 1e-3", "training", "learning_rate", 1e-3),
@@ -343,6 +350,7 @@ MISTAKES = [
     (["--method=lift"], "method='lift' is unknown: choose one of 'ist', 'random', 'lisa', 'lift-front-to-end',"),
     (["--adapter=prefix"], "adapter='prefix' is unknown"),
     (["--validation_size=-1"], "validation_size=-1 is not a whole number of at least 0"),
+    (["--resume_from_checkpoint={bad}/gone"], "gone: give a checkpoint-N folder, `last` or `auto`."),
     (["--output_dir={bad}/list.yaml/run"], "cannot be written (Not a directory): give another one with --output_dir."),
 ]
 # fmt: on

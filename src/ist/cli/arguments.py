@@ -21,6 +21,9 @@ from .recipe_values import convert_values
 
 __all__ = ["ISTArguments", "RunArguments", "parse_arguments"]
 
+NO_RESUME = ("false", "no", "none", "null", "")
+"""Values of --resume_from_checkpoint, in small letters, that ask for a fresh start."""
+
 
 @dataclass
 class ISTArguments:
@@ -233,6 +236,8 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
             ) from error
         raise
     ist, script, training, model, mixture = parsed
+    if str(training.resume_from_checkpoint).lower() in NO_RESUME:
+        training.resume_from_checkpoint = None
     given = flag_names(rest)
     ist.adapter = settle_adapter(ist.method, ist.adapter, "adapter" in given)
     check_method(ist, model, training)

@@ -77,6 +77,8 @@ def find_checkpoint(value: str | None, folder: Path) -> Path | None:
     if value is None:
         return last_checkpoint(folder) if was_restarted() else None
     if value.lower() not in ("auto", "last", "true"):
+        if not Path(value).is_dir():
+            raise ValueError(f"There is no folder {value}: give a checkpoint-N folder, `last` or `auto`.")
         check_checkpoint(value)
         return Path(value)
     checkpoint = last_checkpoint(folder)
