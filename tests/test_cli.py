@@ -351,6 +351,9 @@ MISTAKES = [
     (["--adapter=prefix"], "adapter='prefix' is unknown"),
     (["--validation_size=-1"], "validation_size=-1 is not a whole number of at least 0"),
     (["--resume_from_checkpoint={bad}/gone"], "gone: give a checkpoint-N folder, `last` or `auto`."),
+    (["--model_name_or_path=x", "--data_files={bad}/fields.json"], "or messages, or prompt and completion."),
+    (["--model_name_or_path=x", "--data_files={bad}/texts.json"], "texts.json, row 1 is a str: rows are objects with instruction and output (and input, if need be), or messages, or"),
+    (["--model_name_or_path=x", "--dataset_name={bad}/fields.json"], "fields.json is a file: give --data_files."),
     (["--output_dir={bad}/list.yaml/run"], "cannot be written (Not a directory): give another one with --output_dir."),
 ]
 # fmt: on
@@ -369,6 +372,7 @@ def test_a_mistake_is_one_line_and_status_2(
         "broken.yaml": "a: [1\n",
         "list.yaml": "- 1\n",
         "env.yaml": "env: {LD_PRELOAD: x}\n",
+        "texts.json": '["Hi"]',
         "fields.json": '[{"instruction": "Hi"}]',
     }
     files["half.yaml"] = "num_train_problems: 1.5\n"
@@ -393,6 +397,9 @@ def test_a_mistake_is_one_line_and_status_2(
         (["--version"], 0, "ist 0."),
         (["recipes"], 0, "quickstart"),
         (["tune"], 2, "there is no command 'tune': choose one of train, eval, compare, analyse, recipes, report."),
+        (["recipes", "--help"], 0, "usage: ist recipes"),
+        (["report", "--help"], 0, "usage: ist report FOLDER"),
+        (["report", "-h"], 0, "usage: ist report FOLDER"),
         (["report"], 2, "ist report takes one folder"),
         (["report", "nowhere"], 2, "nowhere does not exist"),
     ],
@@ -426,6 +433,12 @@ def test_debug_shows_where_an_error_comes_from(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("IST_DEBUG", "1")
     with pytest.raises(ValueError, match="there is no command"):
         main(["tune"])
+
+
+@pytest.mark.parametrize("value", ["0", "false", ""])
+def test_debug_can_be_off(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("IST_DEBUG", value)
+    assert main(["tune"]) == 2
 
 
 def test_held_out_problems_are_worded_otherwise() -> None:

@@ -249,7 +249,7 @@ def test_nothing_to_resume_from_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no whole checkpoint to resume from"):
         find_checkpoint("last", tmp_path)
     with pytest.raises(
-        ValueError, match="There is no folder .*checkpoint-1: give a checkpoint-N folder, `last` or `auto`"
+        ValueError, match=r"There is no folder .*checkpoint-1: give a checkpoint-N folder, `last` or `auto`"
     ):
         find_checkpoint(str(tmp_path / "checkpoint-1"), tmp_path)
 

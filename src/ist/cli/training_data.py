@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -57,6 +58,8 @@ def load_data(run: RunArguments) -> TaskData:
         return hold_out(clean_rows(training_rows(run.ist.task, run.ist.data_folder, run.ist.from_hub), run), run)
     if run.ist.data_files:
         return instruction_data(run)
+    if run.script.dataset_name and Path(run.script.dataset_name).is_file():
+        raise ValueError(f"--dataset_name {run.script.dataset_name} is a file: give --data_files.")
     if run.mixture.datasets:
         loaded: Any = get_dataset(run.mixture)
     else:
