@@ -134,7 +134,9 @@ def test_what_changed_is_put_back_also_after_an_exception() -> None:
     assert collator.rest is rest
 
 
-@pytest.mark.parametrize("collate", [None, len, random.SystemRandom(), print], ids=["nothing", "len", "system random", "print"])
+@pytest.mark.parametrize(
+    "collate", [None, len, random.SystemRandom(), print], ids=["nothing", "len", "system random", "print"]
+)
 def test_what_holds_nothing_is_left_alone(collate: Any) -> None:
     with private_state(collate, 0):
         pass
