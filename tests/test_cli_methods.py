@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from ist import read_history
+from ist.cli.arguments import parse_arguments
 from ist.cli.main import main
 from ist.cli.methods import ADAPTERS, EFFECTS, METHODS, unused_flags
 from ist.cli.train import train
@@ -154,6 +155,80 @@ def test_a_resumed_greedy_run_keeps_its_set(tiny_model_folder: Path, tmp_path: P
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+@pytest.mark.parametrize("mode", ["frozen", "all"])
+def test_recomputing_needs_no_other_flag(tiny_model_folder: Path, tmp_path: Path, mode: str) -> None:
+    """Although TRL has gradient checkpointing on by default."""
+    result = run(tiny_model_folder, tmp_path, f"--recompute={mode}")
+    assert result["num_steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "on"),
+    [
+        ([], True),
+        (["--recompute=frozen"], False),
+        (["--recompute=frozen", "--no_gradient_checkpointing"], False),
+        (["--recompute=frozen", "--method=all"], True),
+        (["--method=all", "--gradient_checkpointing", "--recompute=frozen"], True),
+    ],
+    ids=str,
+)
+def test_gradient_checkpointing_gives_way_to_recomputing(arguments: list[str], on: bool) -> None:
+    assert parse_arguments([*QUICK, "--bf16=false", *arguments]).training.gradient_checkpointing == on
+
+
+# ---- From a saved adapter
+
+
+GOING_ON = [flag for flag in QUICK if flag.startswith("--") and not flag.startswith("--lora")]
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora", "series"])
+def test_training_goes_on_from_a_saved_adapter(
+    tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, adapter: str
+) -> None:
+    shape = ["--adapter", adapter, *(["--bottleneck_size=4"] if adapter == "series" else [])]
+    first = run(tiny_model_folder, tmp_path / "a", *shape, "--num_test_problems=10")
+    second = train(
+        ["--model_name_or_path", str(tmp_path / "a"), *GOING_ON, "--num_test_problems=10", "--output_dir",
+         str(tmp_path / "b")]
+    )  # fmt: skip
+    assert second["before"] == first["after"]
+    assert second["after"]["loss"] < second["before"]["loss"]
+    assert second["adapter"] == adapter
+    assert f"Training goes on from the adapter in {tmp_path / 'a'} ({adapter})" in caplog.text
+    saved = [PeftConfig.from_pretrained(str(tmp_path / name)) for name in "ab"]
+    assert saved[0].base_model_name_or_path == saved[1].base_model_name_or_path == str(tiny_model_folder)
+
+
+@pytest.fixture(scope="module")
+def saved_adapter(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    run(tiny_model_folder, folder, "--max_steps=1")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lora_r=8", "--lora_alpha=2"], "leave out --lora_r, --lora_alpha, or give its base"),
+        (["--adapter=series"], "is an adapter (lora) that training goes on from as it is: leave out --adapter"),
+        (["--method=full"], "--method full without an adapter trains the model's own weights: give its base"),
+        (["--method=lisa"], "--method lisa without an adapter trains the model's own weights: give its base"),
+        (["--method=lift-random", "--adapter=none"], "--method lift-random without an adapter trains"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_with_a_saved_adapter_is_one_line(
+    saved_adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    source = ["--model_name_or_path", str(saved_adapter), "--output_dir", str(tmp_path)]
+    assert main(["train", *source, *GOING_ON, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
 # ---- What goes with what
 
 
@@ -172,6 +247,8 @@ CONTRADICTIONS: list[tuple[list[str], str]] = [
     (["--adapter=adalora", "--adalora_init_r=3"], "adalora_init_r=3 is not a whole number of at least 4"),
     (["--adapter=adalora", "--adalora_interval=0"], "adalora_interval=0 is not a whole number of at least 1"),
     (["--adapter=adalora", "--method=greedy"], "--method greedy does not go with AdaLoRA"),
+    (["--recompute=frozen", "--gradient_checkpointing"], "and --gradient_checkpointing are both on"),
+    (["--recompute=frozen", "--activation-checkpointing"], "and --gradient_checkpointing are both on"),
     (["--method=greedy", "--greedy_steps=0"], "greedy_steps=0 is not a whole number of at least 1"),
     (["--method=lisa", "--load_in_4bit"], "quantised ones cannot be: leave load_in_4bit and load_in_8bit out"),
     (["--method=lisa", "--layers=h"], "layers='h' names no stack of at least 2 blocks with trainable weights"),

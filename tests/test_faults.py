@@ -242,13 +242,15 @@ def test_a_signal_writes_a_checkpoint_and_stops(
 
 
 def test_nothing_to_resume_from_is_one_line(tmp_path: Path) -> None:
-    from ist.cli.train import find_checkpoint
+    from ist.cli.run_folder import find_checkpoint
 
     assert find_checkpoint("auto", tmp_path) is None
     assert find_checkpoint(None, tmp_path) is None
     with pytest.raises(ValueError, match="holds no whole checkpoint to resume from"):
         find_checkpoint("last", tmp_path)
-    with pytest.raises(ValueError, match="there is no such folder"):
+    with pytest.raises(
+        ValueError, match=r"There is no folder .*checkpoint-1: give a checkpoint-N folder, `last` or `auto`"
+    ):
         find_checkpoint(str(tmp_path / "checkpoint-1"), tmp_path)
 
 

@@ -17,7 +17,8 @@ sys.path.insert(0, str(HERE.parent))
 
 from commit import commit  # noqa: E402
 
-from ist.cli.train import RESULT_FILE, train  # noqa: E402
+from ist.cli.run_folder import RESULT_FILE  # noqa: E402
+from ist.cli.train import train  # noqa: E402
 from ist.history import HISTORY_FILE  # noqa: E402
 
 

@@ -102,7 +102,8 @@ def check_not_checkpointing(layers: Sequence[Layer], mode: str) -> None:
     if any(getattr(layer.module, "gradient_checkpointing", False) for layer in layers):
         raise ValueError(
             f"recompute={mode!r} and gradient checkpointing are both on: leave one of them off; recompute='frozen' is "
-            "the faster one, gradient_checkpointing=True the smaller one."
+            "the faster one, gradient_checkpointing=True the smaller one. TRL's SFTConfig turns it on by default: give "
+            "gradient_checkpointing=False."
         )
 
 

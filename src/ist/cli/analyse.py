@@ -29,7 +29,8 @@ from .arguments import parse_arguments
 from .checkout import commit
 from .compare_runs import write_json
 from .display import device_name
-from .train import RESULT_FILE, make_trainer, quiet_libraries
+from .run_folder import RESULT_FILE
+from .train import make_trainer, quiet_libraries
 from .training_data import TaskData, load_data
 
 __all__ = ["ANALYSIS_FILE", "analyse"]

@@ -14,11 +14,15 @@ from trl.scripts.utils import DatasetMixtureConfig
 from ..config import ISTConfig, check_choice, check_whole
 from ..data.tasks import find_tasks
 from .adapters import adapter_config
-from .methods import ADAPTERS, METHODS, check_method, selector_of, settle_adapter, unused_flags
+from .methods import ADAPTERS, METHODS, check_method, selector_of, settle_adapter, settle_checkpointing, unused_flags
 from .recipe_files import check_keys, find_recipe, flag_names, read_recipe, split_recipe
 from .recipe_safety import check_safe
+from .recipe_values import convert_values
 
 __all__ = ["ISTArguments", "RunArguments", "parse_arguments"]
+
+NO_RESUME = ("false", "no", "none", "null", "")
+"""Values of --resume_from_checkpoint, in small letters, that ask for a fresh start."""
 
 
 @dataclass
@@ -119,6 +123,9 @@ class ISTArguments:
     validation_size: int = field(
         default=120, metadata={"help": "Rows held out of data_files for the loss before and after; 0 for none."}
     )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Train into a folder that holds another run; its checkpoints go."}
+    )
     max_train_seconds: float | None = field(
         default=None, metadata={"help": "End after this many seconds of steps (validation and checkpoints left out)."}
     )
@@ -164,6 +171,9 @@ class RunArguments:
 
     unused: tuple[str, ...] = ()
     """Flags of the command line that have no effect here."""
+
+    given: tuple[str, ...] = ()
+    """Names of the flags of the command line."""
 
     @property
     def selector(self) -> str | None:
@@ -211,6 +221,7 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
         defaults = read_recipe(file)
         check_safe(defaults, file.name)
         check_keys(f"{file.name}", defaults, parser.flags())
+        defaults = convert_values(file.name, defaults, parser, dataclass_types)
     parser.set_defaults_with_config(**{"output_dir": f"runs/{name}", **device_defaults(rest, defaults), **defaults})
     _, unknown = parser.parse_known_args(rest)
     check_keys(
@@ -225,11 +236,16 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
             ) from error
         raise
     ist, script, training, model, mixture = parsed
+    if str(training.resume_from_checkpoint).lower() in NO_RESUME:
+        training.resume_from_checkpoint = None
     given = flag_names(rest)
     ist.adapter = settle_adapter(ist.method, ist.adapter, "adapter" in given)
     check_method(ist, model, training)
+    settle_checkpointing(ist, training, {*given, *defaults})
     unused = tuple(unused_flags(ist.method, ist.adapter, given))
-    return RunArguments(ist, ist.ist_config(training.seed), script, training, model, mixture, name, unused)
+    return RunArguments(
+        ist, ist.ist_config(training.seed), script, training, model, mixture, name, unused, tuple(given)
+    )
 
 
 def bf16_is_supported() -> bool:

@@ -56,6 +56,11 @@ def analyse(arguments: Sequence[str]) -> None:
 
 def recipes(arguments: Sequence[str]) -> None:
     """List the recipes with the first line of each."""
+    if asks_for_help(arguments):
+        print(
+            "usage: ist recipes\n\nThe recipes that come with the library: for --recipe of ist train and ist compare."
+        )
+        return
     from .recipe_files import list_comparisons, list_recipes
 
     for file in [*list_recipes(), *list_comparisons()]:
@@ -65,6 +70,9 @@ def recipes(arguments: Sequence[str]) -> None:
 
 def report(arguments: Sequence[str]) -> None:
     """Draw the pictures of a run."""
+    if asks_for_help(arguments):
+        print("usage: ist report FOLDER\n\nDraw the pictures of a run: FOLDER is its --output_dir.")
+        return
     from ..report import draw_report
 
     if len(arguments) != 1:
@@ -113,17 +121,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(command, f"stopped; {GOES_ON[command]}" if command in GOES_ON else "stopped")
         return 130
     except ModuleNotFoundError as error:
-        if os.environ.get("IST_DEBUG"):
+        if is_debugging():
             raise
         extra = "report" if command == "report" else "train"
         say(command, f"error: {error}: install it with pip install 'ist-peft[{extra}]'")
         return 2
     except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("IST_DEBUG"):
+        if is_debugging():
             raise
         say(command, f"error: {' '.join(str(error).split())}")
         return 2
     return 0
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether a command is to say what it does, and no more."""
+    return not {"-h", "--help"}.isdisjoint(arguments)
+
+
+def is_debugging() -> bool:
+    """Whether an error shows where it comes from."""
+    return os.environ.get("IST_DEBUG", "").lower() not in ("", "0", "false", "no")
 
 
 def say(command: str, message: str) -> None:

@@ -8,7 +8,16 @@ from typing import Any
 
 from ..selectors import SELECTORS, what_trains
 
-__all__ = ["ADAPTERS", "METHODS", "check_method", "selector_of", "settle_adapter", "unused_flags"]
+__all__ = [
+    "ADAPTERS",
+    "ADAPTER_FLAGS",
+    "METHODS",
+    "check_method",
+    "selector_of",
+    "settle_adapter",
+    "settle_checkpointing",
+    "unused_flags",
+]
 
 ADAPTERS = ("lora", "dora", "adalora", "series", "parallel", "none")
 METHODS = (*SELECTORS, "fixed", "greedy")
@@ -30,6 +39,8 @@ def flags(names: str, methods: Collection[str] = METHODS, adapters: Collection[s
     return Flags(frozenset(names.split()), frozenset(methods), frozenset(adapters))
 
 
+CHECKPOINTING = {"gradient_checkpointing", "activation_checkpointing"}
+"""The two names that transformers has for one flag."""
 LIFT = [method for method in METHODS if method.startswith("lift-")]
 CHOOSING = [method for method in METHODS if method not in WITHOUT_CHOICE]
 LORA_KIN = ("lora", "dora", "adalora")
@@ -52,6 +63,15 @@ EFFECTS = (
     ),
     flags("adalora_init_r adalora_warmup_steps adalora_final_steps adalora_interval", adapters=["adalora"]),
 )
+
+ADAPTER_FLAGS = frozenset({"adapter"}).union(
+    *(
+        effect.names
+        for effect in EFFECTS
+        if len(effect.adapters) < len(ADAPTERS) and len(effect.methods) == len(METHODS)
+    )
+)
+"""Flags that describe a new adapter."""
 
 
 def unused_flags(method: str, adapter: str, given: Collection[str]) -> list[str]:
@@ -91,6 +111,28 @@ def settle_adapter(method: str, adapter: str | None, chosen_here: bool) -> str:
             "which trains the model's own weights."
         )
     return adapter or "lora"
+
+
+def settle_checkpointing(ist: Any, training: Any, named: Collection[str]) -> None:
+    """Have gradient checkpointing, which TRL turns on by default, give way to `--recompute`.
+
+    Args:
+        ist: this library's arguments.
+        training: TRL's `SFTConfig`.
+        named: what the command line and the recipe give.
+
+    Raises:
+        ValueError: both were asked for.
+    """
+    if ist.recompute == "none" or ist.method in WITHOUT_CHOICE or not training.gradient_checkpointing:
+        return
+    if not CHECKPOINTING.isdisjoint(named):
+        raise ValueError(
+            f"--recompute {ist.recompute} and --gradient_checkpointing are both on: leave one of them out; --recompute "
+            "frozen is the faster one, --gradient_checkpointing the smaller one."
+        )
+    for name in CHECKPOINTING & set(vars(training)):
+        setattr(training, name, False)
 
 
 def check_method(ist: Any, model: Any, training: Any) -> None:

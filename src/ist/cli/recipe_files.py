@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 __all__ = [
+    "QUICKSTART_RECIPE",
     "check_keys",
     "find_recipe",
     "flag_names",
@@ -28,13 +29,18 @@ RECIPE_FOLDERS = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[
 
 
 def split_recipe(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The recipe among the arguments, and the others; the quickstart where neither model nor data is named."""
+    """The recipe among the arguments, and the others; the quickstart where neither model nor data is named.
+
+    `--help` shows the library's defaults, so no recipe goes with it.
+    """
     splitter = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     splitter.add_argument("--recipe", "--config", dest="recipe")
     try:
         known, rest = splitter.parse_known_args(arguments)
     except argparse.ArgumentError:
         raise ValueError("--recipe needs a name or a file: `ist recipes` lists the names.") from None
+    if {"-h", "--help"} & set(rest):
+        return None, rest
     named = set(flag_names(rest))
     if known.recipe is None and not named & {"model_name_or_path", "task", "data_files", "dataset_name"}:
         return QUICKSTART_RECIPE, rest

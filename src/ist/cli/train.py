@@ -15,10 +15,9 @@ from typing import Any, cast
 import datasets
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
-from trl import SFTTrainer, get_quantization_config
+from transformers import PrinterCallback
+from trl import SFTTrainer
 
-from ..checkpoints import check_checkpoint, last_checkpoint
 from ..distributed import Ranks, current_ranks
 from ..evaluation import exact_answers
 from ..history import HISTORY_FILE
@@ -29,12 +28,12 @@ from .clock import TrainingClock
 from .display import Display, TrainingProgress, device_name, peak_memory
 from .greedy import search_layers
 from .interrupt import Interrupt, Stopped
-from .quickstart_model import QUICKSTART_MODEL, quickstart_model_path
-from .training_data import TaskData, load_data
+from .model import load_model
+from .run_folder import RESULT_FILE, find_checkpoint, prepare_folder, settle_former_run
+from .training_data import TaskData, load_data, report_cut_rows
 
 __all__ = ["train"]
 
-RESULT_FILE = "ist_result.json"
 LOGGED = ("step", "step_seconds", "loss", "eval_loss", "learning_rate", "grad_norm")
 """What the result keeps of the Trainer's log."""
 
@@ -57,6 +56,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         )
     ranks = current_ranks()
     folder = prepare_folder(run.training.output_dir, ranks)
+    settle_former_run(run, folder, ranks)
     checkpoint = find_checkpoint(run.training.resume_from_checkpoint, folder)
     display = Display(quiet=not ranks.is_main)
     data = load_data(run)
@@ -125,35 +125,10 @@ def make_trainer(run: RunArguments, data: TaskData) -> SFTTrainer:
     """The model with its adapter, in TRL's trainer, with IST as a callback.
 
     Raises:
-        ValueError: no model is named, or it cannot be found.
+        ValueError: no model is named, it does not go with the flags, or no row is left to train on.
     """
-    name = run.model.model_name_or_path
-    if not name:
-        raise ValueError(
-            "No model given: --model_name_or_path takes a folder, a model of the Hugging Face hub, or "
-            f"{QUICKSTART_MODEL} for the quickstart's."
-        )
-    source = str(quickstart_model_path()) if name == QUICKSTART_MODEL else name
     transformers.set_seed(run.training.seed)
-    options: dict[str, Any] = {
-        "revision": run.model.model_revision,
-        "trust_remote_code": run.training.trust_remote_code,
-    }
-    model_options = cast("dict[str, Any]", run.training.model_init_kwargs or {})
-    run.training.model_init_kwargs = None
-    tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(
-        source,
-        **{
-            "dtype": run.model.dtype or "auto",
-            "attn_implementation": run.model.attn_implementation,
-            "quantization_config": get_quantization_config(run.model),
-            **options,
-            **model_options,
-        },
-    )
+    model, tokenizer, peft_config = load_model(run)
     run.training.disable_tqdm = True
     trainer = SFTTrainer(
         model=model,
@@ -161,10 +136,15 @@ def make_trainer(run: RunArguments, data: TaskData) -> SFTTrainer:
         train_dataset=data.train,
         eval_dataset=data.evaluation,
         processing_class=tokenizer,
-        peft_config=run.peft_config(),
+        peft_config=peft_config,
         callbacks=[make_callback(run, run.selector)] if run.selector else [],  # type: ignore[arg-type]
     )
     trainer.remove_callback(PrinterCallback)
+    packs = run.training.packing
+    if not packs:
+        report_cut_rows(data.train, trainer.train_dataset, "training", run.training.max_length)
+    if data.evaluation is not None and not (packs if run.training.eval_packing is None else run.training.eval_packing):
+        report_cut_rows(data.evaluation, trainer.eval_dataset, "validation", run.training.max_length)
     return trainer
 
 
@@ -197,25 +177,6 @@ def log_entries(trainer: SFTTrainer) -> list[dict[str, Any]]:
     return [{name: entry[name] for name in LOGGED if name in entry} for entry in losses]
 
 
-def prepare_folder(name: str | None, ranks: Ranks) -> Path:
-    """The run's folder, made and tried before anything is computed.
-
-    Raises:
-        ValueError: it cannot be written.
-    """
-    folder = Path(name or "runs/ist")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / f".writable-{ranks.rank}"
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        raise ValueError(
-            f"The folder {folder} cannot be written ({error.strerror}): give another one with --output_dir."
-        ) from error
-    return folder
-
-
 def draw_pictures(folder: Path) -> Path | None:
     """The pictures of the run, where matplotlib is there and layers were chosen."""
     if not (folder / HISTORY_FILE).exists():
@@ -225,32 +186,6 @@ def draw_pictures(folder: Path) -> Path | None:
     except ImportError:
         return None
     return draw_report(folder)
-
-
-def find_checkpoint(value: str | None, folder: Path) -> Path | None:
-    """The checkpoint to go on from.
-
-    Args:
-        value: a checkpoint's folder; `last` (or `true`): the last whole one in the run's folder; `auto`: the same, or a
-            fresh start where there is none. A process that torchrun starts again goes on as with `auto`.
-        folder: of the run.
-
-    Raises:
-        ValueError: there is none, or it is damaged.
-    """
-    if value is None:
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        return last_checkpoint(folder) if restarted else None
-    if value.lower() not in ("auto", "last", "true"):
-        check_checkpoint(value)
-        return Path(value)
-    checkpoint = last_checkpoint(folder)
-    if checkpoint is None and value.lower() != "auto":
-        raise ValueError(
-            f"{folder} holds no whole checkpoint to resume from: leave --resume_from_checkpoint out, or give `auto`, "
-            "which then starts afresh."
-        )
-    return checkpoint
 
 
 def quiet_libraries() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -13,7 +15,9 @@ from ..data.word_problems import WordProblem, to_prompt_completion, word_problem
 from .arguments import RunArguments
 from .task_data import training_rows, without_test_rows
 
-__all__ = ["TaskData", "load_data"]
+__all__ = ["TaskData", "load_data", "report_cut_rows"]
+
+logger = logging.getLogger(__name__)
 
 TEST_SEED_OFFSET = 1
 
@@ -54,6 +58,8 @@ def load_data(run: RunArguments) -> TaskData:
         return hold_out(clean_rows(training_rows(run.ist.task, run.ist.data_folder, run.ist.from_hub), run), run)
     if run.ist.data_files:
         return instruction_data(run)
+    if run.script.dataset_name and Path(run.script.dataset_name).is_file():
+        raise ValueError(f"--dataset_name {run.script.dataset_name} is a file: give --data_files.")
     if run.mixture.datasets:
         loaded: Any = get_dataset(run.mixture)
     else:
@@ -117,3 +123,23 @@ def check_columns(rows: Any, text_field: str) -> None:
             f"The dataset has the columns {', '.join(sorted(columns))}, and training needs {text_field!r}, 'messages', "
             "or 'prompt' and 'completion': name the text with --dataset_text_field, or give --data_files."
         )
+
+
+def report_cut_rows(given: Any, kept: Any, name: str, max_length: int | None) -> None:
+    """Say how many rows TRL leaves out, since `max_length` cuts their whole answer off.
+
+    Args:
+        given: the rows before TRL prepared them.
+        kept: those after, not packed.
+        name: of the rows, for the message.
+        max_length: tokens that TRL leaves of a row.
+
+    Raises:
+        ValueError: it leaves none.
+    """
+    if not (hasattr(given, "__len__") and hasattr(kept, "__len__")) or len(kept) == len(given):
+        return
+    which = f"longer than max_length={max_length} before their answer begins"
+    if len(kept) == 0:
+        raise ValueError(f"All {len(given)} {name} rows are {which}: give a greater --max_length.")
+    logger.warning("%d of %d %s rows are %s, and are left out.", len(given) - len(kept), len(given), name, which)

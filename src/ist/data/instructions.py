@@ -14,6 +14,9 @@ from .files import read_rows
 
 __all__ = ["instruction_prompt", "read_instructions"]
 
+FORMS = "instruction and output (and input, if need be), or messages, or prompt and completion"
+"""What a row may have."""
+
 INTRODUCTION = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 )
@@ -62,9 +65,7 @@ def to_prompt_completion(file: Path, number: int, row: Any) -> dict[str, Any]:
         ValueError: it is neither an instruction, nor a chat, nor a prompt with its completion.
     """
     if not isinstance(row, dict):
-        raise ValueError(
-            f"{file}, row {number} is a {type(row).__name__}: rows are objects with instruction and output."
-        )
+        raise ValueError(f"{file}, row {number} is a {type(row).__name__}: rows are objects with {FORMS}.")
     if "messages" in row:
         return split_chat(file, number, row["messages"])
     if "instruction" not in row and isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
@@ -73,7 +74,7 @@ def to_prompt_completion(file: Path, number: int, row: Any) -> dict[str, Any]:
     if missing:
         raise ValueError(
             f"{file}, row {number} lacks {' and '.join(missing)} (it has {', '.join(row) or 'nothing'}): rows need "
-            "instruction and output, and may have input."
+            f"{FORMS}."
         )
     return {"prompt": instruction_prompt(row), "completion": str(row["output"])}
 
