@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ist import SparseTuner
-from ist.probing.batched import joint_losses
+from ist.probing.batched import batched_losses
 from ist.probing.suppression import can_skip_logits, candidate_losses
 from ist.step.fused import FusedLora
 from ist.step.fused.choice import products
@@ -412,7 +412,7 @@ def test_all_candidates_in_one_forward(adapter_dtype: torch.dtype) -> None:
     batch = batches(1)[0]
     with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._activation.measuring():
         expected = candidate_losses(model, tuner.layers, candidates, batch, 0.25)
-        found = joint_losses(model, tuner.layers, candidates, batch, 0.25)
+        found = batched_losses(model, tuner.layers, candidates, batch, 0.25)
     torch.testing.assert_close(found, expected, rtol=3e-3, atol=0)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ist import SparseTuner
-from ist.probing.batched import MAX_TOKENS, BatchedLosses, fits, joint_losses
+from ist.probing.batched import MAX_TOKENS, BatchedLosses, fits, batched_losses
 from ist.probing.measurement import Measurement
 from ist.probing.suppression import candidate_losses
 from ist.step.fused import JoinError
@@ -52,7 +52,7 @@ def test_losses_are_those_of_one_forward_for_each(adapter: str, batch: str, beta
         expected = candidate_losses(model, tuner.layers, CANDIDATES, given, beta)
         before = traces(model)
         with tuner._activation.measuring():
-            found = joint_losses(model, tuner.layers, CANDIDATES, given, beta)
+            found = batched_losses(model, tuner.layers, CANDIDATES, given, beta)
         assert traces(model) == before
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     assert beta == 1 or len({round(loss, 6) for loss in found.tolist()}) == len(CANDIDATES)
@@ -181,7 +181,7 @@ def test_a_loss_of_routers_is_measured_set_by_set() -> None:
         tuner._activation.measuring(),
         pytest.raises(JoinError, match="elsewhere than the logits"),
     ):
-        joint_losses(model, tuner.layers, CANDIDATES, batch, 0.25)
+        batched_losses(model, tuner.layers, CANDIDATES, batch, 0.25)
 
 
 def test_nothing_is_decided_by_losses_that_are_no_numbers_and_a_resume_knows_what_was_decided() -> None:
@@ -231,7 +231,7 @@ def test_what_cannot_be_computed_so_is_said(change: str) -> None:
             model.merge_adapter()
         asked = SimpleNamespace(get_base_model=lambda: None) if change == "no loss of its own" else model
         with pytest.raises(JoinError):
-            joint_losses(asked, tuner.layers, CANDIDATES, batch, 0.25)
+            batched_losses(asked, tuner.layers, CANDIDATES, batch, 0.25)
         if change == "merged":
             model.unmerge_adapter()
     factors = [module.__dict__.get("_ist_factors") for module in model.modules()]
