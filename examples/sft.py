@@ -1,5 +1,7 @@
 """Importance-aware Sparse Tuning with TRL's SFTTrainer: the loss counts the completions alone.
 
+To run it, from the folder of the project:
+
     python examples/sft.py                             # a tiny random model, seconds on a CPU
     python examples/sft.py --model Qwen/Qwen3-0.6B     # a model of yours
 """

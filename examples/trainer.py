@@ -1,5 +1,7 @@
 """Importance-aware Sparse Tuning with the Trainer of transformers.
 
+To run it, from the folder of the project:
+
     python examples/trainer.py                             # a tiny random model, seconds on a CPU
     python examples/trainer.py --model Qwen/Qwen3-0.6B     # a model of yours
     accelerate launch --config_file examples/distributed/ddp.yaml examples/trainer.py --model Qwen/Qwen3-0.6B
