@@ -13,7 +13,7 @@ PIP := $(BIN)/python $(INSTALL)
 # AdapterHub's library pins transformers 4.
 HUB := .venv-adapterhub
 
-.PHONY: demo test test-core test-dist test-gpu test-nightly test-slow test-adapterhub tables bench-summary lint types format check clean
+.PHONY: demo test test-core test-dist test-gpu test-nightly test-slow test-adapterhub tables bench-summary map lint types format check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -80,6 +80,9 @@ tables: $(VENV)/.dev ## the tables in the texts, from the JSON files of benchmar
 
 bench-summary: $(VENV)/.dev ## the targets of docs/cost.md, from the JSON files of benchmarks alone
 	@$(BIN)/python benchmarks/summary.py
+
+map: ## the rooms of src/ist, their purposes, and the imports between them
+	@$(PYTHON) tests/helpers/house.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

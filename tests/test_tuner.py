@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from ist import FixedSelector, History, ISTConfig, SparseTuner, read_history
-from reference_ist import ReferenceIST
-from tiny import (
+from tests.helpers.reference_ist import ReferenceIST
+from tests.helpers.tiny import (
     layer_of,
     moved_layers,
     snapshot,
@@ -342,7 +342,7 @@ def test_history_tells_every_step_and_update(tmp_path: Path) -> None:
 
 def test_parameters_outside_the_layers_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
     SparseTuner(tiny_lora(modules_to_save=["lm_head"]), fused=False)
-    said = [record.getMessage() for record in caplog.records if record.name == "ist.announce"]
+    said = [record.getMessage() for record in caplog.records if record.name == "ist.step.announce"]
     assert len(said) == 2
     assert "2048 parameters in 1 tensors" in said[1]
     assert "lm_head" in said[1]
@@ -359,7 +359,7 @@ def test_the_lean_step_is_announced_in_one_line(
     options: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     SparseTuner(tiny_lora(), **options)
-    (line,) = (record.getMessage() for record in caplog.records if record.name == "ist.announce")
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "ist.step.announce")
     assert line == f"IST trains 1 of 4 layers a step, from base_model.model.model.layers.0{said}"
 
 

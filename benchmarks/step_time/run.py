@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from cases import GROUPS, Case  # noqa: E402
+
 from harness import (  # noqa: E402
     GIB,
     SHAPES,
@@ -43,7 +44,6 @@ from harness import (  # noqa: E402
     shorten,
     token_batches,
 )
-
 from ist import SparseTuner  # noqa: E402
 
 INTERVAL = 10

@@ -20,6 +20,9 @@ IdleMoments = Literal["keep", "reset", "offload"]
 Preset = Literal["paper", "reference"]
 
 # Where the authors' code departs from their paper, each departure is an option; a preset names a set of options.
+Trains = Literal["adapters", "whole layers", "either"]
+"""What a way of choosing layers trains in them; `either` is adapters where the model has some, and else all weights."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "policy": "uniform",
@@ -134,7 +137,7 @@ class ISTConfig:
 
     price: float = 0.0
     """How much the cost of a step counts in the choice, in [0, 8]; 0, the paper's, is not at all. A set is drawn with
-    its probability under the policy times `cost^-price`, see `ist.sampling.sample_affordable`."""
+    its probability under the policy times `cost^-price`, see `ist.method.sampling.sample_affordable`."""
 
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, PRESETS)

@@ -13,28 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from ._version import __version__
-from .activation import LayerActivation
-from .adalora import RankAllocation, find_adalora
-from .announce import announce, warn_of_missing_parameters
-from .compiled import make_room_for_graphs
+from .adapters.adalora import RankAllocation, find_adalora
+from .adapters.layers import Layer
+from .adapters.lora_fa import IdlePairs, is_lora_fa
+from .adapters.whole_layers import layers_to_train
 from .config import ISTConfig, resolve_config
-from .ddp import TiedOutputs, unwrap_ddp
-from .depth import BackwardDepth
-from .distributed import current_ranks
-from .fingerprint import base_fingerprint
-from .history import History
-from .layers import Layer
-from .lora_fa import IdlePairs, is_lora_fa
-from .measurement import Measurement
-from .optimizer_state import OptimizerState
-from .probe_source import probe_stream
-from .probes import ProbeStream
-from .recompute import Recompute
-from .resume import STATE_FORMAT, check_same_run
-from .selectors import ImportanceUpdate, SelectorFactory, make_selector, selector_factory, what_trains
-from .sharding import DEEPSPEED, check_engine, is_deepspeed, is_sharded
-from .suppression import LossFunction, model_loss
-from .whole_layers import layers_to_train
+from .method.registry import ImportanceUpdate, SelectorFactory, make_selector, selector_factory, what_trains
+from .probing.measurement import Measurement
+from .probing.probes import ProbeStream
+from .probing.sources import probe_stream
+from .probing.suppression import LossFunction, model_loss
+from .runs.fingerprint import base_fingerprint
+from .runs.history import History
+from .runs.resume import STATE_FORMAT, check_same_run
+from .runtime.ddp import TiedOutputs, unwrap_ddp
+from .runtime.distributed import current_ranks
+from .runtime.sharding import DEEPSPEED, check_engine, is_deepspeed, is_sharded
+from .step.activation import LayerActivation
+from .step.announce import announce, warn_of_missing_parameters
+from .step.compiled import make_room_for_graphs
+from .step.depth import BackwardDepth
+from .step.optimizer_state import OptimizerState
+from .step.recompute import Recompute
 
 __all__ = ["SparseTuner"]
 
@@ -158,7 +158,7 @@ class SparseTuner:
 
     @property
     def num_fused(self) -> int:
-        """How many adapter modules compute as one function (`ist.fused`)."""
+        """How many adapter modules compute as one function (`ist.step.fused`)."""
         return self._activation.num_fused
 
     @property

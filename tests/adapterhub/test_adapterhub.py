@@ -14,6 +14,24 @@ from torch import Tensor, nn
 
 adapters = pytest.importorskip("adapters", reason="it pins transformers 4: make test-adapterhub has it")
 
+from adapters.composition import Parallel
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
+
 from adapters import (
     AdapterModelInterface,
     AdapterTrainer,
@@ -33,29 +51,11 @@ from adapters import (
     SeqBnInvConfig,
     UniPELTConfig,
 )
-from adapters.composition import Parallel
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
-    Trainer,
-    TrainingArguments,
-)
-
 from ist import IST, SparseTuner, discover_layers, read_history
-from ist.layers import parameters_outside
-from ist.responses import scaled_response
-from ist.suppression import suppress
-from tiny import snapshot, tiny_rows, traces, trainable
+from ist.adapters.layers import parameters_outside
+from ist.adapters.responses import scaled_response
+from ist.probing.suppression import suppress
+from tests.helpers.tiny import snapshot, tiny_rows, traces, trainable
 
 # adapters 1.3.0 calls T5's blocks with a name that transformers 4.57 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`past_key_value` is deprecated:FutureWarning")

@@ -7,7 +7,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import engines
 import torch
@@ -18,8 +18,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from ist import SparseTuner
-from ist.selectors import RandomSelector
-from tiny import tiny_batches, tiny_lora
+from ist.method.registry import RandomSelector
+from tests.helpers.tiny import tiny_batches, tiny_lora
 
 
 class Stubborn(RandomSelector):

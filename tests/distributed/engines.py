@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from ist import SparseTuner
-from tiny import tiny_lora, tiny_rows
+from tests.helpers.tiny import tiny_lora, tiny_rows
 
 NUM_LAYERS = 4
 GLOBAL_BATCH = 8

@@ -22,7 +22,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy
 import torch
@@ -30,8 +30,8 @@ from launch import free_port
 from transformers import Trainer, TrainingArguments
 
 from ist import IST, last_checkpoint, read_history
-from ist.checkpoints import SEAL_FILE
-from tiny import tiny_lora, tiny_rows
+from ist.runs.checkpoints import SEAL_FILE
+from tests.helpers.tiny import tiny_lora, tiny_rows
 
 NUM_STEPS = 40
 SAVE_STEPS = 4

@@ -118,7 +118,7 @@ def test_a_killed_process_is_started_again_and_goes_on(tiny_model_folder: Path, 
     killer.write_text(
         "import os, signal, sys\n"
         "from transformers import TrainerCallback\n"
-        "import ist.cli.train as command\n"
+        "import ist.cli.train.command as command\n"
         "class Kill(TrainerCallback):\n"
         "    def on_step_end(self, args, state, control, **kwargs):\n"
         "        first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"

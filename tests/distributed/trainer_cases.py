@@ -9,7 +9,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ist import IST
-from tiny import tiny_lora, tiny_rows
+from tests.helpers.tiny import tiny_lora, tiny_rows
 
 GLOBAL_BATCH = 8
 FSDP = {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}

@@ -9,14 +9,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from ist import SparseTuner
-from tiny import moved_layers, snapshot, tiny_batches, tiny_llama
+from tests.helpers.tiny import moved_layers, snapshot, tiny_batches, tiny_llama
 
 MODES: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -16,16 +16,16 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ist import SparseTuner
-from ist.fused import FusedLora
-from ist.fused.choice import products
-from ist.fused.function import lora_linear
-from ist.fused.precision import Split
-from ist.joint import joint_losses
-from ist.suppression import can_skip_logits, candidate_losses
+from ist.probing.batched import joint_losses
+from ist.probing.suppression import can_skip_logits, candidate_losses
+from ist.step.fused import FusedLora
+from ist.step.fused.choice import products
+from ist.step.fused.function import lora_linear
+from ist.step.fused.precision import Split
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 if torch.cuda.is_available():
-    from ist.fused import launch
+    from ist.step.fused import launch
 LAYERS, STEPS = 8, 15
 FIVE = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 

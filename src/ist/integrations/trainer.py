@@ -16,15 +16,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import CallbackHandler, ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..checkpoints import check_checkpoint, seal_checkpoint
 from ..config import ISTConfig, resolve_config
-from ..distributed import current_ranks
-from ..history import HISTORY_FILE, History
-from ..probes import DatasetProbes, ProbeStream
-from ..resume import COURSE, changed_course
-from ..selectors import SelectorFactory, selector_factory
-from ..sharding import DEEPSPEED
-from ..suppression import LossFunction
+from ..method.registry import SelectorFactory, selector_factory
+from ..probing.probes import DatasetProbes, ProbeStream
+from ..probing.suppression import LossFunction
+from ..runs.checkpoints import check_checkpoint, seal_checkpoint
+from ..runs.history import HISTORY_FILE, History
+from ..runs.resume import COURSE, changed_course
+from ..runtime.distributed import current_ranks
+from ..runtime.sharding import DEEPSPEED
 from ..tuner import SparseTuner
 
 __all__ = ["IST"]
