@@ -77,7 +77,7 @@ def main(config: dict[str, Any], method: str, engine: str, file: Path) -> None:
         if tuner:
             tuner.begin_step()
         wrapped(**inputs).loss.backward()
-        # DDP gives idle layers zeros, which are not sent: there the count is the communication hook's.
+        # DDP gives frozen layers zeros, which are not sent: there the count is the communication hook's.
         present = gradient_bytes(wrapped)
         optimizer.step()
         optimizer.zero_grad()

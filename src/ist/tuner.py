@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ._version import __version__
 from .adapters.adalora import RankAllocation, find_adalora
 from .adapters.layers import Layer
-from .adapters.lora_fa import IdlePairs, is_lora_fa
+from .adapters.lora_fa import FrozenPairs, is_lora_fa
 from .adapters.whole_layers import layers_to_train
 from .config import ISTConfig, resolve_config
 from .method.registry import ImportanceUpdate, SelectorFactory, make_selector, selector_factory, what_trains
@@ -28,7 +28,7 @@ from .runs.history import History
 from .runs.resume import STATE_FORMAT, check_same_run
 from .runtime.ddp import TiedOutputs, unwrap_ddp
 from .runtime.distributed import current_ranks
-from .runtime.sharding import DEEPSPEED, check_engine, is_deepspeed, is_sharded
+from .runtime.sharding import DEEPSPEED, check_backend, is_deepspeed, is_sharded
 from .step.activation import LayerActivation
 from .step.announce import announce, warn_of_missing_parameters
 from .step.compiled import make_room_for_graphs
@@ -99,7 +99,7 @@ class SparseTuner:
         if not isinstance(model, nn.Module):
             raise ValueError(f"model is a {type(model).__name__}: give a model, such as get_peft_model returns.")
         self.model = model = unwrap_ddp(model)
-        check_engine(model)
+        check_backend(model)
         factory = selector_factory(selector)
         self.layers = layers_to_train(model, layers, what_trains(factory))
         self.selector = make_selector(factory, self.config, [layer.name for layer in self.layers])
@@ -116,7 +116,7 @@ class SparseTuner:
         self._step_seconds = 0.0
         self._step_start: float | None = None
         self._optimizer: Any = None
-        self._idle_pairs: IdlePairs | None = None
+        self._frozen_pairs: FrozenPairs | None = None
         self._optimizer_state: OptimizerState | None = None
         self._warned_not_allocated = False
         adalora = find_adalora(model)
@@ -138,7 +138,7 @@ class SparseTuner:
         )
         self._depth = BackwardDepth(model, self.layers, self._activation)
         make_room_for_graphs(self.layers)
-        self._tied_outputs = TiedOutputs(model, self._activation.idle_parameters)
+        self._tied_outputs = TiedOutputs(model, self._activation.frozen_parameters)
         if self.ranks.is_main:
             announce(model, self.layers, len(self.selector.choose(0)), self.num_fused, self.not_fused)
         if history is not None:
@@ -206,8 +206,8 @@ class SparseTuner:
     def attach_optimizer(self, optimizer: Any) -> None:
         """Get to know the optimizer before the first step; `end_step` does it at the latest.
 
-        Warns of layers that the optimizer can never train. LoRA-FA's is helped past idle layers, which it needs before
-        its first step; other optimizers are left alone.
+        Warns of layers that the optimizer can never train. LoRA-FA's is helped past frozen layers, which it
+        needs before its first step; other optimizers are left alone.
 
         Args:
             optimizer: made from all trainable parameters; it may be wrapped, as Accelerate does.
@@ -226,9 +226,9 @@ class SparseTuner:
         self._optimizer_state = OptimizerState(optimizer, self.layers, self.config.optimizer_state)
         self._optimizer = optimizer
         warn_of_missing_parameters(optimizer, self.layers)
-        if self._idle_pairs:
-            self._idle_pairs.close()
-        self._idle_pairs = IdlePairs(optimizer, self._idle_parameters) if is_lora_fa(optimizer) else None
+        if self._frozen_pairs:
+            self._frozen_pairs.close()
+        self._frozen_pairs = FrozenPairs(optimizer, self._frozen_parameters) if is_lora_fa(optimizer) else None
 
     def begin_step(self) -> tuple[int, ...]:
         """Choose the layers of the next optimizer step and freeze the adapters of all others.
@@ -262,10 +262,10 @@ class SparseTuner:
         return active
 
     def before_optimizer_step(self) -> None:
-        """Drop gradients that reached idle layers past their adapters' forward. Every optimizer of torch does it at
+        """Drop gradients that reached frozen layers past their adapters' forward. Every optimizer of torch does it at
         its step by itself; call this before the step of any other. `IST` always calls it.
         """
-        self._activation.drop_idle_gradients()
+        self._activation.drop_frozen_gradients()
 
     def after_optimizer_step(self) -> None:
         """Let AdaLoRA allocate its ranks. Needed for it alone, while the gradients are still there: after
@@ -310,11 +310,11 @@ class SparseTuner:
         open_tuners.discard(self)
         if self.rank_allocation:
             self.rank_allocation.close()
-        if self._idle_pairs:
-            self._idle_pairs.close()
+        if self._frozen_pairs:
+            self._frozen_pairs.close()
         if self._optimizer_state:
             self._optimizer_state.close()
-        self._optimizer = self._optimizer_state = self._idle_pairs = None  # Its moments are the caller's to free.
+        self._optimizer = self._optimizer_state = self._frozen_pairs = None  # Its moments are the caller's to free.
         self._tied_outputs.close()
         self._depth.close()
         self._recompute.close()
@@ -337,7 +337,7 @@ class SparseTuner:
             **self._identity(),
             "num_steps": self.num_steps,
             "num_probes": self._measurement.num_probes,
-            "joint_trusted": self._measurement.joint_trusted,
+            "batched_trusted": self._measurement.batched_trusted,
             "last_update": self.last_update and self.last_update.state_dict(),
             "selector": self.selector.state_dict(),
         }
@@ -352,7 +352,7 @@ class SparseTuner:
         check_same_run(state, self.state_dict())
         self.selector.load_state_dict(dict(state["selector"]))
         self.num_steps = int(state["num_steps"])
-        self._measurement.resume(int(state["num_probes"]), state.get("joint_trusted"))
+        self._measurement.resume(int(state["num_probes"]), state.get("batched_trusted"))
         saved_update = state.get("last_update")
         self.last_update = saved_update and ImportanceUpdate.from_state_dict(saved_update)
 
@@ -371,9 +371,9 @@ class SparseTuner:
             "base_fingerprint": self._base,
         }
 
-    def _idle_parameters(self) -> set[int]:
+    def _frozen_parameters(self) -> set[int]:
         """The ids of the parameters that the current step leaves alone."""
-        return set(map(id, self._activation.idle_parameters()))
+        return set(map(id, self._activation.frozen_parameters()))
 
     def _check_open(self) -> None:
         if self.closed:

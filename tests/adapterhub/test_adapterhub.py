@@ -293,7 +293,7 @@ def test_damping_to_nothing_is_leaving_the_layers_out(name: str, method: str) ->
 
 
 @pytest.mark.parametrize(("name", "method"), EXAMPLES)
-def test_idle_layers_do_not_move(name: str, method: str) -> None:
+def test_frozen_layers_do_not_move(name: str, method: str) -> None:
     model = make(name, method)
     batch = make_batch(name)
     before = hub_traces(model)
@@ -329,7 +329,7 @@ def test_what_is_saved_loads_to_the_bit(name: str, method: str, tmp_path: Path) 
         for _ in range(3):
             tuner.begin_step()
             model(**batch).loss.backward()
-            model.save_adapter(str(tmp_path), "a")  # in the middle of a step: no trace of the idle layers
+            model.save_adapter(str(tmp_path), "a")  # in the middle of a step: no trace of the frozen layers
             optimizer.step()
             optimizer.zero_grad()
             tuner.end_step(optimizer)

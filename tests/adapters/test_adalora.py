@@ -46,7 +46,7 @@ def num_ranks(model: PeftModel) -> int:
     return int(sum((values != 0).sum() for values in singular_values(model).values()))
 
 
-def idle_part(values: dict[str, Tensor], active: tuple[int, ...]) -> dict[str, Tensor]:
+def frozen_part(values: dict[str, Tensor], active: tuple[int, ...]) -> dict[str, Tensor]:
     return {name: value for name, value in values.items() if layer_of(name) not in active}
 
 
@@ -140,7 +140,7 @@ def test_a_run_that_never_allocated_saves_all_its_ranks(tmp_path: Path) -> None:
 
 
 def test_with_all_layers_active_it_is_pefts_own_loop() -> None:
-    """Nothing is idle then, so every weight equals that of a loop which calls peft alone, to the bit."""
+    """Nothing is frozen then, so every weight equals that of a loop which calls peft alone, to the bit."""
     ours, theirs = make_model(), make_model()
     optimizers = adam(ours), adam(theirs)
     batches = tiny_batches(NUM_STEPS)
@@ -160,7 +160,7 @@ def test_with_all_layers_active_it_is_pefts_own_loop() -> None:
     assert all(torch.equal(value, expected[name]) for name, value in snapshot(ours).items())
 
 
-def test_an_idle_layer_keeps_its_sensitivities_and_its_weights() -> None:
+def test_an_frozen_layer_keeps_its_sensitivities_and_its_weights() -> None:
     """But for singular values that the budget takes: they become 0."""
     model = make_model()
     optimizer, allocator = adam(model), allocator_of(model)
@@ -175,7 +175,7 @@ def test_an_idle_layer_keeps_its_sensitivities_and_its_weights() -> None:
             tuner.after_optimizer_step()
             optimizer.zero_grad()
             tuner.end_step()
-            after = idle_part(snapshot(model), active)
+            after = frozen_part(snapshot(model), active)
             for name, value in after.items():
                 taken = "lora_E" in name and (value == 0) & (before[name] != 0)
                 assert torch.equal(value, before[name].masked_fill(taken, 0) if "lora_E" in name else before[name])
@@ -189,7 +189,7 @@ def test_an_idle_layer_keeps_its_sensitivities_and_its_weights() -> None:
     assert all((value == 0).all() for name, value in averages.items() if layer_of(name) in never)
 
 
-def test_the_orthogonality_loss_gives_idle_layers_no_gradient_and_clipping_does_not_see_them() -> None:
+def test_the_orthogonality_loss_gives_frozen_layers_no_gradient_and_clipping_does_not_see_them() -> None:
     model = make_model(orth_reg_weight=100.0)
     with SparseTuner(model, num_active_layers=1, probe_batches=tiny_batches(1)) as tuner:
         (active,) = tuner.begin_step()

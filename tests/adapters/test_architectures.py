@@ -83,8 +83,8 @@ def check_step(
 ) -> set[int]:
     """Assert what an optimizer step may move; which layers did move is returned.
 
-    The base model and idle layers stay. What an active layer owns moves where a gradient is not zero, and so does what
-    trains outside of the layers, such as the adapters of a stack that was not chosen.
+    The base model and frozen layers stay. What an active layer owns moves where a gradient is not zero, and so
+    does what trains outside of the layers, such as the adapters of a stack that was not chosen.
     """
     owners = {id(parameter): layer.index for layer in layers for parameter in layer.parameters}
     moved_layers: set[int] = set()
@@ -130,19 +130,19 @@ def test_ten_steps_move_the_active_layers_alone(case: Case, tmp_path: Path) -> N
     with make_tuner(model, case, probe_batches=[batch]) as tuner:
         unreached = {layer.index for layer in tuner.layers if layer.name.removeprefix(f"{BASE}.") in case.unreached}
         assert len(unreached) == len(case.unreached)
-        ever_idle: set[int] = set()
+        ever_frozen: set[int] = set()
         for _ in range(10):
             active = tuner.begin_step()
             before = snapshot(model)
             loss_of(model, batch).backward()
             optimizer.step()
             assert check_step(model, tuner.layers, active, before) == set(active) - unreached
-            ever_idle |= set(range(len(tuner.layers))) - set(active)
+            ever_frozen |= set(range(len(tuner.layers))) - set(active)
             optimizer.zero_grad()
             update = tuner.end_step(optimizer)
             if update is not None:
                 importance.append(list(update.importance))
-    assert ever_idle
+    assert ever_frozen
     assert len(importance) == 3
     assert all(math.isfinite(score) for scores in importance for score in scores)
     changes = [now != then for then, now in zip([[0.0] * len(importance[0]), *importance], importance, strict=False)]

@@ -1,4 +1,4 @@
-"""LoRA-FA's optimizer, which takes A and B as a pair, passes idle layers by and is as before afterwards."""
+"""LoRA-FA's optimizer, which takes A and B as a pair, passes frozen layers by and is as before afterwards."""
 
 from __future__ import annotations
 

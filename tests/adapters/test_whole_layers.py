@@ -1,4 +1,4 @@
-"""Layers that train whole: where they are found, that idle ones hold still, and that nothing is computed for them."""
+"""Layers that train whole: where they are found, that frozen ones hold still, and that nothing is computed for them."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_a_tied_head_trains_at_every_step() -> None:
     [(None, "none"), (False, "none"), (True, "none"), (None, "frozen"), (None, "all")],
     ids=["plain", "checkpointing", "reentrant checkpointing", "recompute frozen", "recompute all"],
 )
-def test_active_gradients_are_those_of_full_training_and_idle_ones_none(
+def test_active_gradients_are_those_of_full_training_and_frozen_ones_none(
     checkpointing: bool | None, recompute: str
 ) -> None:
     model, batch = tiny_llama(), tiny_batches(1)[0]
@@ -238,7 +238,7 @@ def saved_bytes(model: nn.Module, batch: Any) -> tuple[int, Tensor]:
     return sum(held.values()), loss
 
 
-def test_no_gradient_of_idle_weights_is_computed_nor_anything_kept_for_it() -> None:
+def test_no_gradient_of_frozen_weights_is_computed_nor_anything_kept_for_it() -> None:
     model, batch = tiny_llama(), tiny_batches(1)[0]
     with SparseTuner(model, selector="full") as tuner:
         tuner.begin_step()
@@ -268,7 +268,7 @@ def test_weights_past_a_parts_forward_are_held_by_dropping_their_gradient() -> N
 
 
 @pytest.mark.parametrize(("mode", "held"), [("keep", True), ("reset", False)])
-def test_moments_of_idle_layers_wait_or_go_and_those_outside_stay(mode: str, held: bool) -> None:
+def test_moments_of_frozen_layers_wait_or_go_and_those_outside_stay(mode: str, held: bool) -> None:
     model = tiny_llama()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.5)
     past: set[int] = set()

@@ -83,7 +83,7 @@ def test_a_checkpoint_without_a_count_starts_one(tmp_path: Path) -> None:
     state = json.loads(file.read_text())
     del state["stateful_callbacks"]["TrainingClock"]
     file.write_text(json.dumps(state))
-    (tmp_path / "checkpoint-3" / "ist_seal.json").unlink()
+    (tmp_path / "checkpoint-3" / "ist_manifest.json").unlink()
     trainer, clock = train(tmp_path, resume=str(tmp_path / "checkpoint-3"))
     assert (trainer.state.global_step, clock.seconds) == (8, 5)
 

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from ist.bottleneck import BottleneckConfig
 from ist.cli.checkout import commit
-from ist.cli.eval.arguments import parse_eval_arguments
 from ist.cli.eval import command as eval_module
+from ist.cli.eval.arguments import parse_eval_arguments
 from ist.cli.eval.command import load_tasks
 from ist.cli.main import main
 from ist.cli.train.arguments import parse_arguments

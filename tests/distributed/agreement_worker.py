@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import engines
+import backends
 import torch
 from torch import distributed as dist
 from torch import nn
@@ -58,7 +58,7 @@ def run(case: str, rank: int) -> None:
             parameter.requires_grad_(True)
         SparseTuner(FullyShardedDataParallel(model, device_id=torch.device("cpu")))
     elif case == "FSDP1, one process":
-        SparseTuner(engines.fsdp1()(tiny_lora()))
+        SparseTuner(backends.fsdp1()(tiny_lora()))
 
 
 if __name__ == "__main__":

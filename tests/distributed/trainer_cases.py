@@ -28,7 +28,7 @@ ENGINES: dict[str, dict[str, Any]] = {
         "gradient_accumulation_steps": 2,
         "per_device_train_batch_size": GLOBAL_BATCH // 4,
     },
-    # FSDP1 through Accelerate asks for an accelerator; test_engines.py has it on the CPU.
+    # FSDP1 through Accelerate asks for an accelerator; test_backends.py has it on the CPU.
 }
 
 

@@ -106,7 +106,7 @@ def test_offload_trains_what_keep_trains_to_the_bit(optimizer: str) -> None:
     assert all(torch.equal(kept[name], offloaded[name]) for name in kept)
 
 
-def test_offload_frees_the_moments_of_idle_layers() -> None:
+def test_offload_frees_the_moments_of_frozen_layers() -> None:
     held: dict[str, list[int]] = {}
 
     def look(mode: str) -> Callable[..., None]:
@@ -121,7 +121,7 @@ def test_offload_frees_the_moments_of_idle_layers() -> None:
     model = llama()
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     saved = held["keep"][-1] - held["offload"][-1]
-    assert 0.6 * moments < saved < 0.8 * moments  # six of eight layers are idle
+    assert 0.6 * moments < saved < 0.8 * moments  # six of eight layers are frozen
 
 
 def test_a_checkpoint_in_the_middle_of_the_journeys_holds_every_moment() -> None:
@@ -185,8 +185,8 @@ def test_error_is_no_larger_than_that_of_peft(adapter_dtype: torch.dtype) -> Non
     pefts = results(found, x, dy)
     fused = FusedLora(found, nullcontext())
     ours = results(found, x, dy)
-    fused.switch.idle = True
-    idle = results(found, x, dy, trained=False)
+    fused.switch.frozen = True
+    frozen = results(found, x, dy, trained=False)
     fused.remove()
     found.double()
     exact = results(found, x.double(), dy.double())
@@ -195,21 +195,21 @@ def test_error_is_no_larger_than_that_of_peft(adapter_dtype: torch.dtype) -> Non
         assert our <= 1.05 * theirs + 2e-5, name  # two bfloat16 numbers add up to a float32 one up to 2⁻¹⁶
     assert [t.dtype for t in ours] == [t.dtype for t in pefts]
     for name, our, theirs in zip(
-        ("output", "input"), errors(idle, exact[:2]), errors(pefts[:2], exact[:2]), strict=True
+        ("output", "input"), errors(frozen, exact[:2]), errors(pefts[:2], exact[:2]), strict=True
     ):
-        assert our <= 1.1 * theirs, f"{name} of an idle module"
+        assert our <= 1.1 * theirs, f"{name} of a frozen module"
 
 
 def test_idle_float32_adapter_gives_the_input_its_gradient() -> None:
     found = module(torch.float32)
     x, dy = torch.randn(210, 512, device="cuda").bfloat16(), torch.randn(210, 384, device="cuda").bfloat16()
     exact = results(found.double(), x.double(), dy.double())[:2]
-    idle = module(torch.float32)
-    FusedLora(idle, nullcontext()).switch.idle = True
+    frozen = module(torch.float32)
+    FusedLora(frozen, nullcontext()).switch.frozen = True
     x.requires_grad_()
-    y = idle(x)
+    y = frozen(x)
     y.backward(dy)
-    assert all(parameter.grad is None for parameter in idle.parameters())
+    assert all(parameter.grad is None for parameter in frozen.parameters())
     assert max(errors([y.detach(), x.grad], exact)) < 4e-3  # type: ignore[list-item]
 
 

@@ -1,4 +1,4 @@
-"""Which parameters moved at which optimizer step, by name: the evidence of the tests about idle layers."""
+"""Which parameters moved at which optimizer step, by name: the evidence of the tests about frozen layers."""
 
 from __future__ import annotations
 

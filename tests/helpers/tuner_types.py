@@ -288,7 +288,7 @@ def uses_factor(entry: Method) -> bool:
 
 
 def moves_active_layers_only(entry: Method, weight_decay: float | None, device: str = "cpu") -> bool:
-    """Whether eight steps with importance updates move the active layers, nothing idle and nothing of the base.
+    """Whether eight steps with importance updates move the active layers, nothing frozen and nothing of the base.
 
     Args:
         entry: the method.

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ist import IST, SparseTuner, check_checkpoint, last_checkpoint, read_history
-from ist.runs.checkpoints import SEAL_FILE, seal_checkpoint
+from ist.runs.checkpoints import MANIFEST_FILE, write_manifest
 from ist.runs.fingerprint import base_fingerprint
 from tests.helpers.tiny import tiny_llama, tiny_lora
 from tests.helpers.trainers import make_trainer
@@ -48,7 +48,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "cut short": (ADAPTER, cut, rf"{ADAPTER} has \d+ of \d+ bytes"),
     "a flipped bit": (OPTIMIZER, flip, f"{OPTIMIZER} was changed after it was written"),
     "missing": ("rng_state.pth", Path.unlink, "rng_state.pth is missing"),
-    "a damaged seal": (SEAL_FILE, cut, f"{SEAL_FILE} cannot be read"),
+    "a damaged seal": (MANIFEST_FILE, cut, f"{MANIFEST_FILE} cannot be read"),
 }
 UNSEALED_DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "never finished": (STATE, Path.unlink, f"it was never finished, {STATE} is missing"),
@@ -65,7 +65,7 @@ def test_damage_is_named_and_the_one_before_offered(run: Path, damage: str) -> N
     name, harm, said = {**DAMAGES, **UNSEALED_DAMAGES}[damage]
     last = run / "checkpoint-9"
     if damage in UNSEALED_DAMAGES:
-        (last / SEAL_FILE).unlink()
+        (last / MANIFEST_FILE).unlink()
         assert last_checkpoint(run) == last, "a checkpoint that was killed just before its seal is whole"
     harm(last / name)
     with pytest.raises(ValueError, match=rf"checkpoint-9 is damaged \({said}\): resume from .*checkpoint-6, the last"):
@@ -97,10 +97,10 @@ def test_a_flipped_bit_is_found_at_the_resume(run: Path) -> None:
 
 def test_seals_list_every_file_and_come_whole(run: Path) -> None:
     last = run / "checkpoint-9"
-    listed = json.loads((last / SEAL_FILE).read_text())["files"]
-    assert set(listed) == {path.name for path in last.iterdir()} - {SEAL_FILE}
-    seal_checkpoint(last)
-    assert json.loads((last / SEAL_FILE).read_text())["files"] == listed
+    listed = json.loads((last / MANIFEST_FILE).read_text())["files"]
+    assert set(listed) == {path.name for path in last.iterdir()} - {MANIFEST_FILE}
+    write_manifest(last)
+    assert json.loads((last / MANIFEST_FILE).read_text())["files"] == listed
     assert not list(last.glob("*.tmp"))
 
 
@@ -112,7 +112,7 @@ def test_best_model_and_rotation_still_work(tmp_path: Path) -> None:
     left = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
     assert "checkpoint-9" in left
     assert len(left) <= 2
-    assert all((tmp_path / name / SEAL_FILE).is_file() for name in left)
+    assert all((tmp_path / name / MANIFEST_FILE).is_file() for name in left)
 
 
 def other_base() -> Any:

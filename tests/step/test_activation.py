@@ -1,4 +1,4 @@
-"""Idle layers hold still: to the bit, under every optimizer, with checkpointing, and leave no trace."""
+"""Frozen layers hold still: to the bit, under every optimizer, with checkpointing, and leave no trace."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Any]] = {
 
 @pytest.mark.parametrize("set_to_none", [True, False], ids=["grads dropped", "grads zeroed"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_idle_layers_do_not_move_by_one_bit(name: str, set_to_none: bool) -> None:
+def test_frozen_layers_do_not_move_by_one_bit(name: str, set_to_none: bool) -> None:
     """Also where zeroed gradients from an earlier step would let weight decay and momentum move them."""
     model = tiny_lora()
     optimizer = OPTIMIZERS[name](trainable(model))
@@ -129,7 +129,7 @@ def test_a_forward_that_raises_leaves_nothing_frozen() -> None:
     assert traces(model) == before
 
 
-def test_contexts_that_unfreeze_do_not_unfreeze_idle_layers() -> None:
+def test_contexts_that_unfreeze_do_not_unfreeze_frozen_layers() -> None:
     """`disable_adapter()` and `set_adapter()` switch all gradients on again, in the middle of a step."""
     model = tiny_lora()
     activation = LayerActivation(discover_layers(model))
@@ -181,12 +181,12 @@ def test_a_training_that_died_does_not_freeze_the_next() -> None:
 
 
 def test_gradients_past_the_forward_are_dropped() -> None:
-    """A loss on the weights themselves, as AdaLoRA's, reaches idle layers."""
+    """A loss on the weights themselves, as AdaLoRA's, reaches frozen layers."""
     model = tiny_lora()
     activation = LayerActivation(discover_layers(model))
     activation.activate([2])
     weights = trainable(model)
     (model(**tiny_batches(1)[0]).loss + sum(weight.square().sum() for weight in weights)).backward()
     assert {layer_of(name) for name in gradients(model)} == {0, 1, 2, 3}
-    activation.drop_idle_gradients()
+    activation.drop_frozen_gradients()
     assert {layer_of(name) for name in gradients(model)} == {2}

@@ -16,7 +16,7 @@ from tests.helpers.tiny import snapshot, tiny_batches, tiny_lora
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the compiler's own calls
 NUM_LAYERS = 6
 MAX_GRAPHS = 4
-"""Idle and active, with and without a gradient of the input."""
+"""Frozen and active, with and without a gradient of the input."""
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +139,7 @@ def test_the_training_is_the_same(recompute: str) -> None:
 
 @pytest.mark.parametrize("use_cache", [False, True])
 @pytest.mark.parametrize("wrapped", [False, True], ids=["block.compile()", "torch.compile(block)"])
-def test_idle_blocks_compute_twice_and_are_left_as_they_were(wrapped: bool, use_cache: bool) -> None:
+def test_frozen_blocks_compute_twice_and_are_left_as_they_were(wrapped: bool, use_cache: bool) -> None:
     calls = []
 
     def backend(graph: Any, inputs: Any) -> Any:

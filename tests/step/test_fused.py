@@ -145,18 +145,18 @@ def test_idle_in_bf16_no_worse_than_peft(base: str, adapter: torch.dtype, monkey
         x, dy = draws(64, WIDTH).bfloat16(), draws(64, OUT).bfloat16()
         exact = results(copy.deepcopy(module).double(), x.double(), dy.double())
         pefts = results(module, x, dy)
-        fuse(module).switch.idle = True
+        fuse(module).switch.frozen = True
         for side, found in enumerate((results(module, x, dy), pefts)):
             sums[side] += torch.stack([(a.double() - b).square().mean() for a, b in zip(found, exact, strict=True)])
     no_worse(*sums)
 
 
-def test_idle_matrices_are_prepared_once_and_anew_when_written_to() -> None:
+def test_frozen_matrices_are_prepared_once_and_anew_when_written_to() -> None:
     module = adapt(nn.Linear(WIDTH, OUT), torch.float64)
     x, dy = draws(6, WIDTH), draws(6, OUT)
     prepared = 0
     fused = fuse(module)
-    fused.switch.idle = True
+    fused.switch.frozen = True
 
     prepare = fused_frozen.frozen_pair
 
@@ -179,12 +179,12 @@ def test_idle_matrices_are_prepared_once_and_anew_when_written_to() -> None:
                 change()
             found = module(x)
             assert prepared == number
-            fused.switch.idle = False
+            fused.switch.frozen = False
             assert difference([found.detach()], results(module, x, dy)[:1]) < 1e-12
-            fused.switch.idle = True
+            fused.switch.frozen = True
 
 
-def test_what_an_optimizer_writes_past_the_counter_is_seen_when_the_layer_goes_idle() -> None:
+def test_what_an_optimizer_writes_past_the_counter_is_seen_when_the_layer_goes_frozen() -> None:
     model = tiny_lora()
     batch = tiny_batches(1)[0]
     with SparseTuner(model, num_active_layers=2, probe_batches=[batch]) as tuner:
@@ -263,14 +263,14 @@ def test_parts_are_taken_for_float32_over_bfloat16_on_a_gpu_alone(monkeypatch: p
 
 
 @pytest.mark.parametrize("few_rows", [0, 2048], ids=["one function", "autograd's operations"])
-def test_idle_module_gives_the_input_its_gradient_and_keeps_nothing(
+def test_frozen_module_gives_the_input_its_gradient_and_keeps_nothing(
     few_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(products, "FEW_ROWS", few_rows)
     module = adapt(nn.Linear(WIDTH, OUT), torch.float64, lora_dropout=0.3)
     x, dy = draws(6, WIDTH), draws(6, OUT)
     fused = fuse(module)
-    fused.switch.idle = True
+    fused.switch.frozen = True
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         y = module(given := x.clone().requires_grad_())
@@ -288,7 +288,7 @@ def test_idle_module_gives_the_input_its_gradient_and_keeps_nothing(
 @pytest.mark.parametrize("few_rows", [0, 2048], ids=["one function", "autograd's operations"])
 @pytest.mark.parametrize("kind", ["plain", "bias of B"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_idle_module_with_more_outputs_than_inputs(
+def test_frozen_module_with_more_outputs_than_inputs(
     few_rows: int, kind: str, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its adapter's product is written first, and the module's own added."""
@@ -296,25 +296,25 @@ def test_idle_module_with_more_outputs_than_inputs(
     module = adapt(nn.Linear(WIDTH, 2 * WIDTH, bias=bias), torch.float64, **KINDS[kind])
     x, dy = draws(2, 3, WIDTH), draws(2, 3, 2 * WIDTH)
     expected = results(module, x, dy)[:2]
-    fuse(module).switch.idle = True
+    fuse(module).switch.frozen = True
     y = module(given := x.clone().requires_grad_())
     y.backward(dy)
     assert difference([y.detach(), given.grad], expected) < 1e-12  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("idle", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(6,), (2, 3)])
 @pytest.mark.parametrize("few_rows", [0, 2048])
 def test_outputs_may_be_changed_in_place(
-    idle: bool, bias: bool, shape: tuple[int, ...], few_rows: int, monkeypatch: pytest.MonkeyPatch
+    frozen: bool, bias: bool, shape: tuple[int, ...], few_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As OLMo clamps its queries, keys and values; with gradients and without."""
     monkeypatch.setattr(products, "FEW_ROWS", few_rows)
     module = adapt(nn.Linear(WIDTH, 2 * WIDTH, bias=bias), torch.float64)
     x, dy = draws(*shape, WIDTH), draws(*shape, 2 * WIDTH)
     found = []
-    for change in (lambda: None, lambda: setattr(fuse(module).switch, "idle", idle)):
+    for change in (lambda: None, lambda: setattr(fuse(module).switch, "frozen", frozen)):
         change()
         y = module(given := x.clone().requires_grad_()).clamp_(-2, 2)
         y.backward(dy)
@@ -323,9 +323,9 @@ def test_outputs_may_be_changed_in_place(
     assert difference(found[1], found[0]) < 1e-12
 
 
-def test_idle_modules_keep_no_copy_of_a_weight_that_autocast_casts() -> None:
+def test_frozen_modules_keep_no_copy_of_a_weight_that_autocast_casts() -> None:
     module = adapt(nn.Linear(WIDTH, OUT), torch.float32)
-    fuse(module).switch.idle = True
+    fuse(module).switch.frozen = True
     kept: list[Tensor] = []
     with (
         torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
@@ -347,7 +347,7 @@ def test_a_gradient_of_another_dtype_starts_at_zero(monkeypatch: pytest.MonkeyPa
 
 def test_what_is_prepared_in_inference_mode_can_be_trained_past() -> None:
     module = adapt(nn.Linear(WIDTH, OUT), torch.float32)
-    fuse(module).switch.idle = True
+    fuse(module).switch.frozen = True
     with torch.autocast("cpu", torch.bfloat16):
         with torch.inference_mode():
             module(torch.randn(2, 3, WIDTH))
@@ -397,7 +397,7 @@ def test_frozen_dropout_is_that_of_peft() -> None:
     module = adapt(nn.Linear(WIDTH, OUT), torch.float64, lora_dropout=0.3)
     x, dy = draws(6, WIDTH), draws(6, OUT)
     expected = results(module, x, dy)[:2]
-    fuse(module, keep_dropout=True).switch.idle = True
+    fuse(module, keep_dropout=True).switch.frozen = True
     x.requires_grad_()
     torch.manual_seed(5)
     y = module(x)

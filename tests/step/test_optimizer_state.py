@@ -1,4 +1,4 @@
-"""The optimizer's moments of idle layers: kept, forgotten or away. What needs a GPU is in tests/gpu."""
+"""The optimizer's moments of frozen layers: kept, forgotten or away. What needs a GPU is in tests/gpu."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def layers_with_moments(model: Any, optimizer: Any) -> set[int | None]:
     return {layer_of(name) for name, parameter in model.named_parameters() if optimizer.state.get(parameter)}
 
 
-def test_reset_forgets_a_layer_when_it_goes_idle() -> None:
+def test_reset_forgets_a_layer_when_it_goes_frozen() -> None:
     model = tiny_lora()
     optimizer = torch.optim.AdamW(trainable(model), lr=0.01)
     with SparseTuner(model, probe_batches=tiny_batches(2), optimizer_state="reset", num_active_layers=2) as tuner:

@@ -4,8 +4,8 @@ AdaLoRA (Zhang et al., 2023) writes an adapter as `P·diag(λ)·Q`, measures whi
 each singular value (the running average of `|w·∂L/∂w|` and of its spread), and step by step switches the least felt
 ones off until a budget is met. It adds `‖PᵀP − 1‖ + ‖QQᵀ − 1‖` of all layers to the loss. Three things need care:
 
-- an idle layer has no gradient, so its averages stay as they are: it was not measured in this step;
-- the orthogonality term is made from the weights, past the adapters' forward: it would give idle layers a gradient;
+- a frozen layer has no gradient, so its averages stay as they are: it was not measured in this step;
+- the orthogonality term is made from the weights, past the adapters' forward: it would give frozen layers a gradient;
 - the term says nothing of the batch: it is left out where candidate sets are measured.
 """
 
@@ -55,7 +55,7 @@ class RankAllocation:
     """Runs AdaLoRA's rank allocation once a step, over layers some of which are frozen.
 
     PEFT leaves the call of `update_and_allocate` to the training loop, and its own code fails on a parameter without a
-    gradient. While this object is open, `update_and_allocate` works with idle layers, whoever calls it, and a second
+    gradient. While this object is open, `update_and_allocate` works with frozen layers, whoever calls it, and a second
     call for the same step does nothing.
 
     With a pattern of ranks in its configuration PEFT saves only those that are left, into which no optimizer state and

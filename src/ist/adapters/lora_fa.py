@@ -1,7 +1,7 @@
 """LoRA-FA's optimizer under sparse tuning.
 
 LoRA-FA (Zhang et al., 2023) leaves A as it was drawn and corrects the gradient of B by it, so its optimizer takes the
-two as a pair. PEFT's passes parameters without a gradient by, but not pairs: an idle layer would end the step with a
+two as a pair. PEFT's passes parameters without a gradient by, but not pairs: a frozen layer would end the step with a
 TypeError.
 """
 
@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 
-__all__ = ["IdlePairs"]
+__all__ = ["FrozenPairs"]
 
 
-class IdlePairs:
-    """Hides the pairs of idle layers from LoRA-FA's optimizer while it steps; their moments stay where they are.
+class FrozenPairs:
+    """Hides the pairs of frozen layers from LoRA-FA's optimizer while it steps; their moments stay where they are.
 
     Args:
         optimizer: PEFT's `LoraFAOptimizer`; it is as before after `close`.
-        idle: gives the ids of the parameters of idle layers.
+        frozen: gives the ids of the parameters of frozen layers.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, idle: Callable[[], Collection[int]]) -> None:
-        self._idle = idle
+    def __init__(self, optimizer: torch.optim.Optimizer, frozen: Callable[[], Collection[int]]) -> None:
+        self._idle = frozen
         self._hidden: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._handles = (
             optimizer.register_step_pre_hook(lambda *_: self._hide(optimizer)),
@@ -38,12 +38,12 @@ class IdlePairs:
             handle.remove()
 
     def _hide(self, optimizer: torch.optim.Optimizer) -> None:
-        """Before a step: take out of each group the pairs with a parameter of an idle layer."""
+        """Before a step: take out of each group the pairs with a parameter of a frozen layer."""
         self._show()
-        idle = self._idle()
+        frozen = self._idle()
         for group in optimizer.param_groups:
             names = group["names"]
-            hidden = {pair_name(n) for n, p in zip(names, group["params"], strict=True) if id(p) in idle}
+            hidden = {pair_name(n) for n, p in zip(names, group["params"], strict=True) if id(p) in frozen}
             keep = [position for position, name in enumerate(names) if pair_name(name) not in hidden]
             lists = [key for key, value in group.items() if isinstance(value, list) and len(value) == len(names)]
             self._hidden.append((group, {key: group[key] for key in lists}))

@@ -20,7 +20,7 @@ from ..config import ISTConfig, resolve_config
 from ..method.registry import SelectorFactory, selector_factory
 from ..probing.probes import DatasetProbes, ProbeStream
 from ..probing.suppression import LossFunction
-from ..runs.checkpoints import check_checkpoint, seal_checkpoint
+from ..runs.checkpoints import check_checkpoint, write_manifest
 from ..runs.history import HISTORY_FILE, History
 from ..runs.resume import COURSE, changed_course
 from ..runtime.distributed import current_ranks
@@ -144,7 +144,7 @@ class IST(TrainerCallback, ExportableState):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the optimizer nothing of idle layers."""
+        """Leave the optimizer nothing of frozen layers."""
         if self.tuner:
             self.tuner.before_optimizer_step()
 
@@ -165,7 +165,7 @@ class IST(TrainerCallback, ExportableState):
         if self.tuner:
             self.tuner.ranks.wait()
             if self.tuner.ranks.is_main and (folder := checkpoint_folder(args, state)).is_dir():
-                seal_checkpoint(folder)
+                write_manifest(folder)
 
     def on_log(
         self,

@@ -4,7 +4,7 @@ Measuring is many small forwards: on a fast GPU, three of them with a row or two
 needs to launch one. Here the probe batch is laid out once for each candidate set, one after the other, and every LoRA
 module scales its response by its layer's factor for each of them. This serves causal language models whose adapters
 are all fused (`ist.step.fused`), and batches small enough to be launch-bound. Everything else is measured set by set
-(`ist.probing.suppression`), and `JointLosses` compares the two once before it trusts this way.
+(`ist.probing.suppression`), and `BatchedLosses` compares the two once before it trusts this way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..runtime.modes import evaluation_mode
 from ..step.compiled import as_written
 from ..step.fused import FusedLora, JoinError, RowFactors
 
-__all__ = ["JointLosses", "joint_losses"]
+__all__ = ["BatchedLosses", "joint_losses"]
 
 MAX_TOKENS = 4096
 """Tokens of all candidates together up to which one forward is tried; beyond, a GPU is busy with one candidate."""
@@ -31,7 +31,7 @@ MODEL_INPUTS = {"input_ids", "attention_mask", "labels"}
 """What can be laid out row by row. Positions are none of it: rows that hold several sequences are told by them."""
 
 
-class JointLosses:
+class BatchedLosses:
     """Measures candidate sets in one forward where that gives what `one_by_one` gives.
 
     Args:
@@ -105,7 +105,7 @@ def joint_losses(
 
     Args:
         model: a causal language model of transformers, inside of PEFT's.
-        layers: all layers that carry adapters, each of them computing as one function and idle.
+        layers: all layers that carry adapters, each of them computing as one function and frozen.
         candidates: `N_c` sets of layers that keep their full response.
         batch: `input_ids`, `labels` and perhaps `attention_mask`, each `[rows, tokens]`.
         beta: factor on the response of the layers outside a candidate set.

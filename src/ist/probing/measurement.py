@@ -18,7 +18,7 @@ from ..runtime.distributed import Ranks
 from ..runtime.modes import to_device
 from ..runtime.randomness import keyed_seed, private_randomness
 from ..runtime.sharding import compute_device, is_sharded
-from .batched import JointLosses
+from .batched import BatchedLosses
 from .probes import ProbeStream
 from .suppression import LossFunction, candidate_losses, model_loss
 
@@ -68,7 +68,7 @@ class Measurement:
             loss_function=loss_function,
             damping=cast("Damping", config.damping),
         )
-        self._joint = JointLosses(model, layers, config.beta, self._one_by_one) if joint else None
+        self._batched = BatchedLosses(model, layers, config.beta, self._one_by_one) if joint else None
         self._warned: set[str] = set()
 
     def __call__(self, candidates: Sequence[tuple[int, ...]]) -> Tensor | None:
@@ -93,15 +93,15 @@ class Measurement:
         return losses if losses is None else torch.tensor(ranks.mean(losses.tolist()), dtype=torch.float64)
 
     @property
-    def joint_trusted(self) -> bool | None:
+    def batched_trusted(self) -> bool | None:
         """Whether all sets of an update are measured in one forward; None while that has not been tried."""
-        return None if self._joint is None else self._joint.trusted
+        return None if self._batched is None else self._batched.trusted
 
-    def resume(self, num_probes: int, joint_trusted: bool | None) -> None:
+    def resume(self, num_probes: int, batched_trusted: bool | None) -> None:
         """Go on after so many probes, in the way that was found right then: another one would round otherwise."""
         self.num_probes = num_probes
-        if self._joint is not None:
-            self._joint.trusted = joint_trusted
+        if self._batched is not None:
+            self._batched.trusted = batched_trusted
 
     @contextmanager
     def _clock(self, device: torch.device) -> Iterator[None]:
@@ -135,7 +135,7 @@ class Measurement:
 
     def _losses(self, candidates: Sequence[tuple[int, ...]], batch: Mapping[str, Any]) -> Tensor | None:
         try:
-            return (self._joint or self._one_by_one)(candidates, batch)
+            return (self._batched or self._one_by_one)(candidates, batch)
         except torch.OutOfMemoryError:
             if self._sharded and self._ranks.size > 1:
                 raise  # The other ranks wait in this forward for this one's part of the weights.

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SEAL_FILE", "check_checkpoint", "last_checkpoint", "seal_checkpoint"]
+__all__ = ["MANIFEST_FILE", "check_checkpoint", "last_checkpoint", "write_manifest"]
 
-SEAL_FILE = "ist_seal.json"
+MANIFEST_FILE = "ist_manifest.json"
 """Name of the list of files in a checkpoint's folder."""
 
 STATE_FILE = "trainer_state.json"
@@ -27,7 +27,7 @@ STATE_FILE = "trainer_state.json"
 Folder = str | os.PathLike[str]
 
 
-def seal_checkpoint(folder: Folder) -> None:
+def write_manifest(folder: Folder) -> None:
     """List the files of a checkpoint in it, with their sizes and sums. Called when all of them are written.
 
     Args:
@@ -36,11 +36,11 @@ def seal_checkpoint(folder: Folder) -> None:
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(Path(folder).rglob("*"))
-        if path.is_file() and path.name != SEAL_FILE
+        if path.is_file() and path.name != MANIFEST_FILE
     }
-    temporary = Path(folder) / (SEAL_FILE + ".tmp")
+    temporary = Path(folder) / (MANIFEST_FILE + ".tmp")
     temporary.write_text(json.dumps({"files": files}, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, Path(folder) / SEAL_FILE)
+    os.replace(temporary, Path(folder) / MANIFEST_FILE)
 
 
 def check_checkpoint(folder: Folder) -> None:
@@ -105,13 +105,13 @@ def find_fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     if not folder.is_dir():
         return "there is no such folder"
-    seal = folder / SEAL_FILE
+    seal = folder / MANIFEST_FILE
     if not seal.is_file():
-        return find_unsealed_fault(folder)
+        return find_fault_without_manifest(folder)
     try:
         files: dict[str, dict[str, Any]] = json.loads(seal.read_text(encoding="utf-8"))["files"]
     except (ValueError, KeyError):
-        return f"{SEAL_FILE} cannot be read"
+        return f"{MANIFEST_FILE} cannot be read"
     for name, listed in files.items():
         path = folder / name
         if not path.is_file():
@@ -123,7 +123,7 @@ def find_fault(folder: Path) -> str | None:
     return None
 
 
-def find_unsealed_fault(folder: Path) -> str | None:
+def find_fault_without_manifest(folder: Path) -> str | None:
     """What can be seen to be wrong with a checkpoint that was not sealed, or None."""
     if not (folder / STATE_FILE).is_file():
         return f"it was never finished, {STATE_FILE} is missing"

@@ -1,10 +1,10 @@
 """DistributedDataParallel with layers that sit a step out.
 
 DDP waits in each backward until every parameter has reported a gradient, and then averages them all over the ranks. An
-idle layer's parameters take no part in the graph, so with `find_unused_parameters=False` or `static_graph=True` DDP
-would wait for ever or fail. Here the outputs of the model's forward are tied to the idle parameters by a function that
-is the identity forwards and has no gradient for them backwards: they report at once, empty-handed. What is sent
-between the ranks are then the gradients of the active layers alone.
+frozen layer's parameters take no part in the graph, so with `find_unused_parameters=False` or `static_graph=True` DDP
+would wait forever or fail. Here the outputs of the model's forward are tied to the frozen parameters by a function that
+is the identity in the forward and has no gradient for them in the backward: they report at once, without one. Only the
+gradients of the active layers then travel between the ranks.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class ReducedGradients:
     """Averages gradients over the ranks for DDP, those of the active layers only: a communication hook.
 
     Args:
-        idle: gives the ids of the parameters that the current step leaves alone.
+        frozen: gives the ids of the parameters that the current step leaves alone.
     """
 
-    def __init__(self, idle: Callable[[], frozenset[int]]) -> None:
-        self.idle = idle
+    def __init__(self, frozen: Callable[[], frozenset[int]]) -> None:
+        self.frozen = frozen
         self.group: dist.ProcessGroup | None = None
         """DDP's processes."""
         self.num_bytes = 0
@@ -47,10 +47,10 @@ class ReducedGradients:
 
     def reduce(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """Average the gradients of one bucket over the ranks."""
-        idle = self.idle()
+        frozen = self.frozen()
         buffer = bucket.buffer()
         pairs = zip(bucket.parameters(), bucket.gradients(), strict=True)
-        active = [gradient for parameter, gradient in pairs if id(parameter) not in idle]
+        active = [gradient for parameter, gradient in pairs if id(parameter) not in frozen]
         self.num_bytes_all += buffer.nbytes
         self.num_bytes += sum(gradient.nbytes for gradient in active)
         if not active:
@@ -82,24 +82,24 @@ def reduce_bucket(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses
 
 
 class TiedOutputs:
-    """Watches a model's forward, and where DDP called it has the idle parameters report to DDP.
+    """Watches a model's forward, and where DDP called it has the frozen parameters report to DDP.
 
     Args:
         model: inside of DDP, now or later; without DDP nothing happens.
-        idle: gives the idle parameters of the current step.
+        frozen: gives the frozen parameters of the current step.
     """
 
-    def __init__(self, model: nn.Module, idle: Callable[[], Sequence[nn.Parameter]]) -> None:
-        self._idle = idle
+    def __init__(self, model: nn.Module, frozen: Callable[[], Sequence[nn.Parameter]]) -> None:
+        self._idle = frozen
         handle = model.register_forward_hook(WeakHook(self._tie))
         self._stop = weakref.finalize(self, handle.remove)
         self._wrapper: weakref.ref[DistributedDataParallel] | None = None
-        self.reduced = ReducedGradients(lambda: frozenset(map(id, idle())))
+        self.reduced = ReducedGradients(lambda: frozenset(map(id, frozen())))
 
     def close(self) -> None:
         """Stop watching; DDP then averages all gradients."""
         self._stop()
-        self.reduced.idle = frozenset
+        self.reduced.frozen = frozenset
 
     def _tie(self, model: nn.Module, args: Any, outputs: Any) -> Any:
         wrapper = DistributedDataParallel._get_active_ddp_module()
@@ -109,15 +109,15 @@ class TiedOutputs:
             self._wrapper = weakref.ref(wrapper)
             self._take_over_reduction(wrapper)
         if wrapper.find_unused_parameters and not wrapper.static_graph:
-            return None  # DDP itself finds the idle ones.
-        idle = self._idle()
-        return tie(outputs, idle, zeros=wrapper.static_graph) if idle else None
+            return None  # DDP itself finds the frozen ones.
+        frozen = self._idle()
+        return tie(outputs, frozen, zeros=wrapper.static_graph) if frozen else None
 
     def _take_over_reduction(self, wrapper: DistributedDataParallel) -> None:
         """Average active gradients only, unless the user has a communication hook, which then averages all."""
         for _, state in wrapper._comm_hooks:
             if isinstance(state, ReducedGradients):  # of an earlier training with this wrapper
-                state.idle = self.reduced.idle
+                state.frozen = self.reduced.frozen
                 self.reduced = state
         self.reduced.group = wrapper.process_group
         if not wrapper._comm_hooks:

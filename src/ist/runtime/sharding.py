@@ -8,10 +8,10 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-__all__ = ["DEEPSPEED", "check_engine", "compute_device", "inner_units", "is_deepspeed", "is_sharded"]
+__all__ = ["DEEPSPEED", "check_backend", "compute_device", "inner_units", "is_deepspeed", "is_sharded"]
 
 DEEPSPEED = (
-    "DeepSpeed is on, whose optimizers keep all gradients in flat buffers and so move idle layers too (weight decay, "
+    "DeepSpeed is on, whose optimizers keep all gradients in flat buffers and so move frozen layers too (weight decay, "
     "momentum), at ZeRO-1, 2 and 3 alike: train with DDP or FSDP2."
 )
 
@@ -59,13 +59,12 @@ def is_deepspeed(thing: Any) -> bool:
     return isinstance(thing, nn.Module) and any(hasattr(parameter, "ds_id") for parameter in thing.parameters())
 
 
-def check_engine(model: nn.Module) -> None:
+def check_backend(model: nn.Module) -> None:
     """Refuse what cannot train the adapters of single layers.
 
     Raises:
         ValueError: the model is under DeepSpeed or tensor parallelism, or under FSDP1 in a form that hides the
-            parameters or holds a gradient back once a unit was idle (`NO_SHARD`, which PyTorch also takes for a single
-            process).
+            parameters or holds a gradient back once a unit was frozen (`NO_SHARD`, which PyTorch also takes for one process).
     """
     if is_deepspeed(model):
         raise ValueError(DEEPSPEED)

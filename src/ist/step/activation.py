@@ -1,13 +1,13 @@
 """Train the adapters of the active layers only, or all weights of the active layers.
 
-An idle layer's adapters are frozen while they compute, and at no other time: around the forward of each adapter module
-`requires_grad` goes off and comes back. The graph that autograd records then holds no idle parameter, so its gradient
+A frozen layer's adapters are frozen while they compute, and at no other time: around the forward of each adapter module
+`requires_grad` goes off and comes back. The graph that autograd records then holds no frozen parameter, so its gradient
 stays `None`, nothing is saved for it, and an optimizer passes it by, weight decay and momentum included. Outside of
 the adapters' own forward the model is as PEFT made it, whatever happens: after an exception, in a checkpoint that
 another callback writes, for `disable_adapter()` or `set_adapter()` in the middle of a step. Activation checkpointing
 works too, since its recomputation calls the same modules again.
 
-Where a gradient reaches an idle parameter all the same (zeros from DistributedDataParallel, a penalty on the weights),
+Where a gradient reaches a frozen parameter all the same (zeros from DistributedDataParallel, a penalty on the weights),
 it is dropped before an optimizer's step.
 
 Layers that train whole are frozen alike, around the forward of each part of their blocks.
@@ -43,9 +43,9 @@ class LayerActivation:
     Args:
         layers: the layers that `discover_layers` found.
         readers: modules around the layers that compute with the adapters' weights themselves, as AdaLoRA's model does
-            for its orthogonality loss: idle layers are frozen during their whole forward.
+            for its orthogonality loss: frozen layers are frozen during their whole forward.
         fused: whether LoRA modules compute as one function where they can.
-        frozen_dropout: whether those of idle layers keep the dropout of their adapters.
+        frozen_dropout: whether those of frozen layers keep the dropout of their adapters.
         sharded: whether an engine gathers the adapters' weights anew for each forward.
     """
 
@@ -65,7 +65,7 @@ class LayerActivation:
         self._trained = {layer.index for layer in layers}
         """Indices of the layers that may hold gradients: those that trained last, or all."""
         self._idle: list[Sequence[nn.Parameter]] = []
-        """The parameters of each idle layer."""
+        """The parameters of each frozen layer."""
         self._gates: list[AdapterGate | FusedLora] = []
         self._fused_switches: list[Switch] = []
         self._parts: list[LayerParts] = []
@@ -108,10 +108,10 @@ class LayerActivation:
         chosen = set(active)
         self._idle = []
         for number, switches, fused, parameters in self._parts:
-            idle = number not in chosen
+            frozen = number not in chosen
             for switch in switches:
-                switch.idle = idle
-            if not idle:
+                switch.frozen = frozen
+            if not frozen:
                 for module in fused:
                     module.forget_pair()
                 continue
@@ -127,28 +127,28 @@ class LayerActivation:
         self._idle = []
         for part in self._parts:
             for switch in part.switches:
-                switch.idle = False
+                switch.frozen = False
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Between steps, while nothing is learned from: LoRA modules compute as idle ones do, which is faster."""
+        """Between steps, while nothing is learned from: LoRA modules compute as frozen ones do, which is faster."""
         try:
             for part in self._parts:
                 for module in part.fused:
                     module.forget_pair()  # Whoever writes through `.data` is seen by no counter, but here.
             for switch in self._fused_switches:
-                switch.idle = True
+                switch.frozen = True
             yield
         finally:
             for switch in self._fused_switches:
-                switch.idle = False
+                switch.frozen = False
 
-    def idle_parameters(self) -> tuple[nn.Parameter, ...]:
+    def frozen_parameters(self) -> tuple[nn.Parameter, ...]:
         """The parameters that the current step leaves alone."""
         return tuple(chain.from_iterable(self._idle))
 
-    def drop_idle_gradients(self) -> None:
-        """Drop what reached idle parameters past their adapters' forward. Optimizers of torch call it before a step."""
+    def drop_frozen_gradients(self) -> None:
+        """Drop gradients that reached frozen parameters past their forward; torch's optimizers call it first."""
         for parameter in chain.from_iterable(self._idle):
             parameter.grad = None
 
@@ -196,7 +196,7 @@ def trained_adapters(module: Any, own: Collection[int]) -> list[str]:
 
 
 def share_switch(gates: Sequence[AdapterGate]) -> Switch:
-    """One switch for gates that are idle together."""
+    """One switch for gates that are frozen together."""
     switch = Switch()
     for gate in gates:
         gate.switch = switch
@@ -208,9 +208,9 @@ Slot = tuple[nn.Module, str]
 
 
 class AdapterGate:
-    """Keeps the parameters in `slots` out of the graph during the forward of `module`, while its `switch` says idle.
+    """Keeps the parameters in `slots` out of the graph during the forward of `module`, while its `switch` says frozen.
 
-    Also a context manager, which does so whether idle or not.
+    Also a context manager, which does so whether frozen or not.
     """
 
     def __init__(self, module: nn.Module, slots: Sequence[Slot], hooked: bool = True) -> None:
@@ -221,7 +221,7 @@ class AdapterGate:
         self._handles = ()
         if hooked:
             self._handles = (
-                module.register_forward_pre_hook(self.freeze_if_idle),
+                module.register_forward_pre_hook(self.freeze_if_frozen),
                 module.register_forward_hook(self.thaw, always_call=True),
             )
 
@@ -230,9 +230,9 @@ class AdapterGate:
         for handle in self._handles:
             handle.remove()
 
-    def freeze_if_idle(self, *_: Any) -> None:
+    def freeze_if_frozen(self, *_: Any) -> None:
         """Before the forward: freeze what trains at this moment."""
-        if self.switch.idle:
+        if self.switch.frozen:
             self.__enter__()
 
     def __enter__(self) -> None:
@@ -262,7 +262,7 @@ class AdapterGate:
 
 
 def drop_before_steps(activation: LayerActivation) -> Any:
-    """Have every optimizer's step drop the gradients of idle layers first, in whatever loop it is called.
+    """Have every optimizer's step drop the gradients of frozen layers first, in whatever loop it is called.
 
     Returns:
         A handle whose `remove` ends that.
@@ -271,7 +271,7 @@ def drop_before_steps(activation: LayerActivation) -> Any:
 
     def drop(*_: Any) -> None:
         if alive := reference():
-            alive.drop_idle_gradients()
+            alive.drop_frozen_gradients()
 
     return register_optimizer_step_pre_hook(drop)
 

@@ -1,4 +1,4 @@
-"""Layers that are compiled one by one need a graph for every kind of layer: idle or active, probed or trained.
+"""Layers that are compiled one by one need a graph for every kind of layer: frozen or active, probed or trained.
 
 Whole and padded batches, one length and others double and redouble their number, and PyTorch gives up after eight: from
 then on it computes without graphs, at several times the cost and with one line in the log.

@@ -1,6 +1,6 @@
-"""What becomes of the optimizer's moments of a layer while it is idle.
+"""What becomes of the optimizer's moments of a layer while it is frozen.
 
-An idle layer's adapters have no gradient, so the optimizer passes them by and their moments wait (`keep`). They can be
+A frozen layer's adapters have no gradient, so the optimizer passes them by and their moments wait (`keep`). They can be
 forgotten instead (`reset`: the layer starts afresh when its turn comes, with AdamW's bias correction), or wait in the
 host's memory (`offload`): three quarters of the moments of AdamW leave the GPU. They travel on a stream of their own
 beside the forward and backward, from and to pinned memory, and the optimizer's step waits for those that it needs, so
@@ -25,7 +25,7 @@ SMALLEST = 1024
 
 
 class OptimizerState:
-    """Forgets or moves the moments of idle layers.
+    """Forgets or moves the moments of frozen layers.
 
     Which moments are where is read from the optimizer at each step, so that it may load a checkpoint at any time.
 
@@ -60,12 +60,12 @@ class OptimizerState:
         """The next step trains the layers `active`: see to the moments of all others, and have theirs come back."""
         if self._mode == "keep":
             return
-        idle = parameters_of(layer for layer in self._layers if layer.index not in active)
+        frozen = parameters_of(layer for layer in self._layers if layer.index not in active)
         if self._mode == "reset":
-            for parameter in idle:
+            for parameter in frozen:
                 self._optimizer.state.pop(parameter, None)
             return
-        self._move(idle, away=True)
+        self._move(frozen, away=True)
         self._move(parameters_of(layer for layer in self._layers if layer.index in active), away=False)
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
-"""Recompute by need: idle layers keep no activations and compute once more in the backward; active ones keep theirs.
+"""Recompute by need: frozen layers keep no activations and compute once more in the backward; active ones keep theirs.
 
 Every layer above the lowest active one needs a backward, but three quarters of them train nothing. With fused LoRA
 (`ist.step.fused`) they keep little; here they keep their input alone, as with gradient checkpointing, at the cost of a
 second forward of the frozen layers only. What lies below the lowest active layer has no backward, so it is neither kept
-nor recomputed. The recomputation is PyTorch's own (`torch.utils.checkpoint`), exact with dropout and autocast. An idle
+nor recomputed. The recomputation is PyTorch's own (`torch.utils.checkpoint`), exact with dropout and autocast. A frozen
 layer trains nothing, so what is bad about the reentrant kind does not touch it, and that kind is the faster one: its
 forward records no graph, and no hook runs for each tensor that would be saved.
 """
@@ -35,7 +35,7 @@ recomputed = partial(checkpoint, use_reentrant=False)
 reentrantly_recomputed = partial(checkpoint, use_reentrant=True)
 
 
-def recomputed_idle(function: partial[Any], *args: Any) -> Any:
+def recomputed_frozen(function: partial[Any], *args: Any) -> Any:
     """The recomputation of a layer in which nothing trains: reentrant, where gradients go through `args` alone."""
     tensors = [value for value in args if isinstance(value, Tensor)]
     others = [value for value in args if not isinstance(value, Tensor)]
@@ -60,7 +60,7 @@ class Recompute:
 
     Args:
         layers: the layers of the model.
-        mode: `frozen` recomputes idle layers, `all` every one, `none` does nothing.
+        mode: `frozen` recomputes frozen layers, `all` every one, `none` does nothing.
 
     Raises:
         ValueError: gradient checkpointing is on, which recomputes every layer already.
@@ -79,9 +79,9 @@ class Recompute:
     def activate(self, active: Collection[int]) -> None:
         """From now on recompute what `mode` says, where the layers `active` train."""
         for layer in self._layers:
-            idle = layer.index not in active
-            again = self._mode == "all" or idle
-            switch(layer.module, again, recomputed_idle if idle and layer.index in self._still else recomputed)
+            frozen = layer.index not in active
+            again = self._mode == "all" or frozen
+            switch(layer.module, again, recomputed_frozen if frozen and layer.index in self._still else recomputed)
 
     def activate_all(self) -> None:
         """Recompute nothing."""
@@ -120,7 +120,7 @@ def warn_of_other_forwards(layers: Sequence[Layer], mode: str) -> None:
 
 
 def is_still(layer: Layer) -> bool:
-    """Whether nothing trains in the block of a layer while the layer is idle, and no engine watches its backward."""
+    """Whether nothing trains in the block of a layer while the layer is frozen, and no engine watches its backward."""
     own = {id(parameter) for parameter in layer.parameters}
     trains = any(p.requires_grad and id(p) not in own for p in layer.module.parameters())
     return not trains and not is_sharded(layer.module)

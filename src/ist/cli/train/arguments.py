@@ -70,14 +70,14 @@ class ISTArguments:
         default=None, metadata={"help": "Examples in a probe batch; the training batch's size by default."}
     )
     fused: bool = field(
-        default=True, metadata={"help": "Compute LoRA as one function, which keeps nothing of idle layers."}
+        default=True, metadata={"help": "Compute LoRA as one function, which keeps nothing of frozen layers."}
     )
-    frozen_dropout: bool = field(default=False, metadata={"help": "Keep the adapters' dropout in idle layers."})
+    frozen_dropout: bool = field(default=False, metadata={"help": "Keep the adapters' dropout in frozen layers."})
     recompute: str = field(
         default="none", metadata={"help": "Layers that compute once more in the backward: none, frozen or all."}
     )
     optimizer_state: str = field(
-        default="keep", metadata={"help": "What becomes of the moments of idle layers: keep, reset or offload."}
+        default="keep", metadata={"help": "What becomes of the moments of frozen layers: keep, reset or offload."}
     )
     price: float = field(default=0.0, metadata={"help": "How much a step's cost counts in the choice, 0 to 8."})
     layers: list[str] | None = field(

@@ -1,6 +1,6 @@
 """A frozen LoRA module: nothing is learned from its adapter, so two thin products in each direction are all of it.
 
-The matrices are brought into the form of these products once, for as long as their layer is idle.
+The matrices are brought into the form of these products once, for as long as their layer is frozen.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def frozen_pair(kind: Products, dtype: torch.dtype, a: Tensor, b: Tensor) -> Fro
 
 
 class PairKeeper:
-    """Prepares the matrices of an idle module for products (`frozen_pair`), once where it may keep them.
+    """Prepares the matrices of a frozen module for products (`frozen_pair`), once where it may keep them.
 
     They are prepared anew when autograd's version counter says that one was written to. An optimizer may write past
     that counter, but only where there is a gradient: an active module's are forgotten. Anyone else who writes through

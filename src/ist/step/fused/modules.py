@@ -36,10 +36,10 @@ class RowFactors(NamedTuple):
 
 
 class Switch:
-    """Whether the modules that share it are idle: that their adapters are frozen. Those of a copied model are not."""
+    """Whether the modules that share it are frozen: that their adapters are frozen. Those of a copied model are not."""
 
     def __init__(self) -> None:
-        self.idle = False
+        self.frozen = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
@@ -50,11 +50,11 @@ class FusedLora:
 
     Args:
         module: a module for which `reason_against` has no reason.
-        frozen: a context to compute an idle module in where its parts run by themselves.
-        keep_dropout: whether idle modules drop their adapter's input out too, as PEFT does for frozen adapters.
-        keep_pair: whether matrices are prepared for products once for all the time that the module is idle. Not where
+        frozen: a context to compute a frozen module in where its parts run by themselves.
+        keep_dropout: whether frozen modules drop their adapter's input out too, as PEFT does for frozen adapters.
+        keep_pair: whether matrices are prepared for products once for all the time that the module is frozen. Not where
             an engine brings them at each forward anew.
-        switch: says whether the module is idle; one of its own if None.
+        switch: says whether the module is frozen; one of its own if None.
         names: the adapters that train with the module's layer; PEFT's own forward runs with any other one. All if None.
     """
 
@@ -86,7 +86,7 @@ class FusedLora:
 
     @staticmethod
     def set_factors(module: nn.Module, factors: RowFactors | None) -> None:
-        """Scale the response of an idle module row by row; None is by nothing.
+        """Scale the response of a frozen module row by row; None is by nothing.
 
         Raises:
             JoinError: the module was not taken over.
@@ -110,38 +110,38 @@ def remove_fused(module: nn.Module) -> None:
 
 def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The forward of a LoRA module that was taken over; `self` is the module."""
-    idle = self._ist_switch.idle
+    frozen = self._ist_switch.frozen
     names = self._active_adapter
     name = names if isinstance(names, str) else names[0] if len(names) == 1 else None
     if args or kwargs or self._disable_adapters or self.merged_adapters or name not in self._ist_names:
-        return peft_forward(self, idle, x, *args, **kwargs)
+        return peft_forward(self, frozen, x, *args, **kwargs)
     if name in self.lora_variant or not self.cast_input_dtype_enabled or x.dim() < 2:
-        return peft_forward(self, idle, x)
+        return peft_forward(self, frozen, x)
     children = self._modules  # Looked up here, once: a module's own search for its attributes is slow.
     dropout = 0.0
-    if not idle or self._ist_dropout:
+    if not frozen or self._ist_dropout:
         drop = children["lora_dropout"]._modules[name]
         dropout = drop.p if drop.training and type(drop) is nn.Dropout else 0.0
     up = children["lora_B"]._modules[name]
     a, b, c = held(children["lora_A"]._modules[name], "weight"), held(up, "weight"), held(up, "bias")
-    if idle and c is not None:
+    if frozen and c is not None:
         c = c.detach()
     base, factors = children["base_layer"], self._ist_factors
     if not is_plain(base):
         check_no_factors(factors)
-        y = frozen_base(self, base, x) if idle else base(x)
-        if idle:
+        y = frozen_base(self, base, x) if frozen else base(x)
+        if frozen:
             a, b = a.detach(), b.detach()
         return lora_update(y, x, a, b, c, self.scaling[name], dropout)
     weight, bias = base._parameters["weight"], base._parameters["bias"]
     weight = weight if isinstance(base, nn.Linear) else weight.t()
-    pair = self._ist_pair(x, a, b) if idle and not dropout else None
+    pair = self._ist_pair(x, a, b) if frozen and not dropout else None
     if pair is None or x.dim() < 3:  # Tokens of several rows may be mixed up in two dimensions, as those of experts.
         check_no_factors(factors)
     if pair is not None:
         values = None if factors is None else values_for(factors, x)
         return frozen_lora_linear(x, weight, bias, pair, c, self.scaling[name], values)
-    if idle:
+    if frozen:
         a, b = a.detach(), b.detach()
     return lora_linear(x, weight, bias, a, b, c, self.scaling[name], dropout)
 
@@ -155,17 +155,17 @@ def held(module: Any, name: str) -> Any:
 fused_forward.__name__ = "forward"  # By which a pickled module finds the forward of its class.
 
 
-def peft_forward(module: Any, idle: bool, *args: Any, **kwargs: Any) -> Tensor:
-    """PEFT's own forward, with the adapters frozen where the module is idle."""
+def peft_forward(module: Any, frozen: bool, *args: Any, **kwargs: Any) -> Tensor:
+    """PEFT's own forward, with the adapters frozen where the module is frozen."""
     check_no_factors(module._ist_factors)
-    if not idle:
+    if not frozen:
         return type(module).forward(module, *args, **kwargs)
     with module._ist_frozen:
         return type(module).forward(module, *args, **kwargs)
 
 
 def frozen_base(module: Any, base: nn.Module, x: Tensor) -> Tensor:
-    """The base of an idle module, without what trains in it with the layer, such as PEFT's `bias="lora_only"`."""
+    """The base of a frozen module, without what trains in it with the layer, such as PEFT's `bias="lora_only"`."""
     if not any(weight is not None and weight.requires_grad for weight in base._parameters.values()):
         return base(x)
     with module._ist_frozen:

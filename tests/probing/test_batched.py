@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ist import SparseTuner
-from ist.probing.batched import MAX_TOKENS, JointLosses, fits, joint_losses
+from ist.probing.batched import MAX_TOKENS, BatchedLosses, fits, joint_losses
 from ist.probing.measurement import Measurement
 from ist.probing.suppression import candidate_losses
 from ist.step.fused import JoinError
@@ -95,8 +95,8 @@ def test_learns_what_is_learned_set_by_set() -> None:
         torch.testing.assert_close(value, expected_adapters[name], rtol=1e-9, atol=1e-12)
 
 
-def joint_or_one_by_one(model: Any, tuner: SparseTuner) -> JointLosses:
-    return JointLosses(
+def joint_or_one_by_one(model: Any, tuner: SparseTuner) -> BatchedLosses:
+    return BatchedLosses(
         model, tuner.layers, 0.25, lambda sets, batch: candidate_losses(model, tuner.layers, sets, batch, 0.25)
     )
 
@@ -190,14 +190,14 @@ def test_nothing_is_decided_by_losses_that_are_no_numbers_and_a_resume_knows_wha
     model = tiny_lora()
     with SparseTuner(model, probe_batches=[empty, full]) as tuner:
         assert tuner._measure(CANDIDATES) is not None
-        assert tuner.state_dict()["joint_trusted"] is None
+        assert tuner.state_dict()["batched_trusted"] is None
         tuner._measure(CANDIDATES)
         state = tuner.state_dict()
-    assert state["joint_trusted"] is True
+    assert state["batched_trusted"] is True
     for decided in (True, False):
         with SparseTuner(model, probe_batches=[full]) as tuner:
-            tuner.load_state_dict({**state, "joint_trusted": decided})
-            assert tuner._measurement.joint_trusted is decided
+            tuner.load_state_dict({**state, "batched_trusted": decided})
+            assert tuner._measurement.batched_trusted is decided
 
 
 def ids(rows: int, tokens: int) -> Tensor:
@@ -242,4 +242,4 @@ def test_a_loss_of_the_users_own_is_computed_set_by_set() -> None:
     options: Any = {"loss_function": lambda model, batch: model(**batch).loss, "probe_batches": tiny_batches(1)}
     with SparseTuner(tiny_lora(), **options) as tuner:
         measurement: Measurement = tuner._measurement
-        assert measurement._joint is None
+        assert measurement._batched is None

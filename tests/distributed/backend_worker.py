@@ -1,4 +1,4 @@
-"""One process of a launch that trains one case after the other: `engine_worker.py FOLDER CASE…`."""
+"""One process of a launch that trains one case after the other: `backend_worker.py FOLDER CASE…`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import engines
+import backends
 import torch
 from torch import distributed as dist
 
@@ -19,22 +19,22 @@ from torch import distributed as dist
 def main(folder: Path, cases: list[str]) -> None:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
-    if engines.DEVICE.type == "cuda":
+    if backends.DEVICE.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "nccl" if engines.DEVICE.type == "cuda" else "gloo"
+    backend = "nccl" if backends.DEVICE.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=60))
     for case in cases:
         engine, checkpointing, accumulation = case.split(":")
         try:
-            result = engines.train(
-                engines.GPU_ENGINES.get(engine, engines.ENGINES.get(engine))[1],
+            result = backends.train(
+                backends.GPU_ENGINES.get(engine, backends.ENGINES.get(engine))[1],
                 rank,
                 size,
                 checkpointing,
                 int(accumulation),
             )
             weights = result.pop("weights")
-            result["ranks_agree"] = engines.ranks_agree(weights)
+            result["ranks_agree"] = backends.ranks_agree(weights)
             if rank == 0:
                 torch.save({name: weight.cpu() for name, weight in weights.items()}, folder / f"{case}.pt")
         except Exception as error:

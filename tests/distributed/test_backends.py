@@ -1,4 +1,4 @@
-"""On every engine: the layers of one process without any, its weights, and nothing of an idle layer moves."""
+"""On every engine: the layers of one process without any, its weights, and nothing of a frozen layer moves."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import engines
+import backends
 from launch import launch
 from matrix import note
 
 pytestmark = pytest.mark.distributed
 
-WORKER = Path(__file__).parent / "engine_worker.py"
+WORKER = Path(__file__).parent / "backend_worker.py"
 CASES = [
     f"{engine}:{checkpointing}:{accumulation}"
-    for engine, checkpointing, accumulation in itertools.product(engines.ENGINES, engines.CHECKPOINTING, (1, 2))
+    for engine, checkpointing, accumulation in itertools.product(backends.ENGINES, backends.CHECKPOINTING, (1, 2))
     # DDP's own search for unused parameters fails with reentrant checkpointing, without IST too.
     if (engine, checkpointing) != ("ddp-unused", "reentrant")
 ]
 GPU_CASES = [
     f"{engine}:{checkpointing}:{accumulation}"
-    for engine, checkpointing, accumulation in itertools.product(engines.GPU_ENGINES, ("none", "non-reentrant"), (1, 2))
+    for engine, checkpointing, accumulation in itertools.product(
+        backends.GPU_ENGINES, ("none", "non-reentrant"), (1, 2)
+    )
 ]
 FAMILIES = ("ddp", "fsdp2", "fsdp1")
 
@@ -40,7 +42,7 @@ Results = Callable[..., list[dict[str, Any]]]
 @cache
 def reference(accumulation: int) -> dict[str, Any]:
     """The same training in this process, without an engine."""
-    return engines.train(engines.plain, accumulation=accumulation)
+    return backends.train(backends.plain, accumulation=accumulation)
 
 
 @pytest.fixture(scope="session")
@@ -74,14 +76,14 @@ def check(ranks: list[dict[str, Any]], case: str) -> None:
     engine, _, accumulation = case.split(":")
     expected = reference(int(accumulation))
     for seen in ranks:
-        assert seen["idle_moved"] == [], "an idle weight or its optimizer state moved"
-        assert seen["idle_reached"] == [], "a gradient was computed for an idle weight"
+        assert seen["frozen_moved"] == [], "a frozen weight or its optimizer state moved"
+        assert seen["frozen_reached"] == [], "a gradient was computed for a frozen weight"
         assert seen["active_unmoved"] == []
         assert seen["actives"] == expected["actives"]
         assert seen["losses"] == ranks[0]["losses"], "losses of candidates are not the same on all ranks"
         assert seen["importance"] == ranks[0]["importance"]
         assert seen["ranks_agree"]
-    loose = engine in engines.LOW_PRECISION
+    loose = engine in backends.LOW_PRECISION
     torch.testing.assert_close(
         torch.tensor(ranks[0]["losses"]), torch.tensor(expected["losses"]), rtol=3e-2 if loose else 1e-4, atol=1e-5
     )
@@ -92,7 +94,7 @@ def check(ranks: list[dict[str, Any]], case: str) -> None:
         assert error < (0.5 if loose else 1e-3), name
     if engine.startswith("ddp"):
         sent, full = ranks[0]["reduced_bytes"]
-        assert 0 < sent < full, "gradients of idle layers were sent"
+        assert 0 < sent < full, "gradients of frozen layers were sent"
 
 
 def option(case: str) -> str:
@@ -107,7 +109,7 @@ def option(case: str) -> str:
 )
 def test_engine(case: str, num_processes: int, results: Results) -> None:
     check(results(case, num_processes), case)
-    note(engines.ENGINES[case.split(":")[0]][0], option(case), num_processes, "right", "test_engine")
+    note(backends.ENGINES[case.split(":")[0]][0], option(case), num_processes, "right", "test_engine")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -117,12 +119,12 @@ def test_engine_on_gpus(case: str, num_processes: int, results: Results) -> None
     if torch.cuda.device_count() < num_processes:
         pytest.skip(f"needs {num_processes} GPUs")
     check(results(case, num_processes, "cuda"), case)
-    name = engines.GPU_ENGINES[case.split(":")[0]][0]
+    name = backends.GPU_ENGINES[case.split(":")[0]][0]
     note(f"{name}, on a GPU", option(case), num_processes, "right", "test_engine_on_gpus")
 
 
 def test_reduced_bytes_are_those_of_the_active_layers(results: Results) -> None:
     """Half of four equal layers are active, so half of the bytes travel."""
     sent, full = results("ddp:none:1", 2)[0]["reduced_bytes"]
-    assert full == engines.NUM_STEPS * sum(weight.nbytes for weight in reference(1)["weights"].values())
+    assert full == backends.NUM_STEPS * sum(weight.nbytes for weight in reference(1)["weights"].values())
     assert sent == full // 2

@@ -105,7 +105,7 @@ def train(
 
     Returns:
         active sets, losses of candidate sets, importance, the steps in which a gradient other than zero reached an
-        idle weight, in which an idle weight or its optimizer state moved or an active layer did not, final adapter
+        frozen weight, in which a frozen weight or its optimizer state moved or an active layer did not, final adapter
         weights, and bytes that DDP reduced.
     """
     model: nn.Module = tiny_lora(NUM_LAYERS).to(DEVICE)
@@ -126,22 +126,22 @@ def train(
     tuner = SparseTuner(wrapped, probe_batches=probes, **OPTIONS)
     for step in range(NUM_STEPS):
         active = tuner.begin_step()
-        idle = [p for layer in tuner.layers if layer.index not in active for p in layer.parameters]
+        frozen = [p for layer in tuner.layers if layer.index not in active for p in layer.parameters]
         busy = [p for layer in tuner.layers if layer.index in active for p in layer.parameters]
-        before = [(p, local(p).clone(), states(optimizer, p)) for p in (*idle, *busy)]
+        before = [(p, local(p).clone(), states(optimizer, p)) for p in (*frozen, *busy)]
         for micro in range(accumulation):
             start = (step * accumulation + micro) * GLOBAL_BATCH + rank * share
             batch = {key: value.to(DEVICE) for key, value in collate(rows[start : start + share]).items()}
             last = micro == accumulation - 1
             synchronise(wrapped, last)
             (wrapped(**batch).loss / accumulation).backward()
-        if any(p.grad is not None and bool(local(p.grad).any()) for p in idle):
+        if any(p.grad is not None and bool(local(p.grad).any()) for p in frozen):
             reached.append(step)
         optimizer.step()
-        for p, value, state in before[: len(idle)]:
+        for p, value, state in before[: len(frozen)]:
             if not torch.equal(local(p), value) or not same(states(optimizer, p), state):
                 moved.append(step)
-        if all(torch.equal(local(p), value) for p, value, _ in before[len(idle) :]):
+        if all(torch.equal(local(p), value) for p, value, _ in before[len(frozen) :]):
             unmoved.append(step)
         optimizer.zero_grad()
         update = tuner.end_step(optimizer)
@@ -153,9 +153,9 @@ def train(
         "actives": actives,
         "losses": losses,
         "importance": tuner.selector.state_dict()["importance"],
-        "idle_moved": moved,
+        "frozen_moved": moved,
         "active_unmoved": unmoved,
-        "idle_reached": reached,
+        "frozen_reached": reached,
         "reduced_bytes": list(tuner.reduced_bytes),
         "weights": full_weights(wrapped),
     }

@@ -1,4 +1,4 @@
-"""Idle modules that compute as one function, in the models and states that users bring."""
+"""Frozen modules that compute as one function, in the models and states that users bring."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def train(model: Any, fused: bool, max_norm: float = 0.05) -> tuple[dict[str, An
 
 
 @pytest.mark.parametrize("bias", ["lora_only", "all"])
-def test_trainable_biases_of_idle_modules_stay_out_of_the_graph(bias: str) -> None:
+def test_trainable_biases_of_frozen_modules_stay_out_of_the_graph(bias: str) -> None:
     """Their gradients would count for the norm to clip by, and under DDP on each rank in its own way."""
 
     def model() -> Any:
