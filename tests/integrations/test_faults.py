@@ -164,7 +164,11 @@ PROBES: dict[str, Any] = {
 @pytest.mark.parametrize("fault", PROBES)
 def test_probes_that_cannot_be_read(fault: str) -> None:
     model, plain = tiny_lora(), tiny_lora()
-    for trained, options in ((model, {"probe_batches": PROBES[fault]()}), (plain, {"selector": "random"})):
+    choices: list[tuple[Any, dict[str, Any]]] = [
+        (model, {"probe_batches": PROBES[fault]()}),
+        (plain, {"selector": "random"}),
+    ]
+    for trained, options in choices:
         optimizer = torch.optim.AdamW(trainable(trained), lr=1e-2)
         tuner = SparseTuner(trained, update_interval=2, **options)
         with warnings.catch_warnings(record=True) as caught:
