@@ -124,7 +124,7 @@ def settle_checkpointing(ist: Any, training: Any, named: Collection[str]) -> Non
     Raises:
         ValueError: both were asked for.
     """
-    if ist.step.recompute == "none" or ist.method in WITHOUT_CHOICE or not training.gradient_checkpointing:
+    if ist.recompute == "none" or ist.method in WITHOUT_CHOICE or not training.gradient_checkpointing:
         return
     if not CHECKPOINTING.isdisjoint(named):
         raise ValueError(
