@@ -42,7 +42,7 @@ test: $(VENV)/.dev ## the test suite with coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not distributed and not nightly" --cov --cov-report term
 
 test-core: $(VENV)/.core ## the tests of the library without its extras, which need Python 3.11
-	OMP_NUM_THREADS=1 IST_WITHOUT_EXTRAS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not distributed and not nightly"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not distributed and not nightly"
 
 test-dist: $(VENV)/.dev ## every engine in real processes; notes for the table of docs/distributed.md go to .matrix
 	rm -rf .matrix

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import peft
 import pytest
 import torch
@@ -162,17 +161,18 @@ class Stream(torch.utils.data.IterableDataset):
         yield from tiny_rows(64)
 
 
-def rows_as_lists() -> list[dict[str, list[int]]]:
-    return [{name: value.tolist() for name, value in row.items()} for row in tiny_rows(64)]
+def hugging_face_rows() -> Any:
+    datasets = pytest.importorskip("datasets")
+    return datasets.Dataset.from_list([{name: value.tolist() for name, value in row.items()} for row in tiny_rows(64)])
 
 
 @pytest.mark.parametrize(
     "data",
     [
         lambda: tiny_rows(64),
-        lambda: datasets.Dataset.from_list(rows_as_lists()).with_format("torch"),
+        lambda: hugging_face_rows().with_format("torch"),
         Stream,
-        lambda: datasets.Dataset.from_list(rows_as_lists()).to_iterable_dataset().with_format("torch"),
+        lambda: hugging_face_rows().to_iterable_dataset().with_format("torch"),
     ],
     ids=["map-style", "datasets", "iterable", "streaming"],
 )

@@ -118,9 +118,8 @@ def test_examples_are_collated_and_fetched_together_where_the_dataset_can():
 
 
 def test_a_hugging_face_dataset_works():
-    from datasets import Dataset as HuggingFaceDataset
-
-    rows = HuggingFaceDataset.from_dict({"rows": list(range(10)), "text": [str(i) for i in range(10)]})
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"rows": list(range(10)), "text": [str(i) for i in range(10)]})
     probes = DatasetProbes(rows, 3, lambda examples: {name: [e[name] for e in examples] for name in examples[0]}, 0)
     for index in range(6):
         expected = dataset_probes(10, 3).batch(index)["rows"]

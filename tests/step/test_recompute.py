@@ -253,7 +253,10 @@ def test_checkpointing_of_transformers_is_left_alone() -> None:
         tuner.selector.choose = lambda _: (2, 4)  # type: ignore[method-assign]
         tuner.begin_step()
         assert not model.is_gradient_checkpointing
-        with torch.no_grad(), trl_models.disable_gradient_checkpointing(model.get_base_model(), {"use_reentrant": False}):
+        with (
+            torch.no_grad(),
+            trl_models.disable_gradient_checkpointing(model.get_base_model(), {"use_reentrant": False}),
+        ):
             model(**tiny_batches(1)[0], use_cache=False)
         counts.forwards.clear()
         model(**tiny_batches(1)[0], use_cache=False).loss.backward()
