@@ -453,7 +453,8 @@ def test_held_out_problems_are_worded_otherwise() -> None:
 def test_a_missing_extra_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, extra: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, f"ist.cli.{command}" if command == "train" else "ist.experiments.report", None)
+    module = "ist.cli.train.command" if command == "train" else "ist.experiments.report"
+    monkeypatch.setitem(sys.modules, module, None)
     assert main([command, "x"]) == 2
     error = capsys.readouterr().err
     assert f"install it with pip install 'ist-peft[{extra}]'" in error

@@ -64,7 +64,8 @@ def check_backend(model: nn.Module) -> None:
 
     Raises:
         ValueError: the model is under DeepSpeed or tensor parallelism, or under FSDP1 in a form that hides the
-            parameters or holds a gradient back once a unit was frozen (`NO_SHARD`, which PyTorch also takes for one process).
+            parameters or holds a gradient back once a unit was frozen (`NO_SHARD`, which PyTorch also takes for one
+            process).
     """
     if is_deepspeed(model):
         raise ValueError(DEEPSPEED)
