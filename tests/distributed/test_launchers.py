@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -156,7 +157,7 @@ def test_an_error_names_the_rank_and_is_one_line(tiny_model_folder: Path, tmp_pa
 def test_accelerate_reads_the_configuration(file: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    config = load_config_from_file(str(file))
+    config: Any = load_config_from_file(str(file))
     assert config.num_processes == 2
     assert f"examples/distributed/{file.name}" in file.read_text().splitlines()[0]
     assert f"examples/distributed/{file.name})" in PAGE

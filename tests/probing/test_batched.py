@@ -229,7 +229,7 @@ def test_what_cannot_be_computed_so_is_said(change: str) -> None:
     with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._activation.measuring():
         if change == "merged":
             model.merge_adapter()
-        asked = SimpleNamespace(get_base_model=lambda: None) if change == "no loss of its own" else model
+        asked: Any = SimpleNamespace(get_base_model=lambda: None) if change == "no loss of its own" else model
         with pytest.raises(JoinError):
             batched_losses(asked, tuner.layers, CANDIDATES, batch, 0.25)
         if change == "merged":

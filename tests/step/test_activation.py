@@ -12,7 +12,16 @@ from transformers.optimization import Adafactor
 
 from ist import discover_layers
 from ist.step.activation import LayerActivation
-from tests.helpers.tiny import layer_of, moved_layers, snapshot, tiny_batches, tiny_lora, traces, trainable
+from tests.helpers.tiny import (
+    checkpoint_activations,
+    layer_of,
+    moved_layers,
+    snapshot,
+    tiny_batches,
+    tiny_lora,
+    traces,
+    trainable,
+)
 
 
 def bitsandbytes_adamw(parameters: list[nn.Parameter]) -> Any:
@@ -65,7 +74,7 @@ def test_active_gradients_are_those_of_full_training(reentrant: bool | None, inp
     full = gradients(model)
     model.zero_grad()
     if reentrant is not None:
-        model.get_base_model().activation_checkpointing_enable({"use_reentrant": reentrant})
+        checkpoint_activations(model.get_base_model(), use_reentrant=reentrant)
         if reentrant:
             model.enable_input_require_grads()
     activation = LayerActivation(discover_layers(model), frozen_dropout=True)
