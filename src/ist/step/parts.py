@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -37,7 +37,6 @@ class StepParts:
         self._recompute = Recompute(view, config.recompute)
         self._parts: tuple[Part, ...] = ()
         self._of_optimizer: tuple[Part, ...] = ()
-        self._closing = ExitStack()
 
     def open(self, on_update: Callable[[], None]) -> None:
         """Put the parts on the model.
@@ -61,9 +60,6 @@ class StepParts:
             self.boundary,
             *(() if view.adalora is None else (RankAllocation(view.adalora),)),
         )
-        for part in self._parts:
-            self._closing.callback(part.close)
-        self._closing.callback(self.detach)
 
     def attach(self, optimizer: Any) -> None:
         """Take the parts that the optimizer needs, in the place of those of an earlier one.
@@ -81,10 +77,8 @@ class StepParts:
 
     def detach(self) -> None:
         """Leave the optimizer alone, whose moments are its owner's to free."""
-        with ExitStack() as closing:
-            for part in self._of_optimizer:
-                closing.callback(part.close)
-        self._of_optimizer = ()
+        parts, self._of_optimizer = self._of_optimizer, ()
+        close_all(parts)
 
     def check_length(self, num_steps: int) -> None:
         """Warn where a training of so many steps does not fit."""
@@ -113,7 +107,15 @@ class StepParts:
 
     def close(self) -> None:
         """Leave the model as it was: the last part first, and every one of them, also where one fails."""
-        self._closing.close()
+        parts, self._parts, self._of_optimizer = self._all(), (), ()
+        close_all(parts)
 
     def _all(self) -> tuple[Part, ...]:
         return (*self._parts, *self._of_optimizer)
+
+
+def close_all(parts: Iterable[Part]) -> None:
+    """Close parts, the last one first, and every one of them also where one fails."""
+    with ExitStack() as closing:
+        for part in parts:
+            closing.callback(part.close)
