@@ -7,6 +7,7 @@ neighbours (`distance`), which cannot take two neighbours across the border of t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -94,7 +95,7 @@ def most_important(scores: Sequence[float], num: int) -> tuple[int, ...]:
 def best_of_parts(scores: Sequence[float], num: int) -> tuple[int, ...]:
     """The largest score of each of `num` parts of the depth, whose lengths differ by at most 1."""
     borders = [part * len(scores) // num for part in range(num + 1)]
-    parts = (range(start, end) for start, end in zip(borders, borders[1:], strict=False))
+    parts = (range(start, end) for start, end in itertools.pairwise(borders))
     return tuple(max(part, key=lambda index: (scores[index], -index)) for part in parts)
 
 
