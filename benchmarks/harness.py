@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from commit import commit
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
 import ist
+from commit import commit
 
 __all__ = ["FIVE", "GIB", "SEVEN", "Recorder", "allocated", "free", "make_model", "now", "peak", "reset_peak"]
 

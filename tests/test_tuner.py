@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from ist import FixedSelector, History, ISTConfig, SparseTuner, read_history
-from reference_ist import ReferenceIST
-from tiny import (
+from tests.helpers.reference_ist import ReferenceIST
+from tests.helpers.tiny import (
     layer_of,
     moved_layers,
     snapshot,
@@ -98,9 +98,10 @@ def test_equals_the_naive_twin_over_100_steps(
 def test_probes_with_mu_0_change_no_bit_of_a_random_run() -> None:
     """The training curve with probes is that of random sparse tuning without: probes draw from nothing shared."""
     results = []
+    dataset: Any = tiny_batches(9, seed=4)
     for selector, options in (("ist", {"mu": 0.0, "update_interval": 3}), ("random", {})):
         model = tiny_lora(lora_dropout=0.2)
-        loader = torch.utils.data.DataLoader(tiny_batches(9, seed=4), batch_size=None, shuffle=True)
+        loader = torch.utils.data.DataLoader(dataset, batch_size=None, shuffle=True)
         tuner = SparseTuner(model, selector=selector, probe_batches=loader, **options)  # type: ignore[arg-type]
         losses = train(model, tiny_batches(7), tuner, 30)
         results.append((losses, snapshot(model), torch.get_rng_state()))
@@ -342,7 +343,7 @@ def test_history_tells_every_step_and_update(tmp_path: Path) -> None:
 
 def test_parameters_outside_the_layers_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
     SparseTuner(tiny_lora(modules_to_save=["lm_head"]), fused=False)
-    said = [record.getMessage() for record in caplog.records if record.name == "ist.announce"]
+    said = [record.getMessage() for record in caplog.records if record.name == "ist.step.announce"]
     assert len(said) == 2
     assert "2048 parameters in 1 tensors" in said[1]
     assert "lm_head" in said[1]
@@ -359,7 +360,7 @@ def test_the_lean_step_is_announced_in_one_line(
     options: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     SparseTuner(tiny_lora(), **options)
-    (line,) = (record.getMessage() for record in caplog.records if record.name == "ist.announce")
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "ist.step.announce")
     assert line == f"IST trains 1 of 4 layers a step, from base_model.model.model.layers.0{said}"
 
 

@@ -41,7 +41,8 @@ def wrap(model: nn.Module, engine: str, device: torch.device) -> nn.Module:
         return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     for block in model.base_model.model.model.layers:  # type: ignore[union-attr]
         fully_shard(block)
-    return fully_shard(model)
+    fully_shard(model)
+    return model
 
 
 def gradient_bytes(model: nn.Module) -> int:
@@ -77,7 +78,7 @@ def main(config: dict[str, Any], method: str, engine: str, file: Path) -> None:
         if tuner:
             tuner.begin_step()
         wrapped(**inputs).loss.backward()
-        # DDP gives idle layers zeros, which are not sent: there the count is the communication hook's.
+        # DDP gives frozen layers zeros, which are not sent: there the count is the communication hook's.
         present = gradient_bytes(wrapped)
         optimizer.step()
         optimizer.zero_grad()

@@ -40,7 +40,6 @@ from harness import (  # noqa: E402
     shorten,
     token_batches,
 )
-
 from ist import BottleneckConfig, SparseTuner  # noqa: E402
 
 ATTENTIONS = ("eager", "sdpa")

@@ -20,11 +20,10 @@ import transformers
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
-from commit import commit  # noqa: E402
-
 import ist  # noqa: E402
-from ist.layers import discover_layers  # noqa: E402
-from tuner_types import (  # noqa: E402
+from commit import commit  # noqa: E402
+from ist.adapters.layers import discover_layers  # noqa: E402
+from tests.helpers.tuner_types import (  # noqa: E402
     METHODS,
     REFUSALS,
     Method,

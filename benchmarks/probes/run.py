@@ -23,11 +23,11 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from harness import FIVE, Recorder, settings  # noqa: E402
-
 from ist import SparseTuner  # noqa: E402
-from ist.importance import candidate_rewards, init_importance, update_importance  # noqa: E402
-from ist.layers import discover_layers  # noqa: E402
-from ist.suppression import evaluation_mode, suppress  # noqa: E402
+from ist.adapters.layers import discover_layers  # noqa: E402
+from ist.method.importance import candidate_rewards, init_importance, update_importance  # noqa: E402
+from ist.probing.suppression import suppress  # noqa: E402
+from ist.runtime.modes import evaluation_mode  # noqa: E402
 
 BETA, MU, CANDIDATES = 0.25, 100.0, 3
 PROBE_ROWS = (1, 2, 4, 8, 16)
@@ -112,7 +112,7 @@ def compare(
 
 def encode(tokenizer: Any, problems: Sequence[Any], pad: int) -> list[dict[str, Tensor]]:
     """Rows of one length, with labels on the answers alone."""
-    from ist.data.word_problems import to_prompt_completion
+    from ist.experiments.data.word_problems import to_prompt_completion
 
     rows = []
     for problem in problems:
@@ -209,7 +209,7 @@ def main() -> None:
     recorder = Recorder(options.folder, options.name, settings(options), "probes")
     with recorder.finished() as result:
         from ist.cli.quickstart_model import quickstart_model_path
-        from ist.data.word_problems import word_problems
+        from ist.experiments.data.word_problems import word_problems
 
         model, tokenizer = make_lora(options.model or str(quickstart_model_path()), seed=0)
         problems = word_problems(options.train_steps * options.train_rows + options.rows, seed=0)

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ist.comparison import best_rate, figures_of, pair, tabulate
-from ist.statistics import Difference, paired_difference
+from ist.experiments.comparison import best_rate, figures_of, pair, tabulate
+from ist.experiments.statistics import Difference, paired_difference
 
 from .plan import final_loss, read_plan
 
@@ -93,7 +93,7 @@ class Comparison:
         return sorted({line["learning_rate"] for line in self.lines if line["method"] == method})
 
     def table(self, methods: Sequence[str], budget: str = "steps") -> dict[str, dict[str, Any]]:
-        """Means, deviations and paired differences, see `ist.comparison.tabulate`."""
+        """Means, deviations and paired differences, see `ist.experiments.comparison.tabulate`."""
         runs = [
             {"method": method, "seed": line["seed"], "budget": budget, "figures": figures(line)}
             for method in dict.fromkeys([*AGAINST, *methods])

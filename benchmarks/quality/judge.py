@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ist.data.encoding import pad
-from ist.evaluation import Accuracy, Loss, evaluate
-from ist.evaluation.scoring import Continuations, by_length
-from ist.probes import to_device
-from ist.suppression import evaluation_mode, model_loss
+from ist.experiments.data.encoding import pad
+from ist.experiments.evaluation import Accuracy, Loss, evaluate
+from ist.experiments.evaluation.scoring import Continuations, by_length
+from ist.probing.suppression import model_loss
+from ist.runtime.modes import evaluation_mode, to_device
 
 from .tasks import Choice, Prepared
 

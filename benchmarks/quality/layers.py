@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from ist.experiments.statistics import kendall_tau, mean
 from pages import markdown
-
-from ist.statistics import kendall_tau, mean
 
 from .figures import Comparison
 

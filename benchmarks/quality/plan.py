@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ist.comparison import best_rate
 from ist.config import ISTConfig
-from ist.scores import extreme_layers
+from ist.experiments.comparison import best_rate
+from ist.runs.scores import extreme_layers
 
 __all__ = ["WHOLE", "Expansion", "expand", "final_loss", "read_plan"]
 

@@ -54,8 +54,9 @@ def prepare_all(plans: Sequence[Plan], options: argparse.Namespace) -> dict[str,
     Raises:
         ValueError: two plans cut or choose the rows of a task in different ways.
     """
-    from quality.tasks import prepared_file
     from transformers import AutoTokenizer
+
+    from quality.tasks import prepared_file
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     files: dict[str, Path] = {}
@@ -80,8 +81,9 @@ def prepare_all(plans: Sequence[Plan], options: argparse.Namespace) -> dict[str,
 
 def prepare_one(job: tuple[str, str, str, dict[str, Any], str]) -> None:
     """Make one task's file."""
-    from quality.tasks import prepare
     from transformers import AutoTokenizer
+
+    from quality.tasks import prepare
 
     task, data, model, setting, work = job
     prepare(task, data, AutoTokenizer.from_pretrained(model), setting, work)

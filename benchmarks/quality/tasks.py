@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ist.data import TASKS, Option, Task, TaskRow, read_task, without_contamination
-from ist.data.encoding import encode_pair
-from ist.evaluation.likelihood import option_texts
-from ist.evaluation.loss import completion_losses, text_windows
-from ist.evaluation.scoring import Continuations
+from ist.experiments.data import TASKS, Option, Task, TaskRow, read_task, without_contamination
+from ist.experiments.data.encoding import encode_pair
+from ist.experiments.evaluation.likelihood import option_texts
+from ist.experiments.evaluation.loss import completion_losses, text_windows
+from ist.experiments.evaluation.scoring import Continuations
 
 __all__ = [
     "PREPARE",
@@ -49,7 +49,7 @@ class Test:
     """What a trained model is tested by."""
 
     protocol: str
-    """`generate`, `likelihood` or `loss`, as of `ist.evaluation.evaluate`."""
+    """`generate`, `likelihood` or `loss`, as of `ist.experiments.evaluation.evaluate`."""
     data: Sequence[Any]
     """Rows for `generate`, a `Choice` each for `likelihood`, tokens for `loss`."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -157,7 +157,7 @@ def make_tests(rows: Rows, tokenizer: Any, setting: Mapping[str, Any], **options
 
 
 def choice(row: TaskRow, tokenizer: Any, max_length: int) -> Choice:
-    """The options of a row in tokens, as in `ist.evaluation`'s protocol `likelihood` with labels."""
+    """The options of a row in tokens, as in `ist.experiments.evaluation`'s protocol `likelihood` with labels."""
     prompt, texts = option_texts(row, "label")
     groups: dict[tuple[tuple[int, ...], int], list[tuple[int, int]]] = {}
     for index, text in enumerate(texts):

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ist import SparseTuner, discover_layers
-from ist.analysis import batch_weights, loss_increases, losses_without
-from ist.evaluation.scoring import Continuations
-from ist.probes import DatasetProbes, to_device
+from ist.experiments.analysis import batch_weights, loss_increases, losses_without
+from ist.experiments.evaluation.scoring import Continuations
+from ist.probing.probes import DatasetProbes
+from ist.runtime.modes import to_device
 
 from .judge import EVALUATION_ROWS, collate, computing, mean_loss, test
 from .plan import SPEED_WARM, WHOLE

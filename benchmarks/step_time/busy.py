@@ -18,8 +18,9 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from cases import GROUPS, Case  # noqa: E402
-from harness import SHAPES, Recorder, find_device, settings, shorten  # noqa: E402
 from run import Bench, Figures, prepare  # noqa: E402
+
+from harness import SHAPES, Recorder, find_device, settings, shorten  # noqa: E402
 
 CASES = {case.name: case for cases in GROUPS.values() for case in cases}
 

@@ -22,6 +22,8 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from cases import Case  # noqa: E402
+from run import first_sets, make_lora  # noqa: E402
+
 from harness import (  # noqa: E402
     GIB,
     SHAPES,
@@ -36,10 +38,8 @@ from harness import (  # noqa: E402
     shorten,
     token_batches,
 )
-from run import first_sets, make_lora  # noqa: E402
-
 from ist import SparseTuner  # noqa: E402
-from ist.history import HISTORY_FILE, History  # noqa: E402
+from ist.runs.history import HISTORY_FILE, History  # noqa: E402
 
 TOKENS, LAYERS, ROWS = (256, 512, 1024, 2048, 4096), (8, 16, 32, 48, 80), (1, 2, 4, 8, 16)
 METHODS: dict[str, dict[str, Any] | None] = {"LoRA": None, "IST": {}}

@@ -21,6 +21,8 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from cases import Case  # noqa: E402
+from run import make_lora  # noqa: E402
+
 from harness import (  # noqa: E402
     GIB,
     SHAPES,
@@ -35,8 +37,6 @@ from harness import (  # noqa: E402
     shorten,
     token_batches,
 )
-from run import make_lora  # noqa: E402
-
 from ist import SparseTuner  # noqa: E402
 
 
@@ -85,7 +85,7 @@ def measure(
     tuner = None if method.options is None else SparseTuner(model, probe_batches=probes, **method.options)
     clock = Clock(device)
     marks: list[tuple[Any, Any, Any]] = []
-    begin = now(device)
+    begin, probe_seconds = now(device), 0.0
     try:
         for step in range(warm + steps):
             if step == warm:

@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from cases import GROUPS, Case  # noqa: E402
+
 from harness import (  # noqa: E402
     GIB,
     SHAPES,
@@ -43,7 +44,6 @@ from harness import (  # noqa: E402
     shorten,
     token_batches,
 )
-
 from ist import SparseTuner  # noqa: E402
 
 INTERVAL = 10
@@ -181,7 +181,7 @@ def asking_for_gradients(base: Any) -> Iterator[None]:
 
 def use_liger(base: nn.Module) -> None:
     """Put Liger's kernels into the model, for good."""
-    from liger_kernel.transformers import apply_liger_kernel_to_llama
+    from liger_kernel.transformers import apply_liger_kernel_to_llama  # pyright: ignore[reportMissingImports]
 
     apply_liger_kernel_to_llama(model=base)  # type: ignore[arg-type]
 

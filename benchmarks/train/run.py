@@ -16,10 +16,9 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from commit import commit  # noqa: E402
-
-from ist.cli.run_folder import RESULT_FILE  # noqa: E402
-from ist.cli.train import train  # noqa: E402
-from ist.history import HISTORY_FILE  # noqa: E402
+from ist.cli.train.command import train  # noqa: E402
+from ist.cli.train.folder import RESULT_FILE  # noqa: E402
+from ist.runs.history import HISTORY_FILE  # noqa: E402
 
 
 def main(name: str, flags: list[str], results: Path = HERE / "results") -> Path:

@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ist.history import HISTORY_FILE
-from ist.report import draw_report
+from ist.experiments.report import draw_report
+from ist.runs.history import HISTORY_FILE
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

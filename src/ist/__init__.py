@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .adapters.layers import Layer, discover_layers
+    from .adapters.whole_layers import discover_whole_layers
     from .bottleneck import BottleneckConfig
-    from .checkpoints import check_checkpoint, last_checkpoint
     from .config import ISTConfig
-    from .greedy import greedy_layers
-    from .history import History, read_history
+    from .experiments.greedy import greedy_layers
     from .integrations.trainer import IST
-    from .layers import Layer, discover_layers
-    from .selectors import FixedSelector, LearnedSelector, RandomSelector
+    from .method.registry import FixedSelector, LearnedSelector, RandomSelector
+    from .runs.checkpoints import check_checkpoint, last_checkpoint
+    from .runs.history import History, read_history
     from .tuner import SparseTuner
-    from .whole_layers import discover_whole_layers
 
 __all__ = [
     "IST",
@@ -47,19 +47,19 @@ __all__ = [
 _MODULES = {
     "IST": ".integrations.trainer",
     "BottleneckConfig": ".bottleneck",
-    "FixedSelector": ".selectors",
-    "History": ".history",
+    "FixedSelector": ".method.registry",
+    "History": ".runs.history",
     "ISTConfig": ".config",
-    "Layer": ".layers",
-    "LearnedSelector": ".selectors",
-    "RandomSelector": ".selectors",
+    "Layer": ".adapters.layers",
+    "LearnedSelector": ".method.registry",
+    "RandomSelector": ".method.registry",
     "SparseTuner": ".tuner",
-    "check_checkpoint": ".checkpoints",
-    "discover_layers": ".layers",
-    "discover_whole_layers": ".whole_layers",
-    "greedy_layers": ".greedy",
-    "last_checkpoint": ".checkpoints",
-    "read_history": ".history",
+    "check_checkpoint": ".runs.checkpoints",
+    "discover_layers": ".adapters.layers",
+    "discover_whole_layers": ".adapters.whole_layers",
+    "greedy_layers": ".experiments.greedy",
+    "last_checkpoint": ".runs.checkpoints",
+    "read_history": ".runs.history",
 }
 
 

@@ -16,10 +16,13 @@ ScoreStep = Literal["additive", "sigmoid_gradient"]
 Rounding = Literal["half_up", "truncate"]
 Damping = Literal["response", "scaling"]
 Recomputation = Literal["none", "frozen", "all"]
-IdleMoments = Literal["keep", "reset", "offload"]
+FrozenMoments = Literal["keep", "reset", "offload"]
 Preset = Literal["paper", "reference"]
 
 # Where the authors' code departs from their paper, each departure is an option; a preset names a set of options.
+Trains = Literal["adapters", "whole layers", "either"]
+"""What a way of choosing layers trains in them; `either` is adapters where the model has some, and else all weights."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "policy": "uniform",
@@ -116,25 +119,25 @@ class ISTConfig:
     Batches that come ready-made keep their size, and a warning says so."""
 
     fused: bool = True
-    """Whether LoRA modules compute as one function, which keeps nothing of idle layers; those that cannot (DoRA,
+    """Whether LoRA modules compute as one function, which keeps nothing of frozen layers; those that cannot (DoRA,
     another tuner, …) compute as PEFT has them. Outputs and gradients are PEFT's within rounding."""
 
     frozen_dropout: bool = False
-    """Whether the adapters of idle layers drop their inputs out. Dropout regularises the adapters that learn from it;
+    """Whether the adapters of frozen layers drop their inputs out. Dropout regularises the adapters that learn from it;
     one that does not learn only makes noise and costs time. PEFT's have it also while frozen: `True` is for
     comparisons."""
 
     recompute: Recomputation = "none"
-    """Which layers keep no activations and compute once more in the backward: `none`, the `frozen` (idle) ones, or
+    """Which layers keep no activations and compute once more in the backward: `none`, the `frozen` ones, or
     `all`, as gradient checkpointing does. Layers below the lowest active one are never computed twice."""
 
-    optimizer_state: IdleMoments = "keep"
-    """What becomes of the optimizer's moments of idle layers: `keep` leaves them, `reset` forgets them each time that
-    the layer goes idle, `offload` has them wait in pinned host memory (on CUDA; the training is that of `keep`)."""
+    optimizer_state: FrozenMoments = "keep"
+    """What becomes of the optimizer's moments of frozen layers: `keep` leaves them, `reset` forgets them each time that
+    the layer is frozen, `offload` has them wait in pinned host memory (on CUDA; the training is that of `keep`)."""
 
     price: float = 0.0
     """How much the cost of a step counts in the choice, in [0, 8]; 0, the paper's, is not at all. A set is drawn with
-    its probability under the policy times `cost^-price`, see `ist.sampling.sample_affordable`."""
+    its probability under the policy times `cost^-price`, see `ist.method.sampling.sample_affordable`."""
 
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, PRESETS)
@@ -253,7 +256,7 @@ _CHOICES: dict[str, Any] = {
     "rounding": Rounding,
     "damping": Damping,
     "recompute": Recomputation,
-    "optimizer_state": IdleMoments,
+    "optimizer_state": FrozenMoments,
 }
 
 

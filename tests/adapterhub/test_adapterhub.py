@@ -14,6 +14,24 @@ from torch import Tensor, nn
 
 adapters = pytest.importorskip("adapters", reason="it pins transformers 4: make test-adapterhub has it")
 
+from adapters.composition import Parallel
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
+
 from adapters import (
     AdapterModelInterface,
     AdapterTrainer,
@@ -33,29 +51,11 @@ from adapters import (
     SeqBnInvConfig,
     UniPELTConfig,
 )
-from adapters.composition import Parallel
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
-    Trainer,
-    TrainingArguments,
-)
-
 from ist import IST, SparseTuner, discover_layers, read_history
-from ist.layers import parameters_outside
-from ist.responses import scaled_response
-from ist.suppression import suppress
-from tiny import snapshot, tiny_rows, traces, trainable
+from ist.adapters.layers import parameters_outside
+from ist.adapters.responses import scaled_response
+from ist.probing.suppression import suppress
+from tests.helpers.tiny import snapshot, tiny_rows, traces, trainable
 
 # adapters 1.3.0 calls T5's blocks with a name that transformers 4.57 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`past_key_value` is deprecated:FutureWarning")
@@ -293,7 +293,7 @@ def test_damping_to_nothing_is_leaving_the_layers_out(name: str, method: str) ->
 
 
 @pytest.mark.parametrize(("name", "method"), EXAMPLES)
-def test_idle_layers_do_not_move(name: str, method: str) -> None:
+def test_frozen_layers_do_not_move(name: str, method: str) -> None:
     model = make(name, method)
     batch = make_batch(name)
     before = hub_traces(model)
@@ -329,7 +329,7 @@ def test_what_is_saved_loads_to_the_bit(name: str, method: str, tmp_path: Path) 
         for _ in range(3):
             tuner.begin_step()
             model(**batch).loss.backward()
-            model.save_adapter(str(tmp_path), "a")  # in the middle of a step: no trace of the idle layers
+            model.save_adapter(str(tmp_path), "a")  # in the middle of a step: no trace of the frozen layers
             optimizer.step()
             optimizer.zero_grad()
             tuner.end_step(optimizer)

@@ -7,9 +7,9 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import engines
+import backends
 import torch
 from torch import distributed as dist
 from torch import nn
@@ -18,8 +18,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from ist import SparseTuner
-from ist.selectors import RandomSelector
-from tiny import tiny_batches, tiny_lora
+from ist.method.registry import RandomSelector
+from tests.helpers.tiny import tiny_batches, tiny_lora
 
 
 class Stubborn(RandomSelector):
@@ -58,7 +58,7 @@ def run(case: str, rank: int) -> None:
             parameter.requires_grad_(True)
         SparseTuner(FullyShardedDataParallel(model, device_id=torch.device("cpu")))
     elif case == "FSDP1, one process":
-        SparseTuner(engines.fsdp1()(tiny_lora()))
+        SparseTuner(backends.fsdp1()(tiny_lora()))
 
 
 if __name__ == "__main__":

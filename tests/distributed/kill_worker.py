@@ -22,7 +22,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy
 import torch
@@ -30,8 +30,8 @@ from launch import free_port
 from transformers import Trainer, TrainingArguments
 
 from ist import IST, last_checkpoint, read_history
-from ist.checkpoints import SEAL_FILE
-from tiny import tiny_lora, tiny_rows
+from ist.runs.checkpoints import MANIFEST_FILE
+from tests.helpers.tiny import tiny_lora, tiny_rows
 
 NUM_STEPS = 40
 SAVE_STEPS = 4
@@ -182,7 +182,7 @@ def damage(folder: Path) -> dict[str, Any]:
         checkpoint = last_checkpoint(folder)
     history = folder / "ist_history.jsonl"
     steps = [event["step"] for event in read_history(folder) if event["event"] == "step"] if history.exists() else []
-    unsealed = sorted(path.name for path in folder.glob("checkpoint-*") if not (path / SEAL_FILE).exists())
+    unsealed = sorted(path.name for path in folder.glob("checkpoint-*") if not (path / MANIFEST_FILE).exists())
     resumed = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     return {
         "step": max(steps, default=0),

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from ist import SparseTuner
-from tuner_types import METHODS, Method, is_available, make_adapted, make_batch
+from tests.helpers.tuner_types import METHODS, Method, is_available, make_adapted, make_batch
 
 NUM_STEPS = 5
 WHOLE = ("LILY", "POLY", "PVERA")

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from launch import launch
 from matrix import FOLDER
 
-from tuner_types import METHODS, is_available
+from tests.helpers.tuner_types import METHODS, is_available
 
 pytestmark = pytest.mark.distributed
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ist import IST
-from tiny import tiny_lora, tiny_rows
+from tests.helpers.tiny import tiny_lora, tiny_rows
 
 GLOBAL_BATCH = 8
 FSDP = {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
@@ -28,7 +28,7 @@ ENGINES: dict[str, dict[str, Any]] = {
         "gradient_accumulation_steps": 2,
         "per_device_train_batch_size": GLOBAL_BATCH // 4,
     },
-    # FSDP1 through Accelerate asks for an accelerator; test_engines.py has it on the CPU.
+    # FSDP1 through Accelerate asks for an accelerator; test_backends.py has it on the CPU.
 }
 
 

@@ -7,12 +7,12 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from accelerate import DistributedType, PartialState
 from trainer_cases import ENGINES, make_trainer
 
-from ist.sharding import is_sharded
+from ist.runtime.sharding import is_sharded
 
 
 def let_accelerate_shard_on_cpus() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import peft
 import pytest
@@ -16,16 +16,16 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ist import SparseTuner
-from ist.fused import FusedLora
-from ist.fused.choice import products
-from ist.fused.function import lora_linear
-from ist.fused.precision import Split
-from ist.joint import joint_losses
-from ist.suppression import can_skip_logits, candidate_losses
+from ist.probing.batched import batched_losses
+from ist.probing.suppression import can_skip_logits, candidate_losses
+from ist.step.fused import FusedLora
+from ist.step.fused.choice import products
+from ist.step.fused.function import lora_linear
+from ist.step.fused.precision import Split
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-if torch.cuda.is_available():
-    from ist.fused import launch
+if TYPE_CHECKING or torch.cuda.is_available():
+    from ist.step.fused import launch
 LAYERS, STEPS = 8, 15
 FIVE = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
 
@@ -36,7 +36,8 @@ def llama(dtype: torch.dtype = torch.bfloat16, **lora: Any) -> Any:
     config = LlamaConfig(
         hidden_size=256, intermediate_size=512, num_hidden_layers=LAYERS, num_attention_heads=4, vocab_size=512
     )
-    base = LlamaForCausalLM(config).to("cuda", dtype)
+    base: Any = LlamaForCausalLM(config)
+    base.to("cuda", dtype)
     options = {"r": 16, "target_modules": FIVE, "init_lora_weights": False, **lora}
     return peft.get_peft_model(base, peft.LoraConfig(**options)).train()  # type: ignore[arg-type]
 
@@ -106,7 +107,7 @@ def test_offload_trains_what_keep_trains_to_the_bit(optimizer: str) -> None:
     assert all(torch.equal(kept[name], offloaded[name]) for name in kept)
 
 
-def test_offload_frees_the_moments_of_idle_layers() -> None:
+def test_offload_frees_the_moments_of_frozen_layers() -> None:
     held: dict[str, list[int]] = {}
 
     def look(mode: str) -> Callable[..., None]:
@@ -121,7 +122,7 @@ def test_offload_frees_the_moments_of_idle_layers() -> None:
     model = llama()
     moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     saved = held["keep"][-1] - held["offload"][-1]
-    assert 0.6 * moments < saved < 0.8 * moments  # six of eight layers are idle
+    assert 0.6 * moments < saved < 0.8 * moments  # six of eight layers are frozen
 
 
 def test_a_checkpoint_in_the_middle_of_the_journeys_holds_every_moment() -> None:
@@ -185,8 +186,8 @@ def test_error_is_no_larger_than_that_of_peft(adapter_dtype: torch.dtype) -> Non
     pefts = results(found, x, dy)
     fused = FusedLora(found, nullcontext())
     ours = results(found, x, dy)
-    fused.switch.idle = True
-    idle = results(found, x, dy, trained=False)
+    fused.switch.frozen = True
+    frozen = results(found, x, dy, trained=False)
     fused.remove()
     found.double()
     exact = results(found, x.double(), dy.double())
@@ -195,21 +196,21 @@ def test_error_is_no_larger_than_that_of_peft(adapter_dtype: torch.dtype) -> Non
         assert our <= 1.05 * theirs + 2e-5, name  # two bfloat16 numbers add up to a float32 one up to 2⁻¹⁶
     assert [t.dtype for t in ours] == [t.dtype for t in pefts]
     for name, our, theirs in zip(
-        ("output", "input"), errors(idle, exact[:2]), errors(pefts[:2], exact[:2]), strict=True
+        ("output", "input"), errors(frozen, exact[:2]), errors(pefts[:2], exact[:2]), strict=True
     ):
-        assert our <= 1.1 * theirs, f"{name} of an idle module"
+        assert our <= 1.1 * theirs, f"{name} of a frozen module"
 
 
 def test_idle_float32_adapter_gives_the_input_its_gradient() -> None:
     found = module(torch.float32)
     x, dy = torch.randn(210, 512, device="cuda").bfloat16(), torch.randn(210, 384, device="cuda").bfloat16()
     exact = results(found.double(), x.double(), dy.double())[:2]
-    idle = module(torch.float32)
-    FusedLora(idle, nullcontext()).switch.idle = True
+    frozen = module(torch.float32)
+    FusedLora(frozen, nullcontext()).switch.frozen = True
     x.requires_grad_()
-    y = idle(x)
+    y = frozen(x)
     y.backward(dy)
-    assert all(parameter.grad is None for parameter in idle.parameters())
+    assert all(parameter.grad is None for parameter in frozen.parameters())
     assert max(errors([y.detach(), x.grad], exact)) < 4e-3  # type: ignore[list-item]
 
 
@@ -329,7 +330,7 @@ def test_an_active_module_launches_few_kernels() -> None:
     found.zero_grad()
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         found(x).backward(dy.bfloat16())
-    names = [event.name for event in profiled.events() if event.device_type != DeviceType.CPU]
+    names = [event.name for event in profiled.events() or () if event.device_type != DeviceType.CPU]
     own = [name for name in names if any(kind in name for kind in ("down_kernel", "up_kernel", "grad_kernel"))]
     assert len(own) == 6
     assert len(names) <= 12, names  # with the two products of the module itself, and the sum of dx
@@ -410,9 +411,9 @@ def test_all_candidates_in_one_forward(adapter_dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(adapter_dtype)
     candidates = [(0, 1, 2, 3), (4, 5, 6, 7), (0, 2, 4, 6)]
     batch = batches(1)[0]
-    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._activation.measuring():
+    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._parts.activation.measuring():
         expected = candidate_losses(model, tuner.layers, candidates, batch, 0.25)
-        found = joint_losses(model, tuner.layers, candidates, batch, 0.25)
+        found = batched_losses(model, tuner.layers, candidates, batch, 0.25)
     torch.testing.assert_close(found, expected, rtol=3e-3, atol=0)
 
 

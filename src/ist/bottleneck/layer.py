@@ -46,7 +46,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     other_param_names = ("bottleneck_dropout", "bottleneck_non_linearity", "bottleneck_position", "scaling")
 
     scaling_is_exact = True
-    """Multiplying `scaling[name]` multiplies the response by the same: `ist.responses` relies on it."""
+    """Multiplying `scaling[name]` multiplies the response by the same: `ist.adapters.responses` relies on it."""
 
     def __init__(
         self,

@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..probes import to_device
-from ..suppression import LossFunction, evaluation_mode, model_loss
+from ..probing.suppression import LossFunction, model_loss
+from ..runtime.modes import evaluation_mode, to_device
 from .config import BottleneckConfig
 from .layer import BottleneckLayer
 from .sparse import SparseLinear, check_sparsity, kept

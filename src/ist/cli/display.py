@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
-from ..announce import describe_fused
+from ..adapters.layers import parameters_outside
+from ..adapters.whole_layers import layers_to_train
 from ..integrations.trainer import IST
-from ..layers import parameters_outside
-from ..selectors import make_selector, selector_factory, what_trains
-from ..whole_layers import layers_to_train
+from ..method.registry import make_selector, selector_factory, what_trains
+from ..step.announce import describe_fused
 
 __all__ = ["Display", "TrainingProgress", "device_name", "layer_map", "peak_memory"]
 

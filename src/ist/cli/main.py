@@ -29,8 +29,8 @@ An error is one line; IST_DEBUG=1 shows where it comes from.
 
 def train(arguments: Sequence[str]) -> None:
     """Fine-tune a model; exits with 130 or 143 where a signal stopped it."""
-    from .interrupt import Stopped
-    from .train import train
+    from .train.command import train
+    from .train.interrupt import Stopped
 
     try:
         train(arguments)
@@ -42,14 +42,14 @@ def train(arguments: Sequence[str]) -> None:
 
 def compare(arguments: Sequence[str]) -> None:
     """Compare methods over seeds."""
-    from .compare import compare
+    from .compare.command import compare
 
     compare(arguments)
 
 
 def analyse(arguments: Sequence[str]) -> None:
     """Measure which layers of a trained adapter matter."""
-    from .analyse import analyse
+    from .analyse.command import analyse
 
     analyse(arguments)
 
@@ -61,7 +61,7 @@ def recipes(arguments: Sequence[str]) -> None:
             "usage: ist recipes\n\nThe recipes that come with the library: for --recipe of ist train and ist compare."
         )
         return
-    from .recipe_files import list_comparisons, list_recipes
+    from .recipes.files import list_comparisons, list_recipes
 
     for file in [*list_recipes(), *list_comparisons()]:
         title = file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
@@ -73,7 +73,7 @@ def report(arguments: Sequence[str]) -> None:
     if asks_for_help(arguments):
         print("usage: ist report FOLDER\n\nDraw the pictures of a run: FOLDER is its --output_dir.")
         return
-    from ..report import draw_report
+    from ..experiments.report import draw_report
 
     if len(arguments) != 1:
         raise ValueError("ist report takes one folder: that of a run, which holds ist_history.jsonl.")
@@ -82,7 +82,7 @@ def report(arguments: Sequence[str]) -> None:
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Evaluate a model."""
-    from .eval import evaluate_command
+    from .eval.command import evaluate_command
 
     evaluate_command(arguments)
 

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..data import TaskRow, find_tasks, load_hub_task, read_task, without_contamination
-from ..data.collection import find_file
-from ..data.tasks import Task
+from ..experiments.data import TaskRow, find_tasks, load_hub_task, read_task, without_contamination
+from ..experiments.data.collection import find_file
+from ..experiments.data.tasks import Task
 
 __all__ = ["load_task", "training_rows", "without_test_rows"]
 

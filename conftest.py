@@ -1,0 +1,65 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.helpers.tiny import tiny_llama
+
+torch.set_num_threads(1)
+
+NEED_EXTRAS = [
+    "benchmarks",
+    "tests/cli",
+    "tests/experiments/test_comparison.py",
+    "tests/experiments/test_report.py",
+    "tests/integrations/test_undoing.py",
+]
+"""Tests of what the extras bring, which need Python 3.11. `make test-core` has none of them and leaves these out."""
+collect_ignore = [] if importlib.util.find_spec("trl") else NEED_EXTRAS
+
+SHARED = Path(__file__).parents[1] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """`ist train` quietens the library's log for its process, which is that of other tests too; so do programs that a
+    fixture of a whole file runs.
+    """
+    logger = logging.getLogger("ist")
+    logger.setLevel(logging.NOTSET)
+    yield
+    logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny Llama of four layers with a tokenizer of bytes."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {sign: index for index, sign in enumerate(["<pad>", "<eos>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
+    tiny_llama(vocab_size=len(vocabulary)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Data that lies beside the project on some machines."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not there: the data of the paper's tasks does not come with the project")
+    return SHARED

@@ -1,0 +1,1 @@
+"""What a layer is, and what its adapters add to it."""

@@ -1,0 +1,177 @@
+"""What an adapter adds to its layer, and how to scale exactly that by beta.
+
+The *response* of an adapter module is what its output gains over the output of the module that it wraps. Many methods
+multiply their response by a factor that PEFT keeps in the module; multiplying that factor is exact and free.
+Everywhere else (DoRA, whose factor also enters the weight's norm; IA3; OFT; …) the module is run once more with its
+adapters off: `base + β·(full − base)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..config import Damping
+from . import adapterhub
+
+__all__ = ["damping_factors", "has_exact_factor", "scaled_response"]
+
+
+@contextmanager
+def scaled_response(adapter: nn.Module, beta: float, damping: Damping = "response") -> Iterator[None]:
+    """Within the context, `adapter` returns `base + β·(full − base)`; afterwards it is as it was.
+
+    Args:
+        adapter: an adapter layer of PEFT or AdapterHub, or one with adapter layers inside itself.
+        beta: factor on the response of its active adapters, in [0, 1].
+        damping: `response` is the above. `scaling` multiplies the factor `scaling` wherever a module has one, as the
+            paper's authors' code does, whether or not the response follows; modules without one follow the above.
+    """
+    if beta == 1:
+        yield
+        return
+    factors = damping_factors(adapter)
+    if factors is not None:
+        scaled = scaled_factors(factors, beta)
+    elif adapterhub.is_adapter(adapter):
+        scaled = adapterhub.scaled_response(adapter, beta)
+    elif damping == "scaling" and has_factor(adapter):
+        scaled = scaled_factors(adapter.scaling, beta)  # type: ignore[arg-type]
+    else:
+        scaled = blended_output(adapter, beta)
+    with scaled:
+        yield
+
+
+def has_exact_factor(adapter: nn.Module) -> bool:
+    """Whether the response of `adapter` is proportional to a factor that it keeps, which makes scaling it free."""
+    return damping_factors(adapter) is not None
+
+
+def has_factor(adapter: nn.Module) -> bool:
+    """Whether a module keeps a factor by adapter name, proportional to its response or not."""
+    return not is_nested(adapter) and isinstance(getattr(adapter, "scaling", None), dict)
+
+
+def damping_factors(adapter: nn.Module) -> dict[str, Any] | None:
+    """The factors by adapter name to which a module's response is proportional, or None where there are none.
+
+    Adapter layers outside of PEFT promise it with a true attribute `scaling_is_exact`, as this library's bottleneck
+    adapters do.
+    """
+    if is_nested(adapter):
+        return None
+    if getattr(adapter, "scaling_is_exact", False):
+        return adapter.scaling  # type: ignore[return-value]
+    if is_linear_in_factor(adapter):
+        for kind, attribute in factor_attributes().items():
+            if isinstance(adapter, kind):
+                return getattr(adapter, attribute)
+    return None
+
+
+@cache
+def factor_attributes() -> dict[type, str]:
+    """PEFT's layers whose response is proportional to a factor, and the attribute that holds it.
+
+    `tests/test_tuner_types.py` measures each of them.
+    """
+    from peft.tuners import fourierft, gralora, lily, loha, lokr, lora, peanut, psoft, randlora, shira, waveft
+
+    return {
+        lora.LoraLayer: "scaling",  # AdaLoRA's layers are of this type too.
+        loha.LoHaLayer: "scaling",
+        lokr.LoKrLayer: "scaling",
+        randlora.RandLoraLayer: "scaling",
+        shira.ShiraLayer: "scaling",
+        gralora.GraloraLayer: "scaling",
+        lily.LilyLayer: "scaling",
+        peanut.PeanutLayer: "scaling",
+        psoft.PsoftLayer: "scaling",
+        fourierft.FourierFTLayer: "fourierft_scaling",
+        waveft.WaveFTLayer: "waveft_scaling",
+    }
+
+
+def is_linear_in_factor(adapter: nn.Module) -> bool:
+    """Whether nothing in a module breaks the proportion that its type promises."""
+    from peft.tuners.lora.layer import MultiheadAttention, ParamWrapper
+
+    # These two change weights inside a module whose output is not linear in them.
+    if isinstance(adapter, (MultiheadAttention, ParamWrapper)):
+        return False
+    # DoRA and other variants of LoRA, by the name of the adapter that has them.
+    variants = getattr(adapter, "lora_variant", {})
+    return not any(name in variants for name in getattr(adapter, "active_adapters", ()))
+
+
+def is_nested(adapter: nn.Module) -> bool:
+    """Whether a module wraps another adapter layer, whose response its own factor does not reach."""
+    return hasattr(getattr(adapter, "base_layer", None), "base_layer")
+
+
+@contextmanager
+def scaled_factors(factors: dict[str, Any], beta: float) -> Iterator[None]:
+    """Multiply the factors of every adapter name; the very same values come back."""
+    before = dict(factors)
+    try:
+        for name, factor in before.items():
+            factors[name] = factor * beta
+        yield
+    finally:
+        factors.update(before)
+
+
+@contextmanager
+def blended_output(adapter: nn.Module, beta: float) -> Iterator[None]:
+    """Blend the output with what the module computes with its adapters off."""
+
+    def blend_with_base(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], full: Any) -> Any:
+        with disabled(module):
+            base = module.forward(*args, **kwargs)
+        return blend(base, full, beta)
+
+    handle = adapter.register_forward_hook(blend_with_base, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def blend(base: Any, full: Any, beta: float) -> Any:
+    """`base + β·(full − base)` of a tensor, or of each floating-point tensor in a tuple or list.
+
+    What is no such tensor (a cache, a shape, None) has no response and is returned as the full module gave it.
+
+    Raises:
+        ValueError: the output is a mapping, in which nothing tells what the response is.
+    """
+    if isinstance(full, Mapping) and any(isinstance(v, Tensor) and v.is_floating_point() for v in full.values()):
+        raise ValueError(
+            f"An adapted module returned a {type(full).__name__}, whose response cannot be scaled: adapt modules that "
+            "return tensors, such as linear ones with LoRA."
+        )
+    if isinstance(full, (tuple, list)):
+        parts = [blend(b, f, beta) for b, f in zip(base, full, strict=True)]
+        return type(full)(*parts) if hasattr(full, "_fields") else type(full)(parts)
+    if isinstance(full, Tensor) and full.is_floating_point():
+        return base + beta * (full - base)
+    return full
+
+
+@contextmanager
+def disabled(adapter: nn.Module) -> Iterator[None]:
+    """Switch the adapters in a module off without PEFT's own switch, which also touches `requires_grad`."""
+    parts = [module for module in adapter.modules() if hasattr(module, "_disable_adapters")]
+    before = [part._disable_adapters for part in parts]
+    try:
+        for part in parts:
+            part._disable_adapters = True  # type: ignore[assignment]
+        yield
+    finally:
+        for part, was_disabled in zip(parts, before, strict=True):
+            part._disable_adapters = was_disabled  # type: ignore[assignment]

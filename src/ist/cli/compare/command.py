@@ -1,0 +1,257 @@
+"""`ist compare`: methods × seeds on one task set, one training after the other, and a table of what differs."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...experiments.comparison import best_rate, figures_of, steps_in_time, tabulate
+from ...runs.history import HISTORY_FILE, read_history
+from ..checkout import commit
+from ..train.command import quiet_libraries
+from .display import CompareDisplay
+from .recipe import BUDGETS, CompareRecipe, Method, find_comparison, read_comparison, to_arguments
+from .runs import evaluate_once, train_once, write_json
+
+__all__ = ["COMPARE_FILE", "compare"]
+
+COMPARE_FILE = "compare.json"
+KEPT = (
+    "adapter", "device", "num_processes", "versions", "commit", "num_steps", "train_loss", "train_seconds",
+    "step_seconds", "peak_memory_bytes", "probe_share", "search", "fused", "before", "after", "log",
+)  # fmt: skip
+"""What `compare.json` takes over from a run's result."""
+
+MOST_UPDATES = 300
+"""Importance updates of a run that `compare.json` keeps, evenly spread; the run's history has all."""
+
+USAGE = "ist compare [--recipe NAME_OR_FILE] [--output_dir FOLDER] [--seeds 0 1 …] [--methods NAME …] [--FLAG VALUE …]"
+
+
+def compare(arguments: Sequence[str]) -> dict[str, Any]:
+    """Train and judge every method with every seed; runs that are done are not run again.
+
+    Returns:
+        What is in `compare.json`.
+
+    Raises:
+        ValueError: the recipe does not fit, a run failed, or the folder holds runs with other flags.
+    """
+    quiet_libraries()
+    options, more_flags = parse_options(arguments)
+    changes = {name: getattr(options, name) for name in ("seeds", "methods", "budget")}
+    changes["evaluation"] = dict(read_pair(text) for text in options.evaluation)
+    recipe = read_comparison(find_comparison(options.recipe), more_flags, **changes)
+    folder = Path(options.output_dir or f"runs/compare-{recipe.name}")
+    comparison = Comparison(recipe, folder)
+    comparison.run()
+    return comparison.summary()
+
+
+def parse_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options of `ist compare`, and what is left for `ist train`."""
+    parser = argparse.ArgumentParser(
+        prog="ist compare",
+        usage=USAGE,
+        description="Every other flag is one of `ist train`, for all methods.",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("--recipe", default="quick", help="a YAML file, or a name that `ist recipes` lists")
+    parser.add_argument("--output_dir", help="the comparison's folder; runs/compare-NAME without it")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the recipe's")
+    parser.add_argument("--methods", nargs="+", help="some of the recipe's methods only")
+    parser.add_argument("--budget", choices=BUDGETS, help="seconds: compare at equal training time as well")
+    parser.add_argument(
+        "--evaluation", nargs="+", default=[], metavar="FLAG=VALUE", help="flags of `ist eval`, beside the recipe's"
+    )
+    try:
+        return parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error}; `ist compare --help` lists the flags.") from error
+
+
+def read_pair(text: str) -> tuple[str, Any]:
+    """A flag of `ist eval` from `name=value`."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--evaluation {text}: write it as name=value, such as --evaluation data_folder=data.")
+    return name, yaml.safe_load(value)
+
+
+class Comparison:
+    """A recipe being run in a folder; what is done is in `compare.json` at any time."""
+
+    def __init__(self, recipe: CompareRecipe, folder: Path) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.display = CompareDisplay()
+        self.runs: list[dict[str, Any]] = []
+        self.rates: dict[str, dict[str, Any]] = {}
+
+    def run(self) -> None:
+        """All runs, the table and the pictures.
+
+        Raises:
+            ValueError: a run failed, or another process compares in this folder.
+        """
+        from filelock import FileLock, Timeout  # a requirement of torch
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".compare.lock", timeout=0):
+                self.run_all()
+        except Timeout:
+            raise ValueError(f"Another ist compare runs in {self.folder}: give another --output_dir.") from None
+
+    def run_all(self) -> None:
+        """What `run` does in a folder of its own."""
+        recipe = self.recipe
+        self.display.begin(recipe, self.folder)
+        for method in recipe.methods:
+            if method.learning_rates:
+                self.choose_rate(method)
+        for seed in recipe.seeds:
+            for method in recipe.methods:
+                self.keep(self.one(method, seed, rate=self.rates.get(method.name, {}).get("chosen")))
+        if recipe.budget == "seconds":
+            for seed in recipe.seeds:
+                for method in recipe.methods:
+                    self.keep(self.in_equal_time(method, seed))
+        self.display.end(self.summary(), self.folder, self.draw())
+
+    def choose_rate(self, method: Method) -> None:
+        """Try the method's learning rates with the first seed, and take the one with the lowest validation loss."""
+        losses = {}
+        for rate in method.learning_rates:
+            run = self.one(method, self.recipe.seeds[0], rate=rate)
+            if "loss" not in run["after"]:
+                raise ValueError(
+                    f"{method.name!r} has learning rates to choose from and no validation data to do it on."
+                )
+            losses[rate] = run["after"]["loss"]
+        chosen = best_rate(losses)
+        edge = len(losses) > 1 and chosen in (min(losses), max(losses))
+        tried = {f"{rate:g}": loss for rate, loss in losses.items()}
+        self.rates[method.name] = {"tried": tried, "chosen": chosen, "at_the_edge": edge}
+        self.display.chosen(method.name, self.rates[method.name])
+
+    def in_equal_time(self, method: Method, seed: int) -> dict[str, Any]:
+        """The method trained for the seconds that its reference took with this seed, by a schedule that fits them."""
+        reference = method.against[0] if method.against else method.name
+        base = next(iter(self.find(reference, seed)), None)
+        if base is None:
+            raise ValueError(f"Equal time needs the runs of {reference!r}, whose seconds it is: add it to --methods.")
+        if reference == method.name:
+            return {**base, "budget": "seconds"}
+        steps = steps_in_time(base["step_seconds"], self.find(method.name, seed))
+        changes = {"max_steps": steps, "max_train_seconds": round(base["step_seconds"], 3)}
+        return self.one(method, seed, self.rates.get(method.name, {}).get("chosen"), "seconds", changes)
+
+    def one(
+        self,
+        method: Method,
+        seed: int,
+        rate: float | None = None,
+        budget: str = "steps",
+        changes: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """One training with its evaluation."""
+        parts = [method.folder, *([f"lr-{rate:g}"] if rate else []), *([budget] if budget != "steps" else [])]
+        folder = self.folder.joinpath(*parts, f"seed-{seed}")
+        changes = {**(changes or {}), **({"learning_rate": rate} if rate else {})}
+        arguments = self.recipe.arguments(method, seed, folder, changes)
+        with self.display.running(method.name, seed, rate, budget) as on_line:
+            result = train_once(arguments, folder, on_line)
+        run = {
+            "method": method.name,
+            "seed": seed,
+            "budget": budget,
+            "learning_rate": rate,
+            "folder": folder.relative_to(self.folder).as_posix(),
+            "arguments": arguments,
+            **{name: result.get(name) for name in KEPT},
+            **choices_of(folder),
+        }
+        run["evaluation"] = self.judge(method, result, folder) if self.recipe.evaluation else None
+        run["figures"] = figures_of(result, run["evaluation"])
+        self.display.done(run)
+        return run
+
+    def judge(self, method: Method, result: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """The run's figures by `ist eval`."""
+        has_adapter = (folder / "adapter_config.json").is_file()
+        model = (
+            {"model_name_or_path": result["model"], "adapter": folder}
+            if has_adapter
+            else {"model_name_or_path": folder}
+        )
+        arguments = to_arguments({**model, **self.recipe.evaluation, "output_dir": folder / "evaluation"})
+        with self.display.running(method.name, None, None, "evaluation") as on_line:
+            return evaluate_once(arguments, folder / "evaluation", on_line)
+
+    def keep(self, run: dict[str, Any]) -> None:
+        """Take a run into the comparison, and write what there is."""
+        self.runs.append(run)
+        write_json(self.folder / COMPARE_FILE, self.summary())
+
+    def find(self, method: str, seed: int | None = None) -> list[dict[str, Any]]:
+        """The runs of a method at equal steps."""
+        return [
+            run
+            for run in self.runs
+            if run["method"] == method and run["budget"] == "steps" and seed in (None, run["seed"])
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """What `compare.json` holds."""
+        names = {method.name for method in self.recipe.methods}
+        against = {m.name: [other for other in m.against if other in names] for m in self.recipe.methods}
+        return {
+            "recipe": self.recipe.name,
+            "commit": commit(),
+            "seeds": list(self.recipe.seeds),
+            "methods": {method.name: dict(method.flags) for method in self.recipe.methods},
+            "more_flags": list(self.recipe.more_flags),
+            "against": against,
+            "evaluation": dict(self.recipe.evaluation),
+            "learning_rates": self.rates,
+            "table": {
+                budget: tabulate([run for run in self.runs if run["budget"] == budget], against)
+                for budget in dict.fromkeys(run["budget"] for run in self.runs)
+            },
+            "runs": self.runs,
+        }
+
+    def draw(self) -> list[Path]:
+        """The pictures, where matplotlib is there."""
+        try:
+            from ...experiments.report.comparison import draw_comparison
+        except ImportError:
+            return []
+        return draw_comparison(self.summary(), self.folder)
+
+
+def choices_of(folder: Path) -> dict[str, Any]:
+    """How often each layer was trained, and what was learned of it, from a run's history; nothing without one."""
+    if not (folder / HISTORY_FILE).is_file():
+        return {"choices": None, "importance": None}
+    events = read_history(folder)
+    steps = [event["active"] for event in events if event["event"] == "step"]
+    num_layers = next(len(event["layers"]) for event in events if event["event"] == "run")
+    updates = [event for event in events if event["event"] == "importance"]
+    updates = updates[:: math.ceil(len(updates) / MOST_UPDATES) or 1]
+    return {
+        "choices": [sum(layer in active for active in steps) for layer in range(num_layers)],
+        "importance": {
+            "steps": [update["step"] for update in updates],
+            "scores": [update["importance"] for update in updates],
+        }
+        if updates
+        else None,
+    }

@@ -1,0 +1,199 @@
+"""What `ist compare` is told: methods, seeds, flags and evaluation, from a recipe and the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...config import check_choice
+from ..eval.arguments import evaluation_settings, parse_eval_arguments
+from ..recipes.files import PREFIX, check_keys, list_comparisons, read_recipe
+from ..recipes.safety import check_safe
+from ..train.arguments import parse_arguments
+
+__all__ = [
+    "BUDGETS",
+    "OWN_FLAGS",
+    "CompareRecipe",
+    "Method",
+    "find_comparison",
+    "read_comparison",
+    "to_arguments",
+]
+
+"""How the names of comparisons begin among the recipes that come with the library."""
+
+BUDGETS = ("steps", "seconds")
+KEYS = {"methods", "seeds", "flags", "evaluation", "against", "learning_rates", "budget"}
+OWN_FLAGS = {"output_dir", "seed", "resume_from_checkpoint", "recipe", "config", "max_train_seconds"}
+"""Flags of `ist train` that a comparison gives to each run itself."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison."""
+
+    name: str
+    flags: Mapping[str, Any]
+    """Flags of `ist train`, those for all methods among them."""
+    against: tuple[str, ...]
+    """The methods that this one is paired with."""
+    learning_rates: tuple[float, ...] = ()
+    """To choose from by validation loss; empty leaves the one of the flags."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its runs."""
+        return re.sub(r"[^\w.+-]+", "-", self.name).strip("-")
+
+
+@dataclass(frozen=True)
+class CompareRecipe:
+    """All that a comparison is made from."""
+
+    name: str
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...]
+    budget: str = "steps"
+    """`steps`: all methods at equal steps. `seconds`: then also for the seconds that the first of `against` took."""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """Flags of `ist eval`, which then judges each run; empty for the figures of `ist train` alone."""
+    more_flags: tuple[str, ...] = ()
+    """Flags of `ist train` from the command line, which override the recipe's."""
+
+    def arguments(self, method: Method, seed: int, folder: Path, changes: Mapping[str, Any] | None = None) -> list[str]:
+        """The arguments of `ist train` for one run; a run that was cut off goes on from its last checkpoint."""
+        own = {"seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "auto", **(changes or {})}
+        return [*to_arguments(method.flags), *self.more_flags, *to_arguments(own)]
+
+
+def read_comparison(file: Path, more_flags: Sequence[str] = (), **changes: Any) -> CompareRecipe:
+    """Read a recipe, and make sure that each of its trainings can be parsed.
+
+    Args:
+        file: the recipe.
+        more_flags: flags of `ist train` that override it for all methods.
+        changes: `seeds`, `methods` (names, for some of them only), `budget` and `evaluation` from the command line;
+            None leaves what the recipe says.
+
+    Raises:
+        ValueError: a key, name or flag does not fit, or the recipe names code to run or paths outside of its folder.
+    """
+    recipe = read_recipe(file)
+    check_safe(recipe, file.name)
+    for key in recipe:
+        check_keys(file.name, [key], KEYS)
+    evaluation = read_evaluation(recipe, file.name, changes.get("evaluation") or {})
+    seeds = changes.get("seeds") or recipe.get("seeds", [0])
+    comparison = CompareRecipe(
+        name=file.stem.removeprefix(PREFIX),
+        methods=read_methods(recipe, file.name, changes.get("methods")),
+        seeds=check_seeds(seeds),
+        budget=changes.get("budget") or recipe.get("budget", "steps"),
+        evaluation=evaluation,
+        more_flags=tuple(more_flags),
+    )
+    check_choice("budget", comparison.budget, BUDGETS)
+    for method in comparison.methods:
+        try:
+            run = parse_arguments(comparison.arguments(method, comparison.seeds[0], Path("runs")))
+        except ValueError as error:
+            raise ValueError(f"method {method.name!r}: {error}") from error
+        if run.training.n_gpu > 1:
+            raise ValueError(f"{run.training.n_gpu} GPUs are seen by one process: set CUDA_VISIBLE_DEVICES=0.")
+    return comparison
+
+
+def read_evaluation(recipe: Mapping[str, Any], where: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of `ist eval`, those of the command line over the recipe's."""
+    given = recipe.get("evaluation") or {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"evaluation={given!r} in {where} is no list of flags: write `tasks: [boolq]` below it.")
+    evaluation = {**given, **changes}
+    if own := {"model_name_or_path", "adapter", "output_dir"} & set(evaluation):
+        raise ValueError(f"The evaluation sets {own.pop()}, which ist compare gives to each run itself: leave it out.")
+    if evaluation:
+        try:
+            evaluation_settings(parse_eval_arguments(to_arguments({"model_name_or_path": "model", **evaluation})))
+        except ValueError as error:
+            raise ValueError(f"evaluation: {error}") from error
+    return evaluation
+
+
+def read_methods(recipe: Mapping[str, Any], where: str, chosen: Sequence[str] | None) -> tuple[Method, ...]:
+    """The methods of a recipe, or those of them that the command line names."""
+    entries, common = recipe.get("methods"), recipe.get("flags") or {}
+    if not isinstance(entries, Mapping) or not entries or not isinstance(common, Mapping):
+        raise ValueError(f"{where} needs `methods:`, a name for each with the flags of `ist train` that make it so.")
+    for name in chosen or ():
+        check_choice("methods", name, list(entries))
+    flags = {str(name): {**common, **(entry or {})} for name, entry in entries.items()}
+    rivals = {name: entry.pop("against", None) for name, entry in flags.items()}
+    grids = {name: entry.pop("learning_rates", None) for name, entry in flags.items()}
+    usual = recipe.get("against")
+    if usual is None:
+        usual = [name for name, entry in flags.items() if entry.get("method") in ("all", "random")]
+    methods = []
+    for name, entry in flags.items():
+        if own := OWN_FLAGS & set(entry):
+            raise ValueError(f"{where} sets {own.pop()}, which ist compare gives to each run itself: leave it out.")
+        against = usual if rivals[name] is None else rivals[name]
+        against = [against] if isinstance(against, str) else list(against)
+        for other in against:
+            check_choice(f"against of {name}", other, list(flags))
+        grid = recipe.get("learning_rates") if grids[name] is None else grids[name]
+        methods.append(Method(name, entry, tuple(o for o in against if o != name), check_rates(grid)))
+    folders = [method.folder for method in methods]
+    if len(set(folders)) < len(folders) or not all(re.match(r"\w", folder) for folder in folders):
+        raise ValueError(f"The methods of {where} cannot be told apart as folders ({', '.join(folders)}): rename them.")
+    return tuple(method for method in methods if not chosen or method.name in chosen)
+
+
+def check_seeds(seeds: Any) -> tuple[int, ...]:
+    """The seeds, each once."""
+    given = seeds if isinstance(seeds, (list, tuple)) else [seeds]
+    if not given or len(set(given)) < len(given) or any(type(s) is not int or s < 0 for s in given):
+        raise ValueError(f"seeds={seeds!r} is not a list of different whole numbers: write seeds: [0, 1, 2].")
+    return tuple(given)
+
+
+def check_rates(grid: Any) -> tuple[float, ...]:
+    """The learning rates to choose from."""
+    try:
+        rates = tuple(float(rate) for rate in grid or ())
+    except (TypeError, ValueError):
+        rates = (0.0,)
+    if any(rate <= 0 for rate in rates) or len(set(rates)) < len(rates):
+        raise ValueError(f"learning_rates={grid!r} is not a list of different numbers above 0: write [1.0e-4, 2.0e-4].")
+    return rates
+
+
+def to_arguments(flags: Mapping[str, Any]) -> list[str]:
+    """Flags as a command line has them; those without a value are left out."""
+    arguments = []
+    for name, value in flags.items():
+        if isinstance(value, (list, tuple)):
+            arguments += [f"--{name}", *map(str, value)]
+        elif isinstance(value, (bool, Mapping)):
+            arguments.append(f"--{name}={json.dumps(value)}")
+        elif value is not None:
+            arguments.append(f"--{name}={value}")
+    return arguments
+
+
+def find_comparison(name: str) -> Path:
+    """The file of a comparison, given by its path or by the name of one that comes with the library.
+
+    Raises:
+        ValueError: there is no such file and no such name.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = {file.stem.removeprefix(PREFIX): file for file in list_comparisons()}
+    if name.removeprefix(PREFIX) not in known:
+        raise ValueError(f"There is no comparison {name!r}: give a YAML file, or one of {', '.join(known)}.")
+    return known[name.removeprefix(PREFIX)]

@@ -1,0 +1,117 @@
+"""The command line of `ist eval`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from ...experiments.evaluation import GREEDY, PAPER, PROTOCOLS, EvaluationSettings, Generation
+from ...experiments.evaluation.extraction import EXTRACTIONS
+from ...experiments.evaluation.likelihood import OPTION_FORMS
+
+__all__ = ["evaluation_settings", "parse_eval_arguments"]
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An error is one line, not a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError with a message of one line."""
+        raise ValueError(f"{message}: `ist eval --help` lists the flags.")
+
+
+def parse_eval_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the flags.
+
+    Raises:
+        ValueError: a flag is unknown, or flags do not go together.
+    """
+    flags = eval_parser().parse_args(arguments)
+    if not flags.model_name_or_path:
+        raise ValueError(
+            "No model given: --model_name_or_path takes a folder, a model of the Hugging Face hub, or smollm2-135m for "
+            "the quickstart's."
+        )
+    sources = {"--tasks": flags.tasks, "--data_files": flags.data_files, "--text_files": flags.text_files}
+    if not any(sources.values()):
+        raise ValueError(f"Nothing to evaluate on: give {', '.join(sources)}, or several of them.")
+    only_loss = [name for name in ("--data_files", "--text_files") if sources[name]]
+    if only_loss and flags.protocol != "loss":
+        raise ValueError(
+            f"{' and '.join(only_loss)} {'has' if len(only_loss) == 1 else 'have'} a loss alone: add --protocol loss."
+        )
+    return flags
+
+
+def eval_parser() -> argparse.ArgumentParser:
+    """All flags."""
+    parser = OneLineParser(
+        prog="ist eval", allow_abbrev=False, description="Evaluate a model, with or without an adapter."
+    )
+    add = parser.add_argument
+    add("--model_name_or_path", help="a folder, a model of the hub, or smollm2-135m")
+    add("--adapter", help="the folder (or hub name) of a PEFT adapter")
+    add("--protocol", choices=PROTOCOLS, default="generate", help="how to evaluate (default: generate)")
+    add("--tasks", nargs="+", help="the paper's tasks, word-problems, or tasks of lm-evaluation-harness")
+    add("--data_folder", help="the folder with the tasks' files")
+    add("--from_hub", action="store_true", help="load the tasks from the Hugging Face hub")
+    add("--split", default="test", choices=("test", "validation", "train"), help="of the tasks (default: test)")
+    add("--data_files", nargs="+", help="files of instructions or chats, for the loss")
+    add("--text_files", nargs="+", help="files of plain text, for the loss")
+    add("--output_dir", default="runs/eval", help="takes ist_eval.json and the answers (default: runs/eval)")
+    add("--limit", type=int, help="rows of each task, from the first (default: all)")
+    add("--batch_size", type=int, default=32, help="sequences computed at once (default: 32)")
+    add("--max_length", type=int, help="most tokens of a sequence; a longer prompt loses its beginning")
+    add("--options", choices=OPTION_FORMS, default="label", help="likelihood of the label, or of the option's text")
+    add("--extraction", choices=EXTRACTIONS, help="how an answer is found (default: careful)")
+    add("--generation", choices=("greedy", "paper"), default="greedy", help="paper: four beams, extraction paper")
+    add("--max_new_tokens", type=int, help="tokens of an answer (default: 32 or 256, by task)")
+    add("--num_beams", type=int)
+    add("--do_sample", action="store_true", help="draw tokens at random")
+    add("--temperature", type=float)
+    add("--top_p", type=float)
+    add("--top_k", type=int)
+    add("--window", type=int, default=1024, help="tokens of a window of plain text (default: 1024)")
+    add("--stride", type=int, help="tokens from one window to the next (default: a window)")
+    add("--num_fewshot", type=int, help="examples in the prompt, for lm-eval")
+    add("--task_folder", help="a folder with tasks for lm-eval, beside its own")
+    add("--seed", type=int, default=42, help="of what is drawn at random (default: 42)")
+    add("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as saved)")
+    add("--device", help="cuda, cpu, mps … (default: the GPU where there is one)")
+    add("--trust_remote_code", action="store_true", help="run code that comes with a model")
+    return parser
+
+
+def evaluation_settings(flags: argparse.Namespace) -> EvaluationSettings:
+    """The settings that the flags give.
+
+    Raises:
+        ValueError: a value is not allowed.
+    """
+    names = ("batch_size", "max_length", "options", "max_new_tokens", "window", "stride", "num_fewshot", "task_folder")
+    paper = flags.generation == "paper"
+    return EvaluationSettings(
+        **{name: getattr(flags, name) for name in names},
+        limit=flags.limit,
+        seed=flags.seed,
+        generation=generation(flags),
+        extraction=flags.extraction or ("paper" if paper else "careful"),
+    )
+
+
+def generation(flags: argparse.Namespace) -> Generation:
+    """The preset with single flags over it."""
+    base = PAPER if flags.generation == "paper" else GREEDY
+    drawn = {name: getattr(flags, name) for name in ("temperature", "top_p", "top_k")}
+    without_effect = [f"--{name}" for name, value in drawn.items() if value is not None and not flags.do_sample]
+    if without_effect:
+        logger.warning("%s without --do_sample: no effect, since nothing is drawn.", ", ".join(without_effect))
+    given: dict[str, Any] = {name: value for name, value in drawn.items() if value is not None}
+    values = {**vars(base), **given, "do_sample": flags.do_sample}
+    return Generation(**{**values, "num_beams": flags.num_beams or base.num_beams})

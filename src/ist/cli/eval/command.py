@@ -1,0 +1,159 @@
+"""`ist eval`: a model, with or without an adapter, on tasks, rows or texts; every answer saved."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ...experiments.data import find_tasks, read_instructions, to_task_row, word_problems
+from ...experiments.evaluation import EvaluationSettings, TaskData, TaskResult, evaluate
+from ..checkout import commit
+from ..display import device_name
+from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
+from ..task_data import load_task
+from .arguments import evaluation_settings, parse_eval_arguments
+
+__all__ = ["evaluate_command"]
+
+RESULT_FILE = "ist_eval.json"
+NUM_PROBLEMS = 100
+"""Built-in problems that are asked where `--limit` says nothing."""
+
+
+def evaluate_command(arguments: Sequence[str]) -> dict[str, Any]:
+    """Evaluate as the flags say, print the results and write them.
+
+    Returns:
+        What is in `ist_eval.json`.
+
+    Raises:
+        ValueError: a flag, the data or the model does not fit, or the folder has answers of another evaluation.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("ist").setLevel(logging.WARNING)
+    flags = parse_eval_arguments(arguments)
+    settings = evaluation_settings(flags)
+    tasks: Any = flags.tasks if flags.protocol == "lm-eval" else load_tasks(flags)
+    if flags.protocol == "lm-eval":
+        tasks = [name for names in flags.tasks for name in names.split(",") if name]
+    folder = Path(flags.output_dir)
+    model, tokenizer = load_model(flags)
+    start = time.perf_counter()
+    results = evaluate(model, tokenizer, tasks, flags.protocol, settings=settings, folder=folder, progress=Progress())
+    record = write_result(flags, settings, results, time.perf_counter() - start)
+    show(results)
+    print(f"written: {folder / RESULT_FILE}")
+    return record
+
+
+def load_tasks(flags: argparse.Namespace) -> dict[str, TaskData]:
+    """The rows of every task and file, by name.
+
+    Raises:
+        ValueError: a task or a file cannot be read, or two have one name.
+    """
+    loaded: list[tuple[str, TaskData]] = []
+    for task in find_tasks(flags.tasks) if flags.tasks else []:
+        if task.name == "word-problems":
+            problems = word_problems(flags.limit or NUM_PROBLEMS, split="test", seed=flags.seed + 1)
+            loaded.append((task.name, [to_task_row(problem) for problem in problems]))
+        else:
+            loaded.append((task.name, load_task(task, flags.split, flags.data_folder, flags.from_hub)))
+    for file in flags.data_files or ():
+        loaded.append((Path(file).stem, read_instructions([file])))
+    for file in flags.text_files or ():
+        if not Path(file).is_file():
+            raise ValueError(f"{file} is not a file: --text_files takes plain text.")
+        loaded.append((Path(file).stem, Path(file).read_text(encoding="utf-8")))
+    names = [name for name, _ in loaded]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} given twice: results go by name, so give files different names.")
+    return dict(loaded)
+
+
+def load_model(flags: argparse.Namespace) -> tuple[Any, Any]:
+    """The model with its adapter, and the tokenizer.
+
+    Raises:
+        ValueError: the adapter's folder holds none.
+    """
+    name = flags.model_name_or_path
+    source = str(quickstart_model_path()) if name == QUICKSTART_MODEL else name
+    if flags.adapter and Path(flags.adapter).is_dir() and not (Path(flags.adapter) / "adapter_config.json").is_file():
+        raise ValueError(f"{flags.adapter} holds no adapter: --adapter takes a folder with adapter_config.json.")
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=flags.trust_remote_code)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        source, dtype=flags.dtype, trust_remote_code=flags.trust_remote_code
+    )
+    if flags.adapter:
+        from peft import PeftModel
+
+        from ... import bottleneck  # noqa: F401  (PEFT learns of series and parallel adapters)
+
+        model = PeftModel.from_pretrained(model, flags.adapter)
+    device = flags.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    return model.to(device), tokenizer
+
+
+class Progress:
+    """A line on a terminal that counts the rows."""
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        """Show how far a task is."""
+        if sys.stderr.isatty():
+            print(f"\r{task}: {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def write_result(
+    flags: argparse.Namespace, settings: EvaluationSettings, results: dict[str, TaskResult], seconds: float
+) -> dict[str, Any]:
+    """Write `ist_eval.json`; tasks that the folder has results of already, by the same model, stay in it."""
+    file = Path(flags.output_dir) / RESULT_FILE
+    known = json.loads(file.read_text(encoding="utf-8"))["tasks"] if file.exists() else {}
+    record = {
+        "model": flags.model_name_or_path,
+        "adapter": flags.adapter,
+        "protocol": flags.protocol,
+        "settings": {**settings.of(flags.protocol), "batch_size": settings.batch_size, "limit": settings.limit},
+        "tasks": {**known, **{name: result.to_dict() for name, result in results.items()}},
+        "device": device_name(),
+        "versions": versions(),
+        "commit": commit(),
+        "seconds": seconds,
+    }
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Of what is installed among the packages that a result depends on."""
+    found = {}
+    for name in ("ist-peft", "torch", "transformers", "peft", "lm-eval"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def show(results: dict[str, TaskResult]) -> None:
+    """A line for each task, and the mean of the accuracies."""
+    width = max(map(len, results))
+    for name, result in results.items():
+        print(f"{name:{width}}  {result}")
+    shares = [figures["accuracy"] for result in results.values() if "accuracy" in (figures := result.to_dict())]
+    if len(shares) > 1:
+        print(f"{'mean':{width}}  {sum(shares) / len(shares):.1%}")

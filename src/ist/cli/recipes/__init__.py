@@ -1,0 +1,1 @@
+"""Recipes: their files, what they may hold, and the values in them."""

@@ -1,0 +1,214 @@
+"""`ist train`: from a recipe to a saved adapter, with the losses and answers before and after."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import torch
+import transformers
+from transformers import PrinterCallback
+from trl import SFTTrainer
+
+from ...experiments.evaluation import exact_answers
+from ...integrations.trainer import IST
+from ...runs.history import HISTORY_FILE
+from ...runtime.distributed import Ranks, current_ranks
+from ...runtime.sharding import is_sharded
+from ..display import Display, TrainingProgress, device_name, peak_memory
+from .arguments import RunArguments, parse_arguments
+from .clock import TrainingClock
+from .data import TaskData, load_data, report_cut_rows
+from .folder import RESULT_FILE, find_checkpoint, prepare_folder, settle_former_run
+from .greedy import search_layers
+from .interrupt import Interrupt, Stopped
+from .model import load_model
+
+__all__ = ["train"]
+
+LOGGED = ("step", "step_seconds", "loss", "eval_loss", "learning_rate", "grad_norm")
+"""What the result keeps of the Trainer's log."""
+
+
+def train(arguments: Sequence[str]) -> dict[str, Any]:
+    """Fine-tune a causal language model as flags and recipe say, save the adapter and say what it brought.
+
+    Returns:
+        The figures of the run, as in `ist_result.json`.
+
+    Raises:
+        ValueError: a flag, a recipe, the data or the model does not fit.
+    """
+    quiet_libraries()
+    run = parse_arguments(arguments)
+    if run.training.n_gpu > 1 and (run.selector or run.ist.method == "greedy"):
+        raise ValueError(
+            f"{run.training.n_gpu} GPUs are seen by one process: start one for each with `accelerate launch -m ist "
+            "train …` or `torchrun`, or set CUDA_VISIBLE_DEVICES=0."
+        )
+    ranks = current_ranks()
+    folder = prepare_folder(run.training.output_dir, ranks)
+    settle_former_run(run, folder, ranks)
+    checkpoint = find_checkpoint(run.training.resume_from_checkpoint, folder)
+    display = Display(quiet=not ranks.is_main)
+    data = load_data(run)
+    trainer = make_trainer(run, data)
+    display.begin(run, trainer)
+    before = judge(trainer, data, display, "before", ranks)
+    forget_evaluation(trainer)
+    search = None
+    if run.ist.method == "greedy":
+        search = search_layers(run, trainer, folder, checkpoint is not None, display)
+        trainer.add_callback(make_callback(run, "fixed:" + ",".join(map(str, search["layers"]))))
+    callback = next((cb for cb in trainer.callback_handler.callbacks if isinstance(cb, IST)), None)
+    progress = TrainingProgress(display, callback)
+    trainer.add_callback(progress)
+    clock = TrainingClock(run.ist.max_train_seconds)
+    trainer.add_callback(clock)
+    interrupt = Interrupt()
+    trainer.add_callback(interrupt)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    try:
+        with interrupt:
+            output = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    finally:
+        progress.stop()
+    if interrupt.number is not None:
+        raise Stopped(output.global_step, folder, interrupt.number)
+    seconds = time.perf_counter() - start
+    memory, log = peak_memory(), log_entries(trainer)
+    after = judge(trainer, data, display, "after", ranks)
+    trainer.save_model(str(folder))
+    result = {
+        "recipe": run.recipe,
+        "arguments": list(arguments),
+        "model": run.model.model_name_or_path,
+        "method": run.ist.method,
+        "adapter": run.ist.adapter,
+        "device": device_name(),
+        "num_processes": ranks.size,
+        "versions": {name: version(name) for name in ("ist-peft", "torch", "transformers", "peft", "trl")},
+        "num_steps": output.global_step,
+        "train_loss": output.training_loss,
+        "train_seconds": seconds,
+        "step_seconds": clock.seconds,
+        "peak_memory_bytes": memory,
+        "before": before,
+        "after": after,
+        "log": log,
+    }
+    if search:
+        result["search"] = {name: search[name] for name in ("layers", "num_trainings", "num_steps", "seconds")}
+    if callback and callback.tuner:
+        tuner = callback.tuner
+        result["fused"] = {"modules": tuner.num_fused, "others": dict(tuner.not_fused)}
+        result["probe_share"] = tuner.probe_share
+    if ranks.is_main:
+        (folder / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        display.end(result, folder, draw_pictures(folder))
+    if ranks.size > 1:
+        ranks.wait()
+        torch.distributed.destroy_process_group()
+    return result
+
+
+def make_trainer(run: RunArguments, data: TaskData) -> SFTTrainer:
+    """The model with its adapter, in TRL's trainer, with IST as a callback.
+
+    Raises:
+        ValueError: no model is named, it does not go with the flags, or no row is left to train on.
+    """
+    transformers.set_seed(run.training.seed)
+    model, tokenizer, peft_config = load_model(run)
+    run.training.disable_tqdm = True
+    trainer = SFTTrainer(
+        model=model,
+        args=run.training,
+        train_dataset=data.train,
+        eval_dataset=data.evaluation,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        callbacks=[make_callback(run, run.selector)] if run.selector else [],  # type: ignore[arg-type]
+    )
+    trainer.remove_callback(PrinterCallback)
+    packs = run.training.packing
+    if not packs:
+        report_cut_rows(data.train, trainer.train_dataset, "training", run.training.max_length)
+    if data.evaluation is not None and not (packs if run.training.eval_packing is None else run.training.eval_packing):
+        report_cut_rows(data.evaluation, trainer.eval_dataset, "validation", run.training.max_length)
+    return trainer
+
+
+def make_callback(run: RunArguments, selector: str) -> IST:
+    """The callback with the run's hyperparameters."""
+    return IST(run.ist_config, selector=selector, layers=run.ist.layers)
+
+
+def judge(trainer: SFTTrainer, data: TaskData, display: Display, when: str, ranks: Ranks) -> dict[str, float]:
+    """The validation loss and, for word problems, the share of exact answers; the same on every rank."""
+    figures: dict[str, float] = {}
+    if data.evaluation is not None:
+        with display.waiting(f"validation loss {when} training"):
+            figures["loss"] = trainer.evaluate()["eval_loss"]
+    if data.problems:
+        with display.waiting(f"{len(data.problems)} held-out problems {when} training"):
+            # Each rank answers its share, unless it holds but a part of the weights: then all answer all together.
+            shared = not is_sharded(cast("Any", trainer.model))
+            own = data.problems[ranks.rank :: ranks.size] if shared else data.problems
+            answers = exact_answers(trainer.model, trainer.processing_class, own) if own else []
+            correct = ranks.mean([float(sum(answer.correct for answer in answers))])[0]
+        figures["accuracy"] = correct * (ranks.size if shared else 1) / len(data.problems)
+    display.judged(when, figures)
+    return figures
+
+
+def forget_evaluation(trainer: SFTTrainer) -> None:
+    """Let the training prepare the model by itself.
+
+    An evaluation before it marks the bare model as prepared. Training then never wraps it in DistributedDataParallel,
+    and each process trains an adapter of its own. A model that FSDP shards is wrapped by the evaluation already.
+    """
+    model: Any = trainer.model
+    if is_sharded(model):
+        return
+    vars(model).pop("_is_accelerate_prepared", None)
+    prepared = trainer.accelerator._models
+    prepared[:] = [other for other in prepared if other is not model]
+
+
+def log_entries(trainer: SFTTrainer) -> list[dict[str, Any]]:
+    """The Trainer's log of training and validation losses, from the first step on, resumes included."""
+    losses = [entry for entry in trainer.state.log_history if entry["step"] and {"loss", "eval_loss"} & set(entry)]
+    return [{name: entry[name] for name in LOGGED if name in entry} for entry in losses]
+
+
+def draw_pictures(folder: Path) -> Path | None:
+    """The pictures of the run, where matplotlib is there and layers were chosen."""
+    if not (folder / HISTORY_FILE).exists():
+        return None
+    try:
+        from ...experiments.report import draw_report
+    except ImportError:
+        return None
+    return draw_report(folder)
+
+
+def quiet_libraries() -> None:
+    """Leave the console to the run: libraries speak up at warnings only, and progress bars of loading are off."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("ist").setLevel(logging.ERROR)  # The display says the same.
+    for name in ("ist.experiments.data", "ist.cli"):  # What is left out of the data, once.
+        logging.getLogger(name).setLevel(logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")

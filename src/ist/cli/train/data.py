@@ -1,0 +1,145 @@
+"""What `ist train` trains on: the built-in task, the paper's tasks, files, or a dataset as TRL takes it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from trl import get_dataset
+
+from ...experiments.data.instructions import read_instructions
+from ...experiments.data.word_problems import WordProblem, to_prompt_completion, word_problems
+from ..task_data import training_rows, without_test_rows
+from .arguments import RunArguments
+
+__all__ = ["TaskData", "load_data", "report_cut_rows"]
+
+logger = logging.getLogger(__name__)
+
+TEST_SEED_OFFSET = 1
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a run trains and is judged on."""
+
+    train: Any
+    evaluation: Any | None
+    problems: tuple[WordProblem, ...] = ()
+    """Held-out problems for exact answers; empty for other datasets."""
+
+
+def load_data(run: RunArguments) -> TaskData:
+    """The datasets that the flags name.
+
+    Raises:
+        ValueError: none is named, more than one is, or a file does not fit.
+    """
+    named = [
+        name
+        for name, given in {
+            "--task": run.ist.task,
+            "--data_files": run.ist.data_files,
+            "--dataset_name or datasets": run.script.dataset_name or run.mixture.datasets,
+        }.items()
+        if given
+    ]
+    if len(named) != 1:
+        raise ValueError(
+            f"{' and '.join(named) or 'No dataset'} given: name one of --task word-problems, --data_files FILES, "
+            "--dataset_name NAME. `ist train` alone runs the quickstart."
+        )
+    if run.ist.task == ["word-problems"]:
+        return word_problem_data(run)
+    if run.ist.task:
+        return hold_out(clean_rows(training_rows(run.ist.task, run.ist.data_folder, run.ist.from_hub), run), run)
+    if run.ist.data_files:
+        return instruction_data(run)
+    if run.script.dataset_name and Path(run.script.dataset_name).is_file():
+        raise ValueError(f"--dataset_name {run.script.dataset_name} is a file: give --data_files.")
+    if run.mixture.datasets:
+        loaded: Any = get_dataset(run.mixture)
+    else:
+        loaded = datasets.load_dataset(
+            str(run.script.dataset_name), name=run.script.dataset_config, streaming=run.script.dataset_streaming
+        )
+    name = run.script.dataset_train_split
+    if name not in loaded:
+        raise ValueError(f"The dataset has no split {name!r}: --dataset_train_split takes one of {', '.join(loaded)}.")
+    check_columns(loaded[name], run.training.dataset_text_field)
+    if run.script.dataset_test_split in loaded:
+        return TaskData(loaded[name], loaded[run.script.dataset_test_split])
+    return hold_out(loaded[name], run) if isinstance(loaded[name], datasets.Dataset) else TaskData(loaded[name], None)
+
+
+def word_problem_data(run: RunArguments) -> TaskData:
+    """The built-in task: training problems, and held-out ones worded by other templates."""
+    training = word_problems(run.ist.num_train_problems, split="train", seed=run.training.seed)
+    train_rows = datasets.Dataset.from_list([to_prompt_completion(problem) for problem in training])
+    if run.ist.num_test_problems == 0:
+        return TaskData(train_rows, None)
+    held_out = word_problems(run.ist.num_test_problems, split="test", seed=run.training.seed + TEST_SEED_OFFSET)
+    return TaskData(
+        train_rows,
+        datasets.Dataset.from_list([to_prompt_completion(problem) for problem in held_out]),
+        tuple(held_out),
+    )
+
+
+def instruction_data(run: RunArguments) -> TaskData:
+    """Files in the paper's format, with rows held out for the loss before and after."""
+    return hold_out(clean_rows(read_instructions(run.ist.data_files or []), run), run)
+
+
+def clean_rows(rows: list[dict[str, Any]], run: RunArguments) -> datasets.Dataset:
+    """Rows to train on without the test rows of the tasks that are named."""
+    names = list(dict.fromkeys([*(run.ist.task or ()), *(run.ist.test_tasks or ())]))
+    if names:
+        rows = without_test_rows(rows, names, run.ist.data_folder, run.ist.from_hub)
+    return datasets.Dataset.from_list(rows)
+
+
+def hold_out(rows: datasets.Dataset, run: RunArguments) -> TaskData:
+    """Keep `validation_size` rows for the loss before and after."""
+    if run.ist.validation_size == 0:
+        return TaskData(rows, None)
+    if run.ist.validation_size >= len(rows):
+        raise ValueError(
+            f"validation_size={run.ist.validation_size} leaves nothing of {len(rows)} rows to train on: give less."
+        )
+    split = rows.train_test_split(test_size=run.ist.validation_size, seed=run.training.seed)
+    return TaskData(split["train"], split["test"])
+
+
+def check_columns(rows: Any, text_field: str) -> None:
+    """Raise ValueError unless a dataset has the columns that TRL trains on."""
+    columns = set(rows.column_names or ())
+    formats = ({text_field}, {"messages"}, {"prompt", "completion"}, {"input_ids"})
+    if columns and not any(needed <= columns for needed in formats):
+        raise ValueError(
+            f"The dataset has the columns {', '.join(sorted(columns))}, and training needs {text_field!r}, 'messages', "
+            "or 'prompt' and 'completion': name the text with --dataset_text_field, or give --data_files."
+        )
+
+
+def report_cut_rows(given: Any, kept: Any, name: str, max_length: int | None) -> None:
+    """Say how many rows TRL leaves out, since `max_length` cuts their whole answer off.
+
+    Args:
+        given: the rows before TRL prepared them.
+        kept: those after, not packed.
+        name: of the rows, for the message.
+        max_length: tokens that TRL leaves of a row.
+
+    Raises:
+        ValueError: it leaves none.
+    """
+    if not (hasattr(given, "__len__") and hasattr(kept, "__len__")) or len(kept) == len(given):
+        return
+    which = f"longer than max_length={max_length} before their answer begins"
+    if len(kept) == 0:
+        raise ValueError(f"All {len(given)} {name} rows are {which}: give a greater --max_length.")
+    logger.warning("%d of %d %s rows are %s, and are left out.", len(given) - len(kept), len(given), name, which)

@@ -1,0 +1,66 @@
+"""Ctrl-C: the step that runs is finished, a checkpoint is written, and the training stops."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ...runtime.distributed import current_ranks
+
+__all__ = ["Interrupt", "Stopped"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(Exception):  # noqa: N818  (nothing went wrong)
+    """A training was stopped by a signal, and a checkpoint was written.
+
+    Args:
+        step: optimizer steps done.
+        folder: of the run.
+        number: of the signal.
+    """
+
+    def __init__(self, step: int, folder: Any, number: int) -> None:
+        super().__init__(
+            f"stopped after step {step}; the same command with --resume_from_checkpoint last goes on from "
+            f"{folder}/checkpoint-{step}"
+        )
+        self.status = 128 + number
+        """The exit status that shells expect: 130 after Ctrl-C, 143 after SIGTERM."""
+
+
+class Interrupt(TrainerCallback):
+    """Stops a training at the end of a step when SIGINT or SIGTERM came, on all ranks at the same step.
+
+    A context manager: outside of it signals do what they did before. A second Ctrl-C does not wait.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        """The signal that came, here or in another process."""
+        self._former: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = self.number or number
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop, where a signal came to one process at least."""
+        if current_ranks().any(self.number is not None):
+            self.number = self.number or signal.SIGTERM
+            control.should_save = True
+            control.should_training_stop = True

@@ -1,0 +1,175 @@
+"""The words after `--method` and `--adapter`: what goes with what, and which flags have an effect."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from ...method.registry import SELECTORS, what_trains
+
+__all__ = [
+    "ADAPTERS",
+    "ADAPTER_FLAGS",
+    "METHODS",
+    "check_method",
+    "selector_of",
+    "settle_adapter",
+    "settle_checkpointing",
+    "unused_flags",
+]
+
+ADAPTERS = ("lora", "dora", "adalora", "series", "parallel", "none")
+METHODS = (*SELECTORS, "fixed", "greedy")
+WITHOUT_CHOICE = ("all", "full")
+"""Methods that train every layer at every step."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Flags that have an effect under some methods or adapters alone."""
+
+    names: frozenset[str]
+    methods: frozenset[str] = frozenset(METHODS)
+    adapters: frozenset[str] = frozenset(ADAPTERS)
+
+
+def flags(names: str, methods: Collection[str] = METHODS, adapters: Collection[str] = ADAPTERS) -> Flags:
+    """`Flags` of names with spaces between them."""
+    return Flags(frozenset(names.split()), frozenset(methods), frozenset(adapters))
+
+
+CHECKPOINTING = {"gradient_checkpointing", "activation_checkpointing"}
+"""The two names that transformers has for one flag."""
+LIFT = [method for method in METHODS if method.startswith("lift-")]
+CHOOSING = [method for method in METHODS if method not in WITHOUT_CHOICE]
+LORA_KIN = ("lora", "dora", "adalora")
+EFFECTS = (
+    flags("num_unsuppressed_layers num_candidates beta mu candidate_set score_step damping probe_batch_size", ["ist"]),
+    flags("policy price", ["ist", "random", "lisa"]),
+    flags("update_interval", ["ist", "lisa", *LIFT]),
+    flags("num_active_layers preset rounding", CHOOSING),
+    flags("frozen_dropout recompute optimizer_state layers", CHOOSING),
+    flags("fused", CHOOSING, ["lora"]),
+    flags("fixed_layers", ["fixed"]),
+    flags("greedy_steps greedy_min_gain", ["greedy"]),
+    flags("lora_r lora_alpha lora_dropout lora_target_modules", adapters=LORA_KIN),
+    flags("lora_target_parameters use_rslora", adapters=["lora", "dora"]),
+    flags("use_dora", adapters=["lora", "dora"]),
+    flags("lora_modules_to_save lora_task_type", adapters=[a for a in ADAPTERS if a != "none"]),
+    flags(
+        "bottleneck_size bottleneck_non_linearity bottleneck_dropout bottleneck_target_modules",
+        adapters=["series", "parallel"],
+    ),
+    flags("adalora_init_r adalora_warmup_steps adalora_final_steps adalora_interval", adapters=["adalora"]),
+)
+
+ADAPTER_FLAGS = frozenset({"adapter"}).union(
+    *(
+        effect.names
+        for effect in EFFECTS
+        if len(effect.adapters) < len(ADAPTERS) and len(effect.methods) == len(METHODS)
+    )
+)
+"""Flags that describe a new adapter."""
+
+
+def unused_flags(method: str, adapter: str, given: Collection[str]) -> list[str]:
+    """The flags among those given that have no effect with a method and an adapter, as they are written."""
+    without = {
+        name
+        for effect in EFFECTS
+        for name in effect.names
+        if method not in effect.methods or adapter not in effect.adapters
+    }
+    return [f"--{name}" for name in given if name in without]
+
+
+def settle_adapter(method: str, adapter: str | None, chosen_here: bool) -> str:
+    """The adapter that goes with a method: LoRA if none is named, and none where the model itself trains.
+
+    Args:
+        method: which layers train.
+        adapter: as named, or None.
+        chosen_here: whether it was named on the command line; what a recipe names gives way to the method.
+
+    Raises:
+        ValueError: the two do not go together.
+    """
+    whole = method in SELECTORS and what_trains(SELECTORS[method]) == "whole layers"
+    if whole and chosen_here and adapter != "none":
+        raise ValueError(
+            f"--method {method} trains the model's own weights, so --adapter {adapter} does not go with it: leave it "
+            "out, or give none."
+        )
+    if whole:
+        return "none"
+    if adapter == "none" and method in ("ist", "random", "all"):
+        instead = "--method full" if method == "all" else "--method lisa"
+        raise ValueError(
+            f"--method {method} trains adapters, so it does not go with --adapter none: name one, or take {instead}, "
+            "which trains the model's own weights."
+        )
+    return adapter or "lora"
+
+
+def settle_checkpointing(ist: Any, training: Any, named: Collection[str]) -> None:
+    """Have gradient checkpointing, which TRL turns on by default, give way to `--recompute`.
+
+    Args:
+        ist: this library's arguments.
+        training: TRL's `SFTConfig`.
+        named: what the command line and the recipe give.
+
+    Raises:
+        ValueError: both were asked for.
+    """
+    if ist.recompute == "none" or ist.method in WITHOUT_CHOICE or not training.gradient_checkpointing:
+        return
+    if not CHECKPOINTING.isdisjoint(named):
+        raise ValueError(
+            f"--recompute {ist.recompute} and --gradient_checkpointing are both on: leave one of them out; --recompute "
+            "frozen is the faster one, --gradient_checkpointing the smaller one."
+        )
+    for name in CHECKPOINTING & set(vars(training)):
+        setattr(training, name, False)
+
+
+def check_method(ist: Any, model: Any, training: Any) -> None:
+    """Raise ValueError at flags that contradict each other.
+
+    Args:
+        ist: this library's arguments, the adapter settled.
+        model: TRL's `ModelConfig`.
+        training: TRL's `SFTConfig`.
+    """
+    if ist.method == "fixed" and not ist.fixed_layers:
+        raise ValueError(
+            "--method fixed needs --fixed_layers: indices (0,3,5), names of blocks, random, top:FILE or bottom:FILE."
+        )
+    if ist.adapter == "adalora" and training.max_steps <= 0:
+        raise ValueError(
+            "--adapter adalora needs --max_steps: AdaLoRA's schedule of ranks ends with the training, whose length has "
+            "to be known when the adapter is made."
+        )
+    if ist.adapter == "adalora" and ist.method == "greedy":
+        raise ValueError("--method greedy does not go with AdaLoRA, whose ranks its trials would allocate: take lora.")
+    if ist.adapter == "none" and (model.load_in_4bit or model.load_in_8bit):
+        raise ValueError(
+            f"--method {ist.method} without an adapter trains the model's own weights, and quantised ones cannot be: "
+            "leave load_in_4bit and load_in_8bit out."
+        )
+
+
+def selector_of(ist: Any) -> str | None:
+    """The selector that `IST` gets for a method, or None where the Trainer trains alone.
+
+    AdaLoRA always gets `IST`, since the Trainer does not allocate its ranks. The greedy search gives its set later.
+    """
+    if ist.method == "greedy":
+        return None
+    if ist.method == "fixed":
+        return f"fixed:{ist.fixed_layers}"
+    if ist.method in WITHOUT_CHOICE and ist.adapter != "adalora":
+        return None
+    return ist.method

@@ -1,0 +1,113 @@
+"""The model that `--model_name_or_path` names: one to put a new adapter on, or a saved adapter to go on with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, cast
+
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import find_adapter_config_file
+from trl import get_quantization_config
+
+from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
+from .arguments import RunArguments
+from .methods import ADAPTER_FLAGS
+
+__all__ = ["load_model"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
+    """The model, its tokenizer, and the configuration of the adapter that is still to be put on it, if any.
+
+    Raises:
+        ValueError: no model is named, or the adapter that is does not go with the flags.
+    """
+    name = run.model.model_name_or_path
+    if not name:
+        raise ValueError(
+            "No model given: --model_name_or_path takes a folder, a model of the Hugging Face hub, or "
+            f"{QUICKSTART_MODEL} for the quickstart's."
+        )
+    source = str(quickstart_model_path()) if name == QUICKSTART_MODEL else name
+    if find_adapter_config_file(source, revision=run.model.model_revision) is None:
+        model = load_base(run, source, run.model.model_revision)
+        return model, load_tokenizer(run, source, run.model.model_revision), run.peft_config()
+    saved: Any = PeftConfig.from_pretrained(source, revision=run.model.model_revision)
+    check_saved(saved, source, run)
+    base, revision = saved.base_model_name_or_path, saved.revision or "main"
+    has_tokenizer = (Path(source) / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(run, *((source, "main") if has_tokenizer else (base, revision)))
+    model = PeftModel.from_pretrained(
+        load_base(run, base, revision), source, is_trainable=True, revision=run.model.model_revision
+    )
+    run.ist.adapter = kind_of(saved)
+    logger.warning("Training goes on from the adapter in %s (%s), on %s.", source, run.ist.adapter, base)
+    return model, tokenizer, None
+
+
+def load_base(run: RunArguments, source: str, revision: str) -> Any:
+    """A model without an adapter, as the flags say."""
+    model_options = cast("dict[str, Any]", run.training.model_init_kwargs or {})
+    run.training.model_init_kwargs = None
+    return AutoModelForCausalLM.from_pretrained(
+        source,
+        **{
+            "dtype": run.model.dtype or "auto",
+            "attn_implementation": run.model.attn_implementation,
+            "quantization_config": get_quantization_config(run.model),
+            "revision": revision,
+            "trust_remote_code": run.training.trust_remote_code,
+            **model_options,
+        },
+    )
+
+
+def load_tokenizer(run: RunArguments, source: str, revision: str) -> Any:
+    """A tokenizer that can pad."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        source, revision=revision, trust_remote_code=run.training.trust_remote_code
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def kind_of(saved: Any) -> str:
+    """The word after `--adapter` for a saved adapter's configuration."""
+    if saved.peft_type == "LORA":
+        return "dora" if saved.use_dora else "lora"
+    return saved.mode if saved.peft_type == "BOTTLENECK" else str(saved.peft_type.value).lower()
+
+
+def check_saved(saved: Any, source: str, run: RunArguments) -> None:
+    """Raise ValueError where training cannot go on from a saved adapter, or flags describe another one."""
+    kind = kind_of(saved)
+    if run.ist.adapter == "none":
+        raise ValueError(
+            f"{source} is an adapter ({kind}), and --method {run.ist.method} without an adapter trains the model's own "
+            f"weights: give its base, {saved.base_model_name_or_path}, or a method that trains adapters."
+        )
+    if not saved.base_model_name_or_path:
+        raise ValueError(f"{source} is an adapter that names no base: write base_model_name_or_path into its config.")
+    if kind == "adalora":
+        raise ValueError(
+            f"{source} is an AdaLoRA adapter, whose schedule of ranks ended with its training: begin with its base, "
+            f"{saved.base_model_name_or_path}."
+        )
+    described = [f"--{flag}" for flag in adapter_flags(run, kind)]
+    if described:
+        raise ValueError(
+            f"{source} is an adapter ({kind}) that training goes on from as it is: leave out {', '.join(described)}, "
+            f"or give its base, {saved.base_model_name_or_path}, for a new one."
+        )
+
+
+def adapter_flags(run: RunArguments, kind: str) -> Collection[str]:
+    """The flags of the command line that describe an adapter other than a saved one of this kind."""
+    same = {"adapter"} if run.ist.adapter == kind else set()
+    return [flag for flag in run.given if flag in ADAPTER_FLAGS - same]

@@ -1,0 +1,1 @@
+"""What compares and judges trainings: data, evaluation, statistics, reports. Only the command line imports it."""

@@ -1,0 +1,139 @@
+"""Answers by generation, in batches padded on the left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...runtime.modes import evaluation_mode
+from ...runtime.randomness import private_randomness
+from ..data.encoding import Text, encode_prompt, pad
+from ..data.word_problems import WordProblem, exact_match, to_prompt_completion
+from .scoring import by_length
+
+__all__ = ["GREEDY", "PAPER", "Answer", "Generation", "exact_answers", "generate_texts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How an answer is generated."""
+
+    num_beams: int = 1
+    do_sample: bool = False
+    """Draw tokens at random; without it, `temperature`, `top_p` and `top_k` have no effect."""
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_beams < 1:
+            raise ValueError(f"num_beams={self.num_beams} is not at least 1: write 1 for greedy answers.")
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} is not above 0: leave sampling out for greedy answers.")
+
+    def arguments(self) -> dict[str, Any]:
+        """What `generate` takes, whatever the model's own defaults are."""
+        drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        if self.do_sample:
+            drawn = {name: value for name, value in drawn.items() if value is not None}
+        else:
+            drawn = dict.fromkeys(drawn)
+        return {"num_beams": self.num_beams, "do_sample": self.do_sample, **drawn}
+
+
+GREEDY = Generation()
+PAPER = Generation(num_beams=4, temperature=0.1, top_p=0.75, top_k=40)
+"""The values of LLM-Adapters' evaluation scripts, which sample nothing: four beams are what has an effect."""
+
+
+@torch.no_grad()
+def generate_texts(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Text],
+    *,
+    max_new_tokens: int,
+    generation: Generation = GREEDY,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    seed: int = 0,
+    done: Iterable[int] = (),
+) -> Iterator[list[tuple[int, str]]]:
+    """What a model says after prompts, batch after batch; prompts of like lengths go together.
+
+    Args:
+        model: a causal language model, in evaluation mode.
+        tokenizer: the model's.
+        prompts: texts or chats.
+        max_new_tokens: tokens generated for each.
+        generation: how.
+        batch_size: prompts generated at once.
+        max_length: most tokens of a prompt; a longer one loses its beginning.
+        seed: of what is drawn at random, by a generator of its own for every batch.
+        done: indices of prompts to pass over.
+
+    Yields:
+        Indices and texts, without the prompts, of some prompts.
+    """
+    done = set(done)
+    ids = [encode_prompt(tokenizer, prompt, max_length) for prompt in prompts]
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    for number, batch in enumerate(by_length(list(map(len, ids)), batch_size)):
+        if generation.do_sample and not done.issuperset(batch):
+            wanted = batch  # what is drawn depends on the whole batch
+        else:
+            wanted = [index for index in batch if index not in done]
+        if not wanted:
+            continue
+        inputs, mask = pad([ids[index] for index in wanted], "left", padding)
+        with private_randomness(seed + number, model.device):
+            generated = model.generate(
+                input_ids=inputs.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=max_new_tokens,
+                pad_token_id=padding,
+                use_cache=True,
+                **generation.arguments(),
+            )
+        texts = tokenizer.batch_decode(generated[:, inputs.shape[1] :], skip_special_tokens=True)
+        yield [(index, text) for index, text in zip(wanted, texts, strict=True) if index not in done]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one problem."""
+
+    prompt: str
+    expected: int
+    text: str
+    """What the model generated, without the prompt."""
+    correct: bool
+
+
+def exact_answers(
+    model: Any, tokenizer: Any, problems: Sequence[WordProblem], *, batch_size: int = 32, max_new_tokens: int = 8
+) -> list[Answer]:
+    """Let a causal language model answer word problems, and compare its first number with the right one.
+
+    Args:
+        model: a causal language model; its mode is restored.
+        tokenizer: the model's tokenizer; nothing of it is changed.
+        problems: what to ask.
+        batch_size: problems generated at once.
+        max_new_tokens: tokens generated for each.
+
+    Returns:
+        One answer for each problem, in order.
+    """
+    prompts = [to_prompt_completion(problem)["prompt"] for problem in problems]
+    texts: dict[int, str] = {}
+    with evaluation_mode(model):
+        for batch in generate_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size):
+            texts.update(batch)
+    return [
+        Answer(prompt, problem.answer, texts[index], exact_match(texts[index], problem.answer))
+        for index, (problem, prompt) in enumerate(zip(problems, prompts, strict=True))
+    ]

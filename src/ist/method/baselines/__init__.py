@@ -1,0 +1,1 @@
+"""Ways to choose that the paper compares with: LISA, LIFT, a fixed set, every layer."""

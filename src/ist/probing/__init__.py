@@ -1,0 +1,1 @@
+"""Equation 8 on probe batches: suppressed responses, their losses, and where the batches come from."""

@@ -1,0 +1,125 @@
+"""Measure sets of layers: the loss while the adapters of all other layers are damped, equation 8 of the paper."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.adalora import without_orthogonality_loss
+from ..adapters.layers import Layer
+from ..adapters.responses import Damping, scaled_response
+from ..runtime.modes import evaluation_mode
+
+__all__ = ["LossFunction", "candidate_losses", "model_loss", "suppress"]
+
+LossFunction = Callable[[nn.Module, Mapping[str, Any]], Tensor]
+"""`(model, batch) -> loss`, a scalar in nats."""
+
+
+@contextmanager
+def suppress(
+    layers: Sequence[Layer], unsuppressed: Collection[int], beta: float, damping: Damping = "response"
+) -> Iterator[None]:
+    """Within the context, layer i returns `m_i + a_i` for i in `unsuppressed` and `m_i + β·a_i` elsewhere (eq. 8).
+
+    Args:
+        layers: all layers of the model that carry adapters.
+        unsuppressed: indices of the layers that keep their full response.
+        beta: factor on the other layers' response, in [0, 1].
+        damping: what beta multiplies, see `ist.adapters.responses.scaled_response`.
+    """
+    with ExitStack() as stack:
+        for layer in layers:
+            if layer.index not in unsuppressed:
+                for adapter in layer.adapters.values():
+                    stack.enter_context(scaled_response(adapter, beta, damping))
+        yield
+
+
+def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """The loss that the model itself computes for a batch: `model(**batch).loss`, without logits where it can.
+
+    Raises:
+        ValueError: the model returns no loss.
+    """
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            f"A probe batch is a {type(batch).__name__}, not a mapping of model inputs (trainers with losses of their "
+            "own make such batches): pass loss_function=lambda model, batch: … which returns a scalar."
+        )
+    without_logits = {"skip_logits": True} if can_skip_logits(model) and "labels" in batch else {}
+    outputs = model(**batch, **without_logits)
+    if isinstance(outputs, tuple):
+        raise ValueError(
+            "The model returned a tuple, in which nothing tells the loss: leave return_dict on, or pass "
+            "loss_function=lambda model, batch: … which returns a scalar."
+        )
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    if loss is None:
+        raise ValueError(
+            f"The model returned no loss for a probe batch with the fields {', '.join(batch)}: the batch needs "
+            "labels, or pass loss_function=lambda model, batch: … which returns a scalar."
+        )
+    return loss
+
+
+def can_skip_logits(model: nn.Module) -> bool:
+    """Whether a model computes its loss without logits when told to, as Liger's do; in evaluation they do not of
+    themselves.
+    """
+    get_base_model: Any = getattr(model, "get_base_model", None)
+    inner: Any = get_base_model() if callable(get_base_model) else model
+    return "skip_logits" in inspect.signature(inner.forward).parameters
+
+
+@torch.no_grad()
+def candidate_losses(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    candidates: Sequence[Collection[int]],
+    batch: Mapping[str, Any],
+    beta: float,
+    loss_function: LossFunction = model_loss,
+    damping: Damping = "response",
+) -> Tensor:
+    """The loss of each candidate set on one batch, without gradient and in evaluation mode.
+
+    It is the loss of the task alone: AdaLoRA's orthogonality term, which says nothing of the batch, is left out.
+
+    Args:
+        model: the model in training; its mode and its adapters are restored, also after an exception.
+        layers: all layers of the model that carry adapters.
+        candidates: `N_c` sets of layers that keep their full response.
+        batch: what the model takes, on the model's device.
+        beta: factor on the response of the layers outside a candidate set, in [0, 1].
+        loss_function: `(model, batch) -> loss`, a scalar in nats.
+        damping: what beta multiplies, see `ist.adapters.responses.scaled_response`.
+
+    Returns:
+        Losses in nats, float64 of shape `[N_c]` on the CPU.
+    """
+    losses = []
+    with evaluation_mode(model), without_orthogonality_loss(model):
+        for candidate in candidates:
+            with suppress(layers, candidate, beta, damping):
+                losses.append(check_scalar(loss_function(model, batch)))
+    return torch.stack(losses).cpu()
+
+
+def check_scalar(loss: Any) -> Tensor:
+    """The loss in float64.
+
+    Raises:
+        ValueError: it is not a tensor of one number.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"loss_function returned {found}: it must return a tensor of one number, the mean loss in nats."
+        )
+    return loss.detach().double().reshape(())

@@ -1,0 +1,1 @@
+"""Plumbing that knows torch and not IST: processes, sharding, hooks, randomness, evaluation mode."""

@@ -1,0 +1,296 @@
+"""Train the adapters of the active layers only, or all weights of the active layers.
+
+A frozen layer's adapters are frozen while they compute, and at no other time: around the forward of each adapter module
+`requires_grad` goes off and comes back. The graph that autograd records then holds no frozen parameter, so its gradient
+stays `None`, nothing is saved for it, and an optimizer passes it by, weight decay and momentum included. Outside of
+the adapters' own forward the model is as PEFT made it, whatever happens: after an exception, in a checkpoint that
+another callback writes, for `disable_adapter()` or `set_adapter()` in the middle of a step. Activation checkpointing
+works too, since its recomputation calls the same modules again.
+
+Where a gradient reaches a frozen parameter all the same (zeros from DistributedDataParallel, a penalty on the weights),
+it is dropped before an optimizer's step.
+
+Layers that train whole are frozen alike, around the forward of each part of their blocks.
+
+LoRA modules that compute as one function (`ist.step.fused`) take care of the same by themselves, and save more.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from ..adapters.view import ModelView
+from ..adapters.whole_layers import computing_parts
+from ..runtime.part import Part
+from ..runtime.sharding import inner_units
+from .fused import FusedLora, Switch, reason_against, remove_fused
+
+__all__ = ["LayerActivation"]
+
+
+class LayerActivation(Part):
+    """Which layers of a model train. Until `begin` is called, all do.
+
+    The hooks go when `close` is called, and at the latest with this object.
+
+    Args:
+        view: the model in training. AdaLoRA's model computes with the adapters' weights itself, for its orthogonality
+            loss: frozen layers are frozen during its whole forward.
+        fused: whether LoRA modules compute as one function where they can.
+        frozen_dropout: whether those of frozen layers keep the dropout of their adapters.
+    """
+
+    def __init__(
+        self,
+        view: ModelView,
+        fused: bool = True,
+        frozen_dropout: bool = False,
+    ) -> None:
+        layers = view.layers
+        readers: Sequence[nn.Module] = () if view.adalora is None else (view.adalora,)
+        self.num_fused = 0
+        """How many adapter modules compute as one function."""
+        self.not_fused: Counter[str] = Counter()
+        """How many do not, by reason."""
+        self._active: tuple[int, ...] | None = None
+        self._trained = {layer.index for layer in layers}
+        """Indices of the layers that may hold gradients: those that trained last, or all."""
+        self._idle: list[Sequence[nn.Parameter]] = []
+        """The parameters of each frozen layer."""
+        self._gates: list[AdapterGate | FusedLora] = []
+        self._fused_switches: list[Switch] = []
+        self._parts: list[LayerParts] = []
+        for module in (*readers, *(part for layer in layers for part in layer.adapters.values() or (layer.module,))):
+            remove_earlier_gates(module)
+        for layer in layers:
+            own = {id(parameter) for parameter in layer.parameters}
+            gates: list[AdapterGate] = [gate for reader in readers for gate in make_gates(reader, own)]
+            for part, weights in computing_parts(layer.module) if not layer.adapters else ():
+                gates += make_gates(part, own & weights)
+            one, fused_modules = Switch(), []
+            for adapter in layer.adapters.values():
+                reason = reason_against(adapter, own) if fused else "switched off"
+                if reason is None:
+                    (gate,) = make_gates(adapter, own, hooked=False)
+                    names = trained_adapters(adapter, own)
+                    fused_modules.append(FusedLora(adapter, gate, frozen_dropout, not view.sharded, one, names))
+                else:
+                    gates += make_gates(adapter, own)
+                    self.not_fused[reason] += 1
+            self.num_fused += len(fused_modules)
+            if fused_modules:
+                self._fused_switches.append(one)
+            switches = [*([one] if fused_modules else []), *([share_switch(gates)] if gates else [])]
+            self._parts.append(LayerParts(layer.index, switches, fused_modules, layer.parameters))
+            self._gates += [*gates, *fused_modules]
+        self._remove_hooks = weakref.finalize(self, remove_all, self._gates, drop_before_steps(self))
+
+    @property
+    def active(self) -> tuple[int, ...] | None:
+        """Indices of the active layers in ascending order, or None while all train."""
+        return self._active
+
+    def begin(self, active: Collection[int], step: int = 0) -> None:
+        """From now on train the layers `active` only.
+
+        Gradients that layers hold from when they trained last are dropped, since they would count once more, for a norm
+        to clip by and for an optimizer.
+        """
+        chosen = set(active)
+        self._idle = []
+        for number, switches, fused, parameters in self._parts:
+            frozen = number not in chosen
+            for switch in switches:
+                switch.frozen = frozen
+            if not frozen:
+                for module in fused:
+                    module.forget_pair()
+                continue
+            self._idle.append(parameters)
+            if number in self._trained:
+                for parameter in parameters:
+                    parameter.grad = None
+        self._active, self._trained = tuple(sorted(chosen)), chosen
+
+    def end(self) -> None:
+        """From now on train every layer."""
+        self._active = None
+        self._idle = []
+        for part in self._parts:
+            for switch in part.switches:
+                switch.frozen = False
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Between steps, while nothing is learned from: LoRA modules compute as frozen ones do, which is faster."""
+        try:
+            for part in self._parts:
+                for module in part.fused:
+                    module.forget_pair()  # Whoever writes through `.data` is seen by no counter, but here.
+            for switch in self._fused_switches:
+                switch.frozen = True
+            yield
+        finally:
+            for switch in self._fused_switches:
+                switch.frozen = False
+
+    def frozen_parameters(self) -> tuple[nn.Parameter, ...]:
+        """The parameters that the current step leaves alone."""
+        return tuple(chain.from_iterable(self._idle))
+
+    def frozen_ids(self) -> set[int]:
+        """The ids of those parameters."""
+        return set(map(id, self.frozen_parameters()))
+
+    def before_update(self) -> None:
+        """Drop gradients that reached frozen parameters past their forward; torch's optimizers call it first."""
+        for parameter in chain.from_iterable(self._idle):
+            parameter.grad = None
+
+    def close(self) -> None:
+        """Take every hook off the model again."""
+        self.end()
+        self._remove_hooks()
+
+
+class LayerParts(NamedTuple):
+    """What is switched in a layer. That is done at every step, so nothing of it is searched for."""
+
+    number: int
+    """The layer's index."""
+    switches: list[Switch]
+    fused: list[FusedLora]
+    """LoRA modules that compute as one function."""
+    parameters: Sequence[nn.Parameter]
+
+
+def make_gates(adapter: nn.Module, own: set[int], hooked: bool = True) -> Iterator[AdapterGate]:
+    """The gates that keep the parameters `own` of an adapter out of the graph.
+
+    One, unless FSDP gathers a part of the adapter by itself: the weights that compute are there only during the
+    forward of that part, which then has a gate too.
+    """
+    slots: dict[nn.Module, list[Slot]] = {adapter: []}
+    units = inner_units(adapter)
+
+    def visit(module: nn.Module, gate: nn.Module) -> None:
+        gate = module if module in units else gate
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in own:
+                slots.setdefault(gate, []).append((module, name))
+        for child in module.children():
+            visit(child, gate)
+
+    visit(adapter, adapter)
+    return (AdapterGate(module, module_slots, hooked) for module, module_slots in slots.items())
+
+
+def trained_adapters(module: Any, own: Collection[int]) -> list[str]:
+    """The names of the adapters of a LoRA module that have parameters among `own`."""
+    return [name for name, part in module.lora_A.items() if any(id(weight) in own for weight in part.parameters())]
+
+
+def share_switch(gates: Sequence[AdapterGate]) -> Switch:
+    """One switch for gates that are frozen together."""
+    switch = Switch()
+    for gate in gates:
+        gate.switch = switch
+    return switch
+
+
+Slot = tuple[nn.Module, str]
+"""A module and the name that it knows one of its parameters by: sharding engines replace the parameter objects."""
+
+
+class AdapterGate:
+    """Keeps the parameters in `slots` out of the graph during the forward of `module`, while its `switch` says frozen.
+
+    Also a context manager, which does so whether frozen or not.
+    """
+
+    def __init__(self, module: nn.Module, slots: Sequence[Slot], hooked: bool = True) -> None:
+        self.switch = Switch()
+        self._slots = slots
+        self._frozen: list[Tensor] = []
+        self._hidden: list[tuple[dict[str, Any], str, Tensor]] = []
+        self._handles = ()
+        if hooked:
+            self._handles = (
+                module.register_forward_pre_hook(self.freeze_if_frozen),
+                module.register_forward_hook(self.thaw, always_call=True),
+            )
+
+    def remove(self) -> None:
+        """Stop watching."""
+        for handle in self._handles:
+            handle.remove()
+
+    def freeze_if_frozen(self, *_: Any) -> None:
+        """Before the forward: freeze what trains at this moment."""
+        if self.switch.frozen:
+            self.__enter__()
+
+    def __enter__(self) -> None:
+        for module, name in self._slots:
+            holder = module.__dict__ if name in module.__dict__ else module._parameters
+            weight = holder.get(name)
+            if weight is None or not weight.requires_grad:
+                continue
+            if weight.is_leaf:
+                weight.requires_grad_(False)
+                self._frozen.append(weight)
+            else:  # FSDP1 computes with views into its flat parameter.
+                holder[name] = weight.detach()  # type: ignore[assignment]
+                self._hidden.append((holder, name, weight))
+
+    def thaw(self, *_: Any) -> None:
+        """After the forward, also after one that raised: undo it."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        for holder, name, weight in self._hidden:
+            holder[name] = weight
+        self._frozen.clear()
+        self._hidden.clear()
+
+    def __exit__(self, *exception: object) -> None:
+        self.thaw()
+
+
+def drop_before_steps(activation: LayerActivation) -> Any:
+    """Have every optimizer's step drop the gradients of frozen layers first, in whatever loop it is called.
+
+    Returns:
+        A handle whose `remove` ends that.
+    """
+    reference = weakref.ref(activation)
+
+    def drop(*_: Any) -> None:
+        if alive := reference():
+            alive.before_update()
+
+    return register_optimizer_step_pre_hook(drop)
+
+
+def remove_all(gates: Iterable[AdapterGate | FusedLora], step_hook: Any) -> None:
+    """Remove the gates of all layers and the hook on optimizers."""
+    step_hook.remove()
+    for gate in gates:
+        gate.remove()
+
+
+def remove_earlier_gates(adapter: nn.Module) -> None:
+    """Remove the gates of a training that ended with an exception, which would freeze layers of this one."""
+    for module in adapter.modules():
+        remove_fused(module)
+        for hook in list(module._forward_pre_hooks.values()):
+            gate = getattr(hook, "__self__", None)
+            if isinstance(gate, AdapterGate):
+                gate.remove()

@@ -1,0 +1,213 @@
+"""The products of an adapter in own kernels: where they serve, and with which tiles they are launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import kernels
+from .products import Products, linear_on_top
+
+__all__ = ["Kernels", "draw", "find_kernels"]
+
+HALVES = (torch.bfloat16, torch.float16)
+MOST_RANKS = 64
+"""Above, products of matrices are no longer thin, and cuBLAS does them well."""
+Draw = tuple[int, int, int]
+"""What dropout depends on: two numbers that make the hash, and a threshold."""
+NOTHING: Draw = (0, 0, 0)
+ALL = 2**64 - 1
+
+# The kernels are no functions to a type checker that has no Triton.
+down_kernel: Any = kernels.down_kernel
+up_kernel: Any = kernels.up_kernel
+grad_kernel: Any = kernels.grad_kernel
+parts_kernel: Any = kernels.parts_kernel
+
+
+class Kernels(Products):
+    """Products of an adapter in kernels.
+
+    Args:
+        autocast: autocast's dtype, or None where it is off.
+        half: the dtype of activations.
+        split: whether float32 matrices are multiplied as two bfloat16 parts; otherwise they are rounded to `half`.
+        weight_dtype: of A and B.
+    """
+
+    __slots__ = ("autocast", "dtype", "half", "split", "weight_dtype")
+
+    def __init__(self, autocast: torch.dtype | None, half: torch.dtype, split: bool, weight_dtype: torch.dtype) -> None:
+        self.autocast = autocast
+        self.half = half
+        self.split = split
+        self.weight_dtype = weight_dtype
+        self.dtype = torch.float32 if split else half
+
+    def rest(self, dropout: float) -> float:
+        return 1 / (1 - dropout)
+
+    def down(self, x: Tensor, a: Tensor, dropout: float) -> tuple[Tensor, None, Any]:
+        drawn = draw(x.device, dropout) if dropout else None
+        return self._down(x, a, drawn), None, drawn
+
+    def drop_again(
+        self, x: Tensor | None, dropout: float, mask: Tensor | None, drawn_from: Any, like: Callable[[], Tensor]
+    ) -> tuple[Tensor | None, Any]:
+        return x, drawn_from
+
+    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None, h: Tensor, b: Tensor, factor: float) -> Tensor:
+        return linear_on_top(x, weight, bias, lambda y, add: self._up_(y, h, b.t(), factor, None, add))
+
+    def add_up_(self, y: Tensor, h: Tensor, b: Tensor, factor: float) -> None:
+        self._up_(y, h, b.t(), factor)
+
+    def grad_of_h(self, dy: Tensor, b: Tensor) -> Tensor:
+        return self._down(dy, b.t())
+
+    def grad_of_b(self, dy: Tensor, h: Tensor, factor: float) -> Tensor:
+        found = torch.empty(dy.shape[1], h.shape[1], dtype=self.weight_dtype, device=dy.device)
+        self._grad_(found.t(), h, dy, factor, None)
+        return found
+
+    def grad_of_a(self, dh: Tensor, inputs: Tensor, mask: Any, factor: float) -> Tensor:
+        found = torch.empty(dh.shape[1], inputs.shape[1], dtype=self.weight_dtype, device=dh.device)
+        self._grad_(found, dh, inputs, factor, mask)
+        return found
+
+    def input_grad(
+        self, dy: Tensor, weight: Tensor, dh: Tensor, a: Tensor, mask: Any, dropout: float, factor: float
+    ) -> Tensor:
+        return linear_on_top(dy, weight.t(), None, lambda dx, add: self._up_(dx, dh, a, factor, mask, add))
+
+    def grad_of_x(self, dh: Tensor, a: Tensor, mask: Any, dropout: float, factor: float) -> Tensor:
+        dx = torch.empty(len(dh), a.shape[1], dtype=self.half, device=dh.device)
+        self._up_(dx, dh, a, factor, mask, add=False)
+        return dx
+
+    def parts(self, w: Tensor, low: int) -> Tensor:
+        rank, width = w.shape
+        found = torch.empty(3 * rank, width, dtype=torch.bfloat16, device=w.device)
+        with torch.cuda.device_of(w):
+            parts_kernel[(rank, tiles(width, 1024))](w, found, rank, width, *w.stride(), LOW=low, COLUMNS=1024)
+        return found
+
+    def _down(self, x: Tensor, w: Tensor, drawn: Draw | None = None) -> Tensor:
+        """`D(x) wᵀ`, in float32."""
+        if x.shape[1] != w.shape[1] or x.device != w.device:
+            raise RuntimeError(
+                f"An adapter of {w.shape[1]} columns on {w.device} got an input of {x.shape[1]} on {x.device}."
+            )
+        x = self._readable(x)
+        (rows, width), rank = x.shape, w.shape[0]
+        h = torch.empty(rows, rank, dtype=torch.float32, device=x.device)
+        ranks = padded(rank)
+        tile = 16 if w.stride(1) == 1 else 64
+        with torch.cuda.device_of(x):
+            down_kernel[(tiles(rows, tile),)](
+                x, w, h, rows, width, rank, x.stride(0), *w.stride(), *(drawn or NOTHING),
+                DROP=drawn is not None, SPLIT=self.split, ROWS=tile, COLUMNS=128 if ranks <= 32 else 64, RANK=ranks,
+                num_warps=4, num_stages=3,
+            )  # fmt: skip
+        return h
+
+    def _up_(self, y: Tensor, h: Tensor, w: Tensor, factor: float, drawn: Draw | None = None, add: bool = True) -> None:
+        """`y += f D(h w)`, or `y = …`."""
+        rows, width = y.shape
+        ranks = padded(w.shape[0])
+        tile = 128 if ranks <= 32 else 64
+        with torch.cuda.device_of(y):
+            up_kernel[(tiles(rows, 64), tiles(width, tile))](
+                y, h, w, rows, width, w.shape[0], y.stride(0), *w.stride(), factor, *(drawn or NOTHING),
+                DROP=drawn is not None, SPLIT=self.split, ADD=add, ROWS=64, COLUMNS=tile, RANK=ranks, num_warps=4,
+            )  # fmt: skip
+
+    def _grad_(self, g: Tensor, h: Tensor, x: Tensor, factor: float, drawn: Draw | None) -> None:
+        """`g = f hᵀ D(x)`."""
+        x = self._readable(x)
+        rows, width = x.shape
+        with torch.cuda.device_of(x):
+            grad_kernel[(tiles(width, 32),)](
+                g, h, x, rows, width, h.shape[1], x.stride(0), *g.stride(), factor, *(drawn or NOTHING),
+                DROP=drawn is not None, SPLIT=self.split, ROWS=64, COLUMNS=32, RANK=padded(h.shape[1]),
+                num_warps=4, num_stages=3,
+            )  # fmt: skip
+
+    def _readable(self, x: Tensor) -> Tensor:
+        """Activations in their dtype, each row in one piece."""
+        if x.dtype != self.half:
+            x = x.to(self.half)
+        return x if x.stride(1) == 1 else x.contiguous()
+
+
+def find_kernels(a: Tensor, autocast: torch.dtype | None, activations: tuple[torch.dtype, ...]) -> Kernels | None:
+    """The products in kernels; None where dtypes or rank are others than these are for.
+
+    Args:
+        a: the matrix A.
+        autocast: as `ist.step.fused.choice.products` has it.
+        activations: dtypes of x and y.
+    """
+    half = autocast or activations[0]
+    if half not in HALVES or a.shape[0] > MOST_RANKS:
+        return None
+    if autocast is not None:
+        return make_kernels(autocast, half, False, a.dtype)
+    if any(dtype != half for dtype in activations):
+        return None
+    split = a.dtype == torch.float32 and half == torch.bfloat16
+    return make_kernels(None, half, split, a.dtype) if split or a.dtype == half else None
+
+
+@cache
+def make_kernels(autocast: torch.dtype | None, half: torch.dtype, split: bool, weight_dtype: torch.dtype) -> Kernels:
+    return Kernels(autocast, half, split, weight_dtype)
+
+
+def try_out(device: torch.device) -> None:
+    """Compile and launch every kernel once, on next to nothing; whatever is wrong is raised."""
+    kind = make_kernels(None, torch.bfloat16, True, torch.float32)
+    w = torch.ones(16, 16, device=device)
+    x = kind.parts(w, 2)[:16]
+    h = kind.grad_of_h(x, w)
+    kind.grad_of_b(x, h, 1.0)
+    kind.add_up_(x, h, w, 1.0)
+
+
+@cache
+def padded(rank: int) -> int:
+    """The rank of a tile that tensor cores multiply."""
+    return max(16, 1 << (rank - 1).bit_length())
+
+
+def tiles(size: int, tile: int) -> int:
+    return -(-size // tile)
+
+
+def draw(device: torch.device, dropout: float) -> Draw:
+    """A draw of dropout, from where the generator stands. It goes on, as after any draw; whoever restores its state
+    gets the same draw again.
+    """
+    generator = torch.cuda.default_generators[device.index]
+    offset = generator.get_offset()
+    generator.set_offset(offset + 4)
+    bits = spread(generator.initial_seed(), offset)
+    return signed(bits), signed(bits >> 32), signed(int(dropout * 2**32))
+
+
+def spread(seed: int, offset: int) -> int:
+    """64 bits of which each one depends on all of both: SplitMix64 (Steele, Lea, Flood 2014)."""
+    bits = (seed + (offset + 1) * 0x9E3779B97F4A7C15) & ALL
+    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & ALL
+    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & ALL
+    return bits ^ (bits >> 31)
+
+
+def signed(bits: int) -> int:
+    """The lower 32 bits as a number of this many bits with a sign, so that every draw has the same kind of argument."""
+    bits &= 0xFFFFFFFF
+    return bits - 2**32 if bits >= 2**31 else bits

@@ -1,0 +1,167 @@
+"""Recipes of comparisons: what they say, what they may not say, and that those of the library fit the real flags."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ist.cli.compare.command import parse_options, read_pair
+from ist.cli.compare.recipe import CompareRecipe, find_comparison, read_comparison, to_arguments
+from ist.cli.recipes.files import list_comparisons
+from ist.cli.recipes.safety import check_safe
+from ist.cli.train.arguments import parse_arguments
+
+CPU = ["--bf16=false", "--use_cpu"]
+SMALL: dict[str, Any] = {
+    "methods": {"LoRA": {"method": "all"}, "random": {"method": "random"}, "IST": {"mu": 7}},
+    "flags": {"task": "word-problems", "max_steps": 3},
+}
+
+
+def read(tmp_path: Path, recipe: Any, more_flags: Any = (), **changes: Any) -> CompareRecipe:
+    file = tmp_path / "compare-mine.yaml"
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return read_comparison(file, [*CPU, *more_flags], **changes)
+
+
+def test_what_a_recipe_says(tmp_path: Path) -> None:
+    recipe = read(tmp_path, {**SMALL, "seeds": [3, 4], "learning_rates": ["1e-4", 2e-4]})
+    assert (recipe.name, recipe.seeds, recipe.budget) == ("mine", (3, 4), "steps")
+    assert [method.name for method in recipe.methods] == ["LoRA", "random", "IST"]
+    assert [method.against for method in recipe.methods] == [("random",), ("LoRA",), ("LoRA", "random")]
+    assert {method.learning_rates for method in recipe.methods} == {(1e-4, 2e-4)}
+
+
+def test_what_a_method_says_goes_before_what_all_say(tmp_path: Path) -> None:
+    methods = {"a b": {"method": "all"}, "IST": {"max_steps": 9, "against": "a b", "learning_rates": [0.1]}}
+    recipe = read(tmp_path, {**SMALL, "methods": methods, "learning_rates": [0.2]}, ["--mu=5"])
+    plain, ist = recipe.methods
+    assert (plain.folder, plain.learning_rates, ist.learning_rates) == ("a-b", (0.2,), (0.1,))
+    run = parse_arguments(recipe.arguments(ist, 4, tmp_path / "run", {"learning_rate": 0.3}))
+    assert (run.training.max_steps, run.training.seed, run.ist.mu) == (9, 4, 5.0)
+    assert (run.training.learning_rate, run.training.output_dir) == (0.3, str(tmp_path / "run"))
+
+
+def test_the_command_line_goes_before_the_recipe(tmp_path: Path) -> None:
+    changes = {"seeds": [8], "methods": ["IST"], "budget": "seconds", "evaluation": {"tasks": "boolq"}}
+    recipe = read(tmp_path, {**SMALL, "evaluation": {"tasks": "piqa", "protocol": "loss"}}, **changes)
+    assert ([method.name for method in recipe.methods], recipe.seeds, recipe.budget) == (["IST"], (8,), "seconds")
+    assert recipe.evaluation == {"tasks": "boolq", "protocol": "loss"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metods": {}}, "compare-mine.yaml has the unknown key 'metods': did you mean 'methods'?"),
+        ({"methods": {}}, "needs `methods:`, a name for each"),
+        ({"methods": ["LoRA"]}, "needs `methods:`, a name for each"),
+        ({"methods": {"x": {"mo": 1}}}, "method 'x': the command line has the unknown key 'mo'"),
+        ({"methods": {"x": {"method": "best"}}}, "method 'x': method='best' is unknown"),
+        ({"methods": {"x": {"seed": 1}}}, "sets seed, which ist compare gives to each run itself"),
+        ({"methods": {"x": {"against": "y"}}}, "against of x='y' is unknown: choose one of 'x'"),
+        ({"methods": {"a b": {}, "a-b": {}}}, "cannot be told apart as folders (a-b, a-b)"),
+        ({"methods": {"..": {}}}, "cannot be told apart as folders"),
+        ({"flags": {"output_dir": "runs"}}, "sets output_dir, which ist compare gives"),
+        ({"flags": {"task": "word-problems", "trust_remote_code": True}}, "sets trust_remote_code, which runs code"),
+        ({"methods": {"x": {"data_files": ["/etc/passwd"]}}}, "sets data_files to '/etc/passwd'"),
+        ({"evaluation": {"data_folder": "../data"}}, "sets data_folder to '../data'"),
+        ({"methods": {"x": {"fixed_layers": "top:/etc/passwd"}}}, "sets fixed_layers to 'top:/etc/passwd'"),
+        ({"methods": {"x": {"fixed_layers": "bottom:../a.json"}}}, "sets fixed_layers to 'bottom:../a.json'"),
+        ({"evaluation": "boolq"}, "evaluation='boolq' in compare-mine.yaml is no list of flags"),
+        (
+            {"evaluation": {"tasks": "boolq", "protocol": "guess"}},
+            "evaluation: argument --protocol: invalid choice",
+        ),
+        ({"evaluation": {"task": "boolq"}}, "evaluation: "),
+        ({"evaluation": {"adapter": "x"}}, "The evaluation sets adapter, which ist compare gives"),
+        ({"seeds": [1, 1]}, "seeds=[1, 1] is not a list of different whole numbers"),
+        ({"seeds": []}, "is not a list of different whole numbers"),
+        ({"seeds": [0.5]}, "is not a list of different whole numbers"),
+        ({"learning_rates": ["fast"]}, "learning_rates=['fast'] is not a list of different numbers above 0"),
+        ({"learning_rates": [0]}, "is not a list of different numbers above 0"),
+        ({"budget": "joules"}, "budget='joules' is unknown: choose one of 'steps', 'seconds'"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        read(tmp_path, {**SMALL, **change})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "arguments"),
+    [
+        ({"a": 1, "b": 2e-4, "c": "x"}, ["--a=1", "--b=0.0002", "--c=x"]),
+        ({"a": True, "b": False, "c": None}, ["--a=true", "--b=false"]),
+        ({"a": ["x", 2]}, ["--a", "x", "2"]),
+        ({"a": {"b": 1}}, ['--a={"b": 1}']),
+    ],
+)
+def test_flags_as_a_command_line(flags: dict[str, Any], arguments: list[str]) -> None:
+    assert to_arguments(flags) == arguments
+
+
+def test_options_of_the_command() -> None:
+    options, rest = parse_options(["--recipe", "x", "--seeds", "1", "2", "--mu=3", "--evaluation", "tasks=a,b", "n=2"])
+    assert (options.recipe, options.seeds, rest) == ("x", [1, 2], ["--mu=3"])
+    assert [read_pair(text) for text in options.evaluation] == [("tasks", "a,b"), ("n", 2)]
+    for arguments in (["--seeds", "x"], ["--budget", "joules"], ["--recipe"]):
+        with pytest.raises(ValueError, match="`ist compare --help` lists the flags"):
+            parse_options(arguments)
+    with pytest.raises(ValueError, match="write it as name=value"):
+        read_pair("tasks")
+
+
+def test_names_of_the_librarys_comparisons(tmp_path: Path) -> None:
+    assert find_comparison("quick") == find_comparison("compare-quick") == list_comparisons()[0]
+    with pytest.raises(ValueError, match="There is no comparison 'nothing': give a YAML file, or one of quick"):
+        find_comparison("nothing")
+
+
+@pytest.mark.parametrize("file", list_comparisons(), ids=lambda file: file.stem)
+def test_the_librarys_comparisons_fit_the_flags(file: Path) -> None:
+    check_safe(yaml.safe_load(file.read_text(encoding="utf-8")), file.name)
+    recipe = read_comparison(file, CPU)
+    for method in recipe.methods:
+        assert method.flags["model_name_or_path"]
+        assert method.against or method.flags["method"] in ("all", "random"), f"{method.name} is compared with nothing"
+
+
+PAPER: dict[str, tuple[int, float, float, str]] = {
+    "table2": (18, 2e-4, 10, "boolq"),
+    "table3": (2, 1e-4, 100, "gsm8k"),
+    "table4": (6, 2e-4, 10, "boolq"),
+    "table5": (5, 2e-4, 10, "boolq"),
+    "table10": (6, 2e-4, 10, "boolq"),
+    "table11": (5, 2e-4, 10, "boolq"),
+    "table12": (2, 2e-4, 10, "boolq"),
+}
+"""Rows, learning rate, mu where the table does not vary it, and the first task."""
+
+
+def test_every_comparison_of_the_paper_is_in_the_table() -> None:
+    assert {file.stem.removeprefix("compare-") for file in list_comparisons()} == {"quick", *PAPER}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_what_the_paper_says(name: str) -> None:
+    num_methods, rate, mu, task = PAPER[name]
+    recipe = read_comparison(find_comparison(name), CPU)
+    assert len(recipe.methods) == num_methods
+    assert recipe.evaluation["tasks"][0] == task
+    layers = {"7b": (32, 8), "13b": (40, 10), "6b": (28, 7), "7b1": (30, 8), "8B": (32, 8)}
+    for method in recipe.methods:
+        run = parse_arguments(recipe.arguments(method, 0, Path("run")))
+        assert (run.training.learning_rate, run.training.warmup_steps, run.training.max_length) == (rate, 100, 256)
+        assert run.training.completion_only_loss is False
+        total, active = layers[method.flags["model_name_or_path"].rpartition("-")[2]]
+        if name not in ("table4", "table5"):
+            assert run.ist_config.layer_counts(total).active == active
+        if name != "table10":
+            assert run.ist_config.mu == mu
+        if "adapter" not in method.flags:
+            assert run.peft_config() is None or run.peft_config().r == 32

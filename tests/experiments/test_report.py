@@ -1,0 +1,154 @@
+"""The picture of a run."""
+
+import math
+import random
+import shutil
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from ist.experiments.report import draw_report
+from ist.experiments.report.pictures import PICTURE_FILE
+from ist.runs.history import HISTORY_FILE, History
+
+NUM_LAYERS = 12
+
+
+def write_run(
+    folder: Path,
+    num_steps: int = 60,
+    seed: int = 0,
+    updates: bool = True,
+    logs: bool = True,
+    skip: bool = False,
+    spread: float = 0.3,
+) -> Path:
+    """A history as a run writes it, of invented numbers."""
+    generator = random.Random(seed)
+    history = History(folder / HISTORY_FILE)
+    history.write(
+        "run",
+        step=0,
+        layers=[f"model.layers.{i}" for i in range(NUM_LAYERS)],
+        config={"update_interval": 2},
+        versions={},
+    )
+    scores = [0.0] * NUM_LAYERS
+    for step in range(1, num_steps + 1):
+        history.write("step", step=step, active=sorted(generator.sample(range(NUM_LAYERS), 3)))
+        if updates and step % 10 == 0:
+            skipped = "losses not finite" if skip and step in (10, 30) else None
+            losses = [math.nan if skipped else generator.uniform(0.5, 1) for _ in range(3)]
+            if not skipped:
+                scores = [score + generator.gauss(0, spread) for score in scores]
+            history.write(
+                "importance", step=step, candidates=[[0, 1, 2], [3, 4, 5], [6, 7, 8]], losses=losses,
+                rewards=[], importance=scores, skipped=skipped,
+            )  # fmt: skip
+        if logs and step % 5 == 0:
+            history.write("log", step=step, loss=2 / step + generator.random() / 10, learning_rate=1e-4)
+        if logs and step % 30 == 0:
+            history.write("log", step=step, eval_loss=1 / step)
+    return folder
+
+
+def read_picture(file: Path) -> np.ndarray:
+    """Pixels of a PNG, checked for being a picture with something on it."""
+    content = file.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(content) > 10_000
+    pixels = matplotlib.image.imread(file)
+    height, width, _ = pixels.shape
+    assert (height, width) == (900, 1350)
+    # On each of the four panels, of which the left ones are wider, something is drawn.
+    for rows in (slice(0, height // 2), slice(height // 2, height)):
+        for columns in (slice(0, width * 3 // 5), slice(width * 4 // 5, width)):
+            assert pixels[rows, columns, :3].std() > 0.02
+    return pixels
+
+
+def test_a_run_is_drawn_into_its_folder(tmp_path):
+    folder = write_run(tmp_path)
+    history = (folder / HISTORY_FILE).read_bytes()
+    picture = draw_report(str(folder))
+    assert picture == folder / PICTURE_FILE
+    pixels = read_picture(picture)
+    assert (folder / HISTORY_FILE).read_bytes() == history
+
+    red, blue = share_red_and_blue(pixels)
+    assert red > 0.01  # scores above zero
+    assert blue > 0.01  # scores below zero
+
+
+def share_red_and_blue(pixels: np.ndarray) -> tuple[float, float]:
+    difference = pixels[..., 0] - pixels[..., 2]
+    return float((difference > 0.3).mean()), float((difference < -0.3).mean())
+
+
+def test_scores_that_never_moved_are_drawn_in_neither_colour(tmp_path):
+    pixels = read_picture(draw_report(write_run(tmp_path, spread=0)))
+    assert max(share_red_and_blue(pixels)) < 0.005
+
+
+def test_the_same_history_gives_the_same_picture_and_another_another(tmp_path):
+    first = read_picture(draw_report(write_run(tmp_path / "first")))
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    assert np.array_equal(read_picture(draw_report(tmp_path / "copy")), first)
+    other = read_picture(draw_report(write_run(tmp_path / "other", seed=1)))
+    assert float((np.abs(other - first).max(axis=-1) > 0.1).mean()) > 0.01
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"updates": False},
+        {"logs": False},
+        {"num_steps": 1},
+        {"num_steps": 10, "logs": False},
+        {"skip": True},
+    ],
+    ids=str,
+)
+def test_runs_that_lack_something_are_drawn(tmp_path, options):
+    read_picture(draw_report(write_run(tmp_path, **options)))
+
+
+def test_a_history_whose_last_line_was_cut_is_drawn(tmp_path):
+    write_run(tmp_path)
+    with (tmp_path / HISTORY_FILE).open("a", encoding="utf-8") as file:
+        file.write('{"event": "step", "st')
+    read_picture(draw_report(tmp_path))
+
+
+def test_a_folder_without_a_history_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not exist: give the folder of a run") as error:
+        draw_report(tmp_path)
+    assert str(tmp_path / HISTORY_FILE) in str(error.value)
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["empty", "begun"])
+def test_a_history_without_a_step_is_refused(tmp_path, begun):
+    history = History(tmp_path / HISTORY_FILE)
+    if begun:
+        history.write("run", step=0, layers=["a", "b"])
+    with pytest.raises(ValueError, match="has no steps: let the run do at least one") as error:
+        draw_report(tmp_path)
+    assert str(tmp_path) in str(error.value)
+    assert not (tmp_path / PICTURE_FILE).exists()
+
+
+def test_a_history_without_the_runs_line_is_drawn_or_refused(tmp_path):
+    """Such as a SparseTuner writes in an own training loop."""
+    history = History(tmp_path / HISTORY_FILE)
+    history.write("step", step=1, active=[0, 1])
+    try:
+        read_picture(draw_report(tmp_path))
+    except ValueError as error:
+        assert "run" in str(error)  # noqa: PT017
+
+
+def test_the_path_of_the_history_itself_is_taken(tmp_path):
+    write_run(tmp_path)
+    assert draw_report(tmp_path / HISTORY_FILE) == tmp_path / PICTURE_FILE

@@ -1,0 +1,457 @@
+"""What undoes freezing elsewhere does not undo it here: PEFT's contexts, other callbacks, TRL's reference passes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import trl
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from ist import IST
+from tests.helpers.moves import EARLY, Moves, Step, in_blocks, train_sparsely
+from tests.helpers.tiny import checkpoint_activations, tiny_batches, tiny_llama, tiny_lora, tiny_rows, traces
+
+LORA: dict[str, Any] = {
+    "r": 4,
+    "target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"],
+    "init_lora_weights": False,
+}
+ALL_BLOCKS = {0, 1, 2, 3}
+
+# ---- A loop by hand, and a Trainer with another callback
+
+
+def reference_pass(model: Any) -> None:
+    with model.disable_adapter(), torch.no_grad():
+        model(**tiny_batches(1)[0])
+
+
+def reference_pass_with_a_graph(model: Any) -> None:
+    with model.disable_adapter():
+        model(**tiny_batches(1)[0])
+
+
+def reference_adapter(model: Any) -> None:
+    model.set_adapter("second")
+    with torch.no_grad():
+        model(**tiny_batches(1)[0])
+    model.set_adapter("default")
+
+
+def evaluate(model: Any) -> None:
+    model.eval()
+    with torch.no_grad():
+        model(**tiny_batches(1)[0])
+    model.train()
+
+
+def unfreeze_everything(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+
+def unfreeze_adapters(model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if ".default." in name:
+            parameter.requires_grad_(True)
+
+
+def merge_and_unmerge(model: Any) -> None:
+    model.merge_adapter()
+    model.unmerge_adapter()
+
+
+def add_once(model: Any) -> None:
+    if "late" not in model.peft_config:
+        model.add_adapter("late", LoraConfig(**LORA))
+
+
+def delete_once(model: Any) -> None:
+    if "second" in model.peft_config:
+        model.delete_adapter("second")
+
+
+INTERVENTIONS: dict[str, Callable[[Any], object]] = {
+    "disable_adapter()": reference_pass,
+    "disable_adapter() with a graph": reference_pass_with_a_graph,
+    "set_adapter": lambda model: model.set_adapter("default"),
+    "set_adapter, there and back": reference_adapter,
+    "base_model.set_adapter": lambda model: model.base_model.set_adapter("default"),
+    "set_requires_grad": lambda model: model.set_requires_grad("default", True),
+    "enable_adapter_layers": lambda model: model.base_model.enable_adapter_layers(),
+    "eval() and train()": evaluate,
+    "enable_input_require_grads": lambda model: model.enable_input_require_grads(),
+    "requires_grad_ on adapters": unfreeze_adapters,
+    "requires_grad_ on everything": unfreeze_everything,
+    "merge and unmerge": merge_and_unmerge,
+    "add_adapter": add_once,
+    "delete_adapter": delete_once,
+}
+# These two move other weights than the adapter's themselves: the check is then of the adapter's alone.
+MOVE_OTHERS = {"merge and unmerge", "requires_grad_ on everything"}
+MOMENTS = ("before the forward", "before the backward", "between micro-batches", "before the optimizer")
+CHECKPOINTING: dict[str, dict[str, Any] | None] = {
+    "plain": None,
+    "checkpointing": {"use_reentrant": False},
+    "reentrant checkpointing": {"use_reentrant": True},
+}
+FOREIGN_WARNINGS = pytest.mark.filterwarnings(
+    "ignore:None of the inputs have requires_grad:UserWarning",  # torch's checkpoint, of a pass without gradients
+    "ignore:Already found a `peft_config`:UserWarning",  # PEFT, of a second adapter
+    "ignore:Adapter .* was active which is now deleted:UserWarning",
+)
+
+
+def two_adapters() -> Any:
+    """The adapter `default`, which trains, and another one that does not."""
+    model = tiny_lora()
+    model.add_adapter("second", LoraConfig(**LORA))
+    return model
+
+
+def check_steps(steps: list[Step], names: set[str], outside: set[str] | frozenset[str] = frozenset()) -> None:
+    """Each step moved the active layers' parameters among `names` and those `outside`, to the last one; in the end
+    every layer had its turn."""
+    for step in steps:
+        assert step.moved == in_blocks(names, step.blocks) | outside
+    assert set().union(*(step.blocks for step in steps)) == ALL_BLOCKS
+
+
+def default_names(model: Any) -> set[str]:
+    return {name for name, _ in model.named_parameters() if ".default." in name}
+
+
+def only_default(steps: list[Step]) -> list[Step]:
+    return [Step(step.blocks, {name for name in step.moved if ".default." in name}) for step in steps]
+
+
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
+@pytest.mark.parametrize("name", INTERVENTIONS)
+@FOREIGN_WARNINGS
+def test_nothing_thaws_an_frozen_layer_in_a_loop_by_hand(name: str, checkpointing: str) -> None:
+    """At every moment of a step."""
+    for moment in MOMENTS:
+        if (name, checkpointing, moment) == ("requires_grad_ on everything", "checkpointing", "before the backward"):
+            continue  # torch refuses this itself, also without IST: the recomputation saves other tensors
+        model = two_adapters()
+        if (kind := CHECKPOINTING[checkpointing]) is not None:
+            checkpoint_activations(model.get_base_model(), **kind)
+            model.get_base_model().enable_input_require_grads()
+        steps = train_sparsely(
+            model, tiny_batches(2), 6, {moment: INTERVENTIONS[name]}, num_active_layers=2, update_interval=3
+        )
+        check_steps(only_default(steps) if name in MOVE_OTHERS else steps, default_names(model))
+
+
+class Intervene(TrainerCallback):
+    """Does the same thing to the model in every hook within a step."""
+
+    def __init__(self, act: Callable[[Any], object]) -> None:
+        self._act = act
+
+    def _do(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self._act(model)
+
+    on_step_begin = on_substep_end = on_pre_optimizer_step = _do
+
+
+@pytest.mark.parametrize("name", INTERVENTIONS)
+@pytest.mark.parametrize("ist_first", [True, False], ids=["IST first", "IST last"])
+@FOREIGN_WARNINGS
+def test_nothing_thaws_an_frozen_layer_in_the_trainer(tmp_path: Path, name: str, ist_first: bool) -> None:
+    model = two_adapters()
+    ist = IST(num_active_layers=2, update_interval=2, seed=EARLY)
+    moves, other = Moves(ist), Intervene(INTERVENTIONS[name])
+    args = TrainingArguments(**arguments(tmp_path, max_steps=6, gradient_accumulation_steps=2))
+    callbacks = [ist, moves, other] if ist_first else [other, ist, moves]
+    Trainer(model=model, args=args, train_dataset=tiny_rows(48), callbacks=callbacks).train()  # pyright: ignore[reportArgumentType]
+    assert len(moves.steps) == 6
+    check_steps(only_default(moves.steps) if name in MOVE_OTHERS else moves.steps, default_names(model))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@FOREIGN_WARNINGS
+def test_a_model_prepared_for_few_bits(reentrant: bool) -> None:
+    """PEFT's preparation switches checkpointing and the inputs' gradients on."""
+    prepared = prepare_model_for_kbit_training(tiny_llama(), gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    model = get_peft_model(prepared, LoraConfig(**LORA))
+    check_steps(train_sparsely(model, tiny_batches(2), 8), default_names(model))
+
+
+def test_the_model_is_as_peft_left_it_afterwards() -> None:
+    model = two_adapters()
+    before = traces(model)
+    train_sparsely(model, tiny_batches(2), 2, dict.fromkeys(MOMENTS, reference_adapter))
+    assert traces(model) == before
+
+
+# ---- TRL's trainers
+
+
+def arguments(folder: Path, **options: Any) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "max_steps": 5,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        **options,
+    }
+
+
+WORDS = ["one", "two", "three", "four"] * 4
+
+
+def sft_row(word: str, index: int) -> dict[str, Any]:
+    return {"prompt": f"{word} ", "completion": word * 2}
+
+
+def preference_row(word: str, index: int) -> dict[str, Any]:
+    return {"prompt": f"{word} ", "chosen": word * 2, "rejected": "zz"}
+
+
+def judged_row(word: str, index: int) -> dict[str, Any]:
+    return {"prompt": f"{word} ", "completion": word * 2, "label": index % 2 == 0}
+
+
+def prompt_row(word: str, index: int) -> dict[str, Any]:
+    return {"prompt": f"{word} ", "answer": word * 2}
+
+
+def reward(completions: list[str], **_: Any) -> list[float]:
+    return [float(len(set(completion))) for completion in completions]
+
+
+ROWS = {"SFT": sft_row, "DPO": preference_row, "KTO": judged_row, "GRPO": prompt_row, "RLOO": prompt_row}
+ROWS["Reward"] = preference_row
+SAMPLING = {"num_generations": 2, "max_completion_length": 4, "beta": 0.1}
+OPTIONS: dict[str, dict[str, Any]] = {"GRPO": SAMPLING, "RLOO": SAMPLING}
+
+
+def text_loss(model: Any, batch: Any) -> Tensor:
+    """The loss of one fixed text, whatever the batch."""
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    return model(input_ids=ids, labels=ids).loss
+
+
+def score_loss(model: Any, batch: Any) -> Tensor:
+    """For a model with one score a text."""
+    return -model(input_ids=torch.tensor([[5, 6, 7, 8, 9]])).logits.mean()
+
+
+def make_trl_trainer(
+    kind: str, folder: Path, out: Path, ist: IST, *callbacks: Any, wrapped: bool = False, **options: Any
+) -> Any:
+    """A trainer of TRL on a tiny model, which TRL wraps itself unless it is `wrapped` before."""
+    is_reward = kind == "Reward"
+    config = LoraConfig(**LORA, task_type="SEQ_CLS" if is_reward else "CAUSAL_LM")
+    auto, labels = (AutoModelForSequenceClassification, {"num_labels": 1}) if is_reward else (AutoModelForCausalLM, {})
+    model = auto.from_pretrained(folder, **labels)
+    more: dict[str, Any] = {"reward_funcs": reward} if kind in ("GRPO", "RLOO") else {}
+    settings = {"gradient_checkpointing": False, "bf16": False, **OPTIONS.get(kind, {}), **options}
+    return getattr(trl, f"{kind}Trainer")(
+        model=get_peft_model(model, config) if wrapped else model,
+        args=getattr(trl, f"{kind}Config")(**arguments(out, **settings)),
+        train_dataset=datasets.Dataset.from_list([ROWS[kind](word, i) for i, word in enumerate(WORDS)]),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        peft_config=None if wrapped else config,
+        callbacks=[ist, *callbacks],
+        **more,
+    )
+
+
+# A reference pass with the adapter disabled (TRL wraps the model), and one with the adapter "ref" (it is wrapped).
+TRAINERS: list[tuple[str, bool, dict[str, Any]]] = [
+    ("SFT", False, {}),
+    ("DPO", False, {}),
+    ("DPO", True, {}),
+    ("DPO", False, {"gradient_checkpointing": True}),
+    ("DPO", True, {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}),
+    ("DPO", False, {"gradient_accumulation_steps": 2}),
+    ("DPO", False, {"precompute_ref_log_probs": True}),
+    ("KTO", False, {}),
+    ("KTO", True, {}),
+    ("GRPO", False, {}),
+    ("GRPO", True, {}),
+    ("GRPO", False, {"gradient_accumulation_steps": 2, "num_iterations": 2}),
+    ("RLOO", False, {}),
+    ("RLOO", True, {}),
+    ("Reward", False, {}),
+]
+
+
+def trainer_id(row: Any) -> str | None:
+    return ("wrapped" if row else "plain") if isinstance(row, bool) else None
+
+
+@pytest.mark.parametrize(("kind", "wrapped", "options"), TRAINERS, ids=trainer_id)
+@FOREIGN_WARNINGS
+def test_trl_trains_the_active_layers_alone(
+    tmp_path: Path, tiny_model_folder: Path, kind: str, wrapped: bool, options: dict[str, Any]
+) -> None:
+    ist = IST(
+        num_active_layers=2, update_interval=2, seed=EARLY, loss_function=score_loss if kind == "Reward" else text_loss
+    )
+    moves = Moves(ist)
+    trainer = make_trl_trainer(kind, tiny_model_folder, tmp_path, ist, moves, wrapped=wrapped, **options)
+    assert ("ref" in trainer.model.peft_config) == (wrapped and kind in ("DPO", "KTO", "GRPO", "RLOO"))
+    trainer.train()
+    assert len(moves.steps) == 5
+    names = {name for name, _ in trainer.model.named_parameters() if "lora_" in name and ".default." in name}
+    head = {name for name, _ in trainer.model.named_parameters() if "modules_to_save" in name}
+    assert bool(head) == (kind == "Reward")
+    check_steps(moves.steps, names, head)
+    assert ist.tuner is not None
+    assert ist.tuner.last_update is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("DPO", "returned no loss for a probe batch with the fields input_ids, attention_mask, completion_mask"),
+        ("KTO", "returned no loss for a probe batch with the fields input_ids, attention_mask, completion_mask"),
+        ("GRPO", "A probe batch is a list, not a mapping"),
+        ("RLOO", "A probe batch is a list, not a mapping"),
+        ("Reward", "returned no loss for a probe batch with the fields input_ids, attention_mask"),
+    ],
+)
+def test_a_batch_without_a_loss_is_one_clear_line(
+    tmp_path: Path, tiny_model_folder: Path, kind: str, message: str
+) -> None:
+    trainer = make_trl_trainer(
+        kind, tiny_model_folder, tmp_path, IST(num_active_layers=2, update_interval=2, seed=EARLY)
+    )
+    with pytest.raises(ValueError, match=f"{message}.*pass loss_function=") as caught:
+        trainer.train()
+    assert "\n" not in str(caught.value)
+
+
+class Forwards(TrainerCallback):
+    """How often each block computed in a step: reference passes, generation and recomputation too."""
+
+    def __init__(self, ist: IST) -> None:
+        self._ist = ist
+        self._counts: list[int] = []
+        self.steps: list[tuple[tuple[int, ...], list[int]]] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self._blocks = list(model.get_base_model().model.layers)
+        for index, block in enumerate(self._blocks):
+            block.input_layernorm.register_forward_hook(lambda *_, index=index: self._count(index))
+
+    def _count(self, index: int) -> None:
+        self._counts[index] += 1
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._counts = [0] * len(self._blocks)
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        assert self._ist.tuner is not None
+        assert not any(block.gradient_checkpointing for block in self._blocks)
+        self.steps.append((self._ist.tuner.active_layers or (), self._counts))
+
+
+@pytest.mark.parametrize("kind", ["DPO", "KTO", "GRPO"])
+def test_frozen_layers_alone_compute_twice_around_reference_passes(
+    tmp_path: Path, tiny_model_folder: Path, kind: str
+) -> None:
+    ist = IST(selector="random", num_active_layers=2, seed=EARLY, recompute="frozen")
+    forwards = Forwards(ist)
+    trainer = make_trl_trainer(kind, tiny_model_folder, tmp_path, ist, forwards, max_steps=3)
+    trainer.train()
+    assert len(forwards.steps) == 3
+    for active, counts in forwards.steps:
+        again = [index for index in range(min(active), 4) if index not in active]
+        assert [index for index in range(4) if counts[index] > counts[0]] == again  # the first never computes twice
+        assert max(counts) <= counts[0] + 1
+    assert any(max(counts) > counts[0] for _, counts in forwards.steps)
+    assert not trainer.model.is_gradient_checkpointing
+    forwards.steps.clear()
+    trainer.train()
+    assert len(forwards.steps) == 3
+
+
+@pytest.mark.parametrize("kind", ["DPO", "GRPO"])
+def test_random_choice_needs_no_loss_function(tmp_path: Path, tiny_model_folder: Path, kind: str) -> None:
+    make_trl_trainer(kind, tiny_model_folder, tmp_path, IST(selector="random", update_interval=2)).train()
+
+
+# ---- The recipes of docs/preference-tuning.md
+
+
+def recipe(title: str, **names: Any) -> dict[str, Any]:
+    """What the first code block below a heading of the page defines, given `names`."""
+    page = (Path(__file__).parents[2] / "docs" / "preference-tuning.md").read_text()
+    block = re.search(rf"^## {title}$.*?```python\n(.*?)```", page, re.DOTALL | re.MULTILINE)
+    assert block, title
+    exec(block[1], names)  # noqa: S102
+    return names
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["base as reference", "adapter as reference"])
+def test_the_recipe_for_dpo_is_the_trainers_loss(tmp_path: Path, tiny_model_folder: Path, wrapped: bool) -> None:
+    dpo_loss = recipe("DPO")["dpo_loss"]
+    ist = IST(num_active_layers=2, update_interval=2, seed=EARLY, loss_function=dpo_loss)
+    moves = Moves(ist)
+    trainer = make_trl_trainer("DPO", tiny_model_folder, tmp_path, ist, moves, wrapped=wrapped)
+    trainer.train()
+    check_steps(moves.steps, {name for name in default_names(trainer.model) if "lora_" in name})
+    assert ist.tuner is not None
+    assert ist.tuner.last_update is not None
+    assert len(set(ist.tuner.last_update.losses)) == 3
+
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.eval()
+    with torch.no_grad():
+        expected = trainer.compute_loss(trainer.model, batch)
+        torch.testing.assert_close(dpo_loss(trainer.model, batch), expected)
+    assert abs(expected.item() - 0.6931) > 1e-3  # the adapter has left its reference
+
+
+def test_the_recipe_for_grpo_is_the_loss_of_good_answers(tmp_path: Path, tiny_model_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    answer_loss = recipe("GRPO", tokenizer=tokenizer)["answer_loss"]
+    ist = IST(num_active_layers=2, update_interval=2, seed=EARLY, loss_function=answer_loss)
+    moves = Moves(ist)
+    trainer = make_trl_trainer("GRPO", tiny_model_folder, tmp_path, ist, moves)
+    trainer.train()
+    check_steps(moves.steps, {name for name in default_names(trainer.model) if "lora_" in name})
+    assert ist.tuner is not None
+    assert ist.tuner.last_update is not None
+    assert len(set(ist.tuner.last_update.losses)) == 3
+
+    rows = [prompt_row("one", 0), prompt_row("three", 1)]
+    with torch.no_grad():
+        losses = [answer_tokens_loss(trainer.model, tokenizer, row) for row in rows]
+        total = torch.cat(losses).mean()
+        torch.testing.assert_close(answer_loss(trainer.model, rows), total)
+
+
+def answer_tokens_loss(model: Any, tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) -> Tensor:
+    """The loss of each token of one answer, without padding."""
+    prompt, text = (
+        tokenizer(part, return_tensors="pt").input_ids for part in (row["prompt"], row["prompt"] + row["answer"])
+    )
+    logits = model(input_ids=text).logits[0, prompt.shape[1] - 1 : -1]
+    return torch.nn.functional.cross_entropy(logits, text[0, prompt.shape[1] :], reduction="none")

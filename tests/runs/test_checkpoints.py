@@ -1,0 +1,189 @@
+"""Damaged checkpoints are named and the one before is offered; a resume that could not be exact says so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ist import IST, SparseTuner, check_checkpoint, last_checkpoint, read_history
+from ist.runs.checkpoints import MANIFEST_FILE, write_manifest
+from ist.runs.fingerprint import base_fingerprint
+from tests.helpers.tiny import tiny_llama, tiny_lora
+from tests.helpers.trainers import make_trainer
+
+ADAPTER, STATE, OPTIMIZER = "adapter_model.safetensors", "trainer_state.json", "optimizer.pt"
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    make_trainer(folder).train()
+    return folder
+
+
+@pytest.fixture
+def run(whole_run: Path, tmp_path: Path) -> Path:
+    """A run with checkpoints 3, 6 and 9, to be damaged."""
+    return Path(shutil.copytree(whole_run, tmp_path / "run"))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+    "cut short": (ADAPTER, cut, rf"{ADAPTER} has \d+ of \d+ bytes"),
+    "a flipped bit": (OPTIMIZER, flip, f"{OPTIMIZER} was changed after it was written"),
+    "missing": ("rng_state.pth", Path.unlink, "rng_state.pth is missing"),
+    "a damaged seal": (MANIFEST_FILE, cut, f"{MANIFEST_FILE} cannot be read"),
+}
+UNSEALED_DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+    "never finished": (STATE, Path.unlink, f"it was never finished, {STATE} is missing"),
+    "half a state": (STATE, cut, f"{STATE} is cut short"),
+    "half an adapter": (ADAPTER, cut, f"{ADAPTER} is cut short"),
+    "half an optimizer": (OPTIMIZER, cut, f"{OPTIMIZER} is cut short"),
+    "half a header": (ADAPTER, lambda path: path.write_bytes(path.read_bytes()[:20]), f"{ADAPTER} is cut short"),
+    "an empty file": (ADAPTER, lambda path: path.write_bytes(b""), f"{ADAPTER} is cut short"),
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, *UNSEALED_DAMAGES])
+def test_damage_is_named_and_the_one_before_offered(run: Path, damage: str) -> None:
+    name, harm, said = {**DAMAGES, **UNSEALED_DAMAGES}[damage]
+    last = run / "checkpoint-9"
+    if damage in UNSEALED_DAMAGES:
+        (last / MANIFEST_FILE).unlink()
+        assert last_checkpoint(run) == last, "a checkpoint that was killed just before its seal is whole"
+    harm(last / name)
+    with pytest.raises(ValueError, match=rf"checkpoint-9 is damaged \({said}\): resume from .*checkpoint-6, the last"):
+        check_checkpoint(last)
+    with pytest.warns(UserWarning, match=rf"checkpoint-9: {said}\): checkpoint-6 is taken"):
+        assert last_checkpoint(run) == run / "checkpoint-6"
+    make_trainer(run).train(resume_from_checkpoint=str(run / "checkpoint-6"))
+    assert last_checkpoint(run) == last, "written anew"
+
+
+def test_nothing_whole(run: Path, tmp_path: Path) -> None:
+    for step in (3, 6, 9):
+        cut(run / f"checkpoint-{step}" / ADAPTER)
+    with pytest.warns(UserWarning, match="checkpoint-9: .*; checkpoint-6: .*; checkpoint-3: .*no checkpoint is left"):
+        assert last_checkpoint(run) is None
+    with pytest.raises(ValueError, match=r"checkpoint-6 is damaged .*: none before it is whole"):
+        check_checkpoint(run / "checkpoint-6")
+    assert last_checkpoint(tmp_path / "no such run") is None
+    with pytest.raises(ValueError, match="there is no such folder"):
+        check_checkpoint(run / "checkpoint-12")
+
+
+def test_a_flipped_bit_is_found_at_the_resume(run: Path) -> None:
+    """The Trainer itself would load it."""
+    flip(run / "checkpoint-9" / ADAPTER)
+    with pytest.raises(ValueError, match=f"checkpoint-9 is damaged .{ADAPTER} was changed"):
+        make_trainer(run, max_steps=12).train(resume_from_checkpoint=str(run / "checkpoint-9"))
+
+
+def test_seals_list_every_file_and_come_whole(run: Path) -> None:
+    last = run / "checkpoint-9"
+    listed = json.loads((last / MANIFEST_FILE).read_text())["files"]
+    assert set(listed) == {path.name for path in last.iterdir()} - {MANIFEST_FILE}
+    write_manifest(last)
+    assert json.loads((last / MANIFEST_FILE).read_text())["files"] == listed
+    assert not list(last.glob("*.tmp"))
+
+
+def test_best_model_and_rotation_still_work(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, load_best_model_at_end=True, eval_strategy="steps", eval_steps=3, save_total_limit=1
+    )
+    trainer.train()
+    left = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert "checkpoint-9" in left
+    assert len(left) <= 2
+    assert all((tmp_path / name / MANIFEST_FILE).is_file() for name in left)
+
+
+def other_base() -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["q_proj", "v_proj", "up_proj", "down_proj"]
+    return get_peft_model(tiny_llama(seed=7), LoraConfig(r=4, target_modules=targets))
+
+
+@pytest.mark.parametrize(
+    ("callback", "model", "said"),
+    [
+        (IST(update_interval=3), tiny_lora, "update_interval was 2 and is 3"),
+        (IST(update_interval=2, seed=1), tiny_lora, "seed was 0 and is 1"),
+        (
+            IST(update_interval=2, selector="random"),
+            tiny_lora,
+            "with LearnedSelector and would go on with Random",
+        ),
+        (IST(update_interval=2), other_base, "The frozen weights under the adapter are not those"),
+    ],
+)
+def test_another_run_is_refused(run: Path, callback: IST, model: Callable[[], Any], said: str) -> None:
+    before = (run / "ist_history.jsonl").read_text()
+    with pytest.raises(ValueError, match=said):
+        make_trainer(run, callback, model=model(), max_steps=12).train(resume_from_checkpoint=str(run / "checkpoint-6"))
+    assert (run / "ist_history.jsonl").read_text() == before
+
+
+def test_another_number_of_processes_is_refused(run: Path) -> None:
+    file = run / "checkpoint-6" / STATE
+    state = json.loads(file.read_text())
+    state["stateful_callbacks"]["IST"]["tuner"]["num_processes"] = 4
+    file.write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="began with 4 processes and would go on with 1"):
+        make_trainer(run).train(resume_from_checkpoint=str(run / "checkpoint-6"))
+
+
+def test_other_arguments_warn_once_and_by_name(run: Path) -> None:
+    trainer = make_trainer(run, learning_rate=5e-3, max_steps=12)
+    with pytest.warns(UserWarning, match=r"learning_rate was 0.01 and is 0.005") as caught:
+        trainer.train(resume_from_checkpoint=str(run / "checkpoint-9"))
+    said = [str(warning.message) for warning in caught if "other arguments" in str(warning.message)]
+    assert len(said) == 1
+    assert "max_steps was 9 and is 12" in said[0]
+    assert [event["step"] for event in read_history(run) if event["event"] == "step"] == list(range(1, 13))
+
+
+def test_the_same_arguments_do_not_warn(run: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", category=UserWarning)
+        make_trainer(run).train(resume_from_checkpoint=str(run / "checkpoint-6"))
+
+
+def test_fingerprint_is_of_the_frozen_weights() -> None:
+    model = tiny_lora()
+    first = base_fingerprint(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1.0)
+    assert base_fingerprint(model) == first, "what trains does not count"
+    assert base_fingerprint(model.to(torch.bfloat16)) == first, "nor does the precision"
+    assert base_fingerprint(tiny_lora(seed=1)) != first
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "layers.2.self_attn.o_proj" in n).mul_(1.5)
+    assert base_fingerprint(model) != first
+
+
+def test_states_of_before_the_fingerprint_are_read() -> None:
+    tuner = SparseTuner(tiny_lora())
+    old = {k: v for k, v in tuner.state_dict().items() if k not in ("base_fingerprint", "num_processes")}
+    tuner.load_state_dict(old)
+    assert tuner.num_steps == 0
