@@ -273,7 +273,10 @@ def table_rows() -> list[str]:
 
 def test_the_page_has_the_table():
     page = (Path(__file__).parents[2] / "docs" / "bottleneck.md").read_text()
-    begin, end = "<!-- places: made from the table of tests/test_bottleneck_places.py -->", "<!-- end of places -->"
+    begin, end = (
+        "<!-- places: made from the table of tests/bottleneck/test_bottleneck_places.py -->",
+        "<!-- end of places -->",
+    )
     table = page.split(begin)[1].split(end)[0].strip().splitlines()
     assert table[0] == f"| model | {' | '.join(OPTIONS)} |"
     assert table[2:] == table_rows()
