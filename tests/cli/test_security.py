@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import io
 import itertools
+import json
+import logging
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +14,16 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from safetensors.torch import load_file
 
 from ist.cli.compare.recipe import read_comparison
+from ist.cli.console import PlainConsole
 from ist.cli.display import Display
 from ist.cli.eval.arguments import eval_parser
+from ist.cli.main import main
+from ist.cli.printable import one_line, printable, printable_logs
 from ist.cli.recipes.files import list_recipes, read_recipe
 from ist.cli.recipes.safety import EVALUATION_KEYS, TRAINING_KEYS, check_safe, without_authority
 from ist.cli.train.arguments import known_flags, parse_arguments
@@ -250,7 +256,7 @@ def test_the_search_finds_what_it_looks_for(source: str) -> None:
 
 def test_text_from_data_is_not_markup(tmp_path: Path) -> None:
     display = Display()
-    display.console = Console(file=io.StringIO(), markup=False, highlight=False, width=200)
+    display.console = PlainConsole(file=io.StringIO(), width=200)
     assert Display().console._markup is False
     trap = "[bold red]a[/bold red] [link=file:///etc/passwd]b[/link] [/]"
     result = {"before": {trap: 1.0}, "after": {trap: 2.0}, "num_steps": 1, "train_seconds": 1, "peak_memory_bytes": 1}
@@ -271,6 +277,62 @@ def test_text_from_data_is_not_markup(tmp_path: Path) -> None:
     assert shown.count("[bold red]a[/bold red] [link=file:///etc/passwd]b[/link] [/]") >= 3
     assert "[red]run[" in shown
     assert "\x1b" not in shown
+
+
+ESCAPES = "\x1b[2J\x1b]0;owned\x07 \r \x9b31m \u202e \u2028 \x08"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_escapes_in_what_is_printed_are_shown(terminal: bool) -> None:
+    console = PlainConsole(file=io.StringIO(), width=200, force_terminal=terminal)
+    table = Table(title=ESCAPES)
+    table.add_column(ESCAPES)
+    table.add_row(ESCAPES)
+    for renderable in (ESCAPES, Text(ESCAPES), Text("bold", "bold"), table):
+        console.print(renderable)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("\\x1b[2J") == 5
+    assert not set("\x07\x08\r\x9b\u202e\u2028") & set(shown)
+    assert "\x1b[2J" not in shown
+    assert ("\x1b[1m" in shown) is terminal  # rich's own bold
+
+
+def test_escapes_in_a_text() -> None:
+    assert printable("naïve ■ 日本\n") == "naïve ■ 日本\n"
+    assert printable("a\x1b[31mb") == "a\\x1b[31mb"
+    assert one_line("a\n\x1b b\ud800") == "a \\x1b b\\ud800"
+
+
+def test_escapes_in_a_log_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with printable_logs():
+        logging.getLogger("ist.cli.train").warning("row %s", "\x1b[2J")
+    assert capsys.readouterr().err == "row \\x1b[2J\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "flags"),
+    [
+        ({"x.yaml": '"\\e[2Jkey": 1\n'}, ["--recipe", "x.yaml"]),
+        ({"x.yaml": 'task: "\\e[2J"\n'}, ["--recipe", "x.yaml"]),
+        ({"x.json": json.dumps([{"\x1b[2J": "a"}])}, ["--model_name_or_path=x", "--data_files=x.json"]),
+        ({}, ["--\x1b[2Jflag"]),
+    ],
+    ids=["key of a recipe", "value of a recipe", "column of data", "flag"],
+)
+def test_escapes_in_an_error_are_shown(
+    files: dict[str, str],
+    flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert main(["train", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "\x1b" not in error
+    assert "x1b[2J" in error
 
 
 def test_adapters_are_safetensors(tmp_path: Path) -> None:
