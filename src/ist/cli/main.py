@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .._version import __version__
+from .failures import describe_failure
 from .printable import one_line, printable, printable_logs
 
 __all__ = ["main"]
@@ -128,10 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extra = "report" if command == "report" else "train"
         say(command, f"error: {error}: install it with pip install 'ist-peft[{extra}]'")
         return 2
-    except (ValueError, OSError, ImportError) as error:
+    except Exception as error:
         if is_debugging():
             raise
-        say(command, f"error: {error}")
+        say(command, f"error: {describe_failure(error)}")
         return 2
     return 0
 

@@ -24,6 +24,32 @@ __all__ = [
 ]
 
 QUICKSTART_RECIPE = "quickstart"
+OTHER_NAMES = {
+    "lr": ["learning_rate"],
+    "model": ["model_name_or_path"],
+    "model_name": ["model_name_or_path"],
+    "base_model": ["model_name_or_path"],
+    "lora_rank": ["lora_r"],
+    "rank": ["lora_r"],
+    "r": ["lora_r"],
+    "alpha": ["lora_alpha"],
+    "dropout": ["lora_dropout"],
+    "target_modules": ["lora_target_modules"],
+    "torch_dtype": ["dtype"],
+    "data": ["data_files", "tasks"],
+    "dataset": ["dataset_name", "data_files"],
+    "train_file": ["data_files"],
+    "batch_size": ["per_device_train_batch_size"],
+    "epochs": ["num_train_epochs"],
+    "steps": ["max_steps"],
+    "max_seq_length": ["max_length"],
+    "max_seq_len": ["max_length"],
+    "cutoff_len": ["max_length"],
+    "output": ["output_dir"],
+    "num_layers": ["num_active_layers"],
+}
+"""What other programs call our flags."""
+
 PREFIX = "compare-"
 """Of the names of recipes for `ist compare`."""
 MOST_BYTES, MOST_VALUES, MOST_LEVELS, MOST_DIGITS = 100_000, 10_000, 20, 40
@@ -164,6 +190,7 @@ def check_keys(where: str, keys: Any, allowed: set[str]) -> None:
     """Raise ValueError at a key that is no flag, naming the nearest one."""
     for key in keys:
         if key not in allowed:
-            near = difflib.get_close_matches(str(key), sorted(allowed), n=1)
+            near = [name for name in OTHER_NAMES.get(str(key), ()) if name in allowed]
+            near = near or difflib.get_close_matches(str(key), sorted(allowed), n=1)
             hint = f"did you mean {near[0]!r}?" if near else "`ist train --help` lists the flags."
             raise ValueError(f"{where} has the unknown key {key!r}: {hint}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
@@ -254,11 +255,20 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
     given = flag_names(rest)
     ist.adapter = settle_adapter(ist.method, ist.adapter, "adapter" in given)
     check_method(ist, model, training)
+    check_local_model(model.model_name_or_path)
     settle_checkpointing(ist, training, {*given, *defaults})
     unused = tuple(unused_flags(ist.method, ist.adapter, given))
     return RunArguments(
         ist, ist.ist_config(training.seed), script, training, model, mixture, name, unused, tuple(given)
     )
+
+
+def check_local_model(name: str | None) -> None:
+    """Raise ValueError where a model's name can only be a path, and nothing is there; the hub is not asked for it."""
+    if not name or Path(name).expanduser().exists():
+        return
+    if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.endswith("/"):
+        raise ValueError(f"There is no model at {name}: give a folder that exists, or OWNER/NAME on the hub.")
 
 
 def bf16_is_supported() -> bool:
