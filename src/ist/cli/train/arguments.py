@@ -19,6 +19,7 @@ from ..recipes.safety import COMMAND_LINE_ONLY, check_safe
 from ..recipes.values import convert_values
 from .adapters import adapter_config
 from .methods import ADAPTERS, METHODS, check_method, selector_of, settle_adapter, settle_checkpointing, unused_flags
+from .numbers import check_numbers
 
 __all__ = ["ISTArguments", "RunArguments", "known_flags", "parse_arguments"]
 
@@ -256,6 +257,7 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
     ist.adapter = settle_adapter(ist.method, ist.adapter, "adapter" in given)
     check_method(ist, model, training)
     check_local_model(model.model_name_or_path)
+    check_numbers(training, model, ist)
     settle_checkpointing(ist, training, {*given, *defaults})
     unused = tuple(unused_flags(ist.method, ist.adapter, given))
     return RunArguments(
