@@ -40,12 +40,11 @@ def main() -> list[float]:
     with SparseTuner(wrapped, num_active_layers=0.25, mu=100.0, probe_batches=loader) as tuner:
         while len(losses) < arguments.steps:
             for batch in loader:
-                tuner.begin_step()
-                loss = wrapped(**batch).loss
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                tuner.end_step(optimizer)
+                with tuner.step(optimizer):
+                    loss = wrapped(**batch).loss
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
                 losses.append(loss.item())
 
     if distributed.get_rank() == 0:

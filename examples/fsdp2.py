@@ -44,12 +44,11 @@ def main() -> list[float]:
     with SparseTuner(model, num_active_layers=0.25, mu=100.0, probe_batches=loader) as tuner:
         while len(losses) < arguments.steps:
             for batch in loader:
-                tuner.begin_step()
-                loss = model(**batch).loss
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                tuner.end_step(optimizer)
+                with tuner.step(optimizer):
+                    loss = model(**batch).loss
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
                 losses.append(loss.item())
 
     # Every rank takes part in gathering the adapter; the first one writes it.

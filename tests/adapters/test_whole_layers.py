@@ -27,6 +27,7 @@ from transformers import (
 
 from ist import IST, SparseTuner
 from ist.adapters import whole_layers
+from ist.adapters.view import view_model
 from ist.adapters.whole_layers import discover_whole_layers
 from ist.step.activation import LayerActivation
 from tests.helpers.models import Stack
@@ -264,8 +265,8 @@ def test_weights_past_a_parts_forward_are_held_by_dropping_their_gradient() -> N
     model = tied_blocks()
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.5)
-    activation = LayerActivation(discover_whole_layers(model))
-    activation.activate({1})
+    activation = LayerActivation(view_model(model, None, "whole layers"))
+    activation.begin({1})
     before = snapshot(model)
     model(torch.ones(2, 8)).pow(2).sum().backward()
     optimizer.step()

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ist import SparseTuner
-from ist.probing.batched import joint_losses
+from ist.probing.batched import batched_losses
 from ist.probing.suppression import can_skip_logits, candidate_losses
 from ist.step.fused import FusedLora
 from ist.step.fused.choice import products
@@ -411,9 +411,9 @@ def test_all_candidates_in_one_forward(adapter_dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(adapter_dtype)
     candidates = [(0, 1, 2, 3), (4, 5, 6, 7), (0, 2, 4, 6)]
     batch = batches(1)[0]
-    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._activation.measuring():
+    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._parts.activation.measuring():
         expected = candidate_losses(model, tuner.layers, candidates, batch, 0.25)
-        found = joint_losses(model, tuner.layers, candidates, batch, 0.25)
+        found = batched_losses(model, tuner.layers, candidates, batch, 0.25)
     torch.testing.assert_close(found, expected, rtol=3e-3, atol=0)
 
 
