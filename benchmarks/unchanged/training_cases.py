@@ -10,6 +10,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -82,15 +83,15 @@ class Case:
 
     def options(self) -> dict[str, Any]:
         """Selector and options as keywords of `IST` and `SparseTuner`."""
-        for spelling in self.spellings:
+        *earlier, last = self.spellings
+        for spelling in earlier:
             options = {"selector": self.selector, **SPARSE, **spelling}
-            try:
+            with suppress(ValueError):
                 IST(**options)
-            except ValueError as error:
-                refusal = error
-            else:
                 return options
-        raise refusal
+        options = {"selector": self.selector, **SPARSE, **last}
+        IST(**options)
+        return options
 
 
 def train_in_loop(case: Case, model: nn.Module, folder: Path) -> list[float]:
