@@ -301,7 +301,7 @@ def test_a_value_of_a_recipe_is_what_its_flag_would_make_of_it(
         ("max_steps: many", "mine.yaml sets max_steps to 'many': give a whole number."),
         ("max_steps: true", "mine.yaml sets max_steps to True: give a whole number."),
         ("fused: 7", "mine.yaml sets fused to 7: give true or false."),
-        ("output_dir: {a: b}", "mine.yaml sets output_dir to {'a': 'b'}: give a text."),
+        ("eos_token: {a: b}", "mine.yaml sets eos_token to {'a': 'b'}: give a text."),
         ("data_files: [[a]]", "mine.yaml sets data_files to [['a']]: give a text, or a list of such."),
         ("save_strategy: often", "mine.yaml sets save_strategy to 'often': give one of no, steps, epoch, best."),
     ],

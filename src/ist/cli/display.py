@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +20,7 @@ from ..adapters.whole_layers import layers_to_train
 from ..integrations.trainer import IST
 from ..method.registry import make_selector, selector_factory, what_trains
 from ..step.announce import describe_fused
+from .console import PlainConsole
 
 __all__ = ["Display", "TrainingProgress", "device_name", "layer_map", "peak_memory"]
 
@@ -35,7 +35,7 @@ class Display:
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(highlight=False, markup=False, quiet=quiet)
+        self.console = PlainConsole(quiet=quiet)
 
     def begin(self, run: Any, trainer: Any) -> None:
         """What is about to be trained."""

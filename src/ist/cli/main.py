@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .._version import __version__
+from .failures import describe_failure
+from .printable import one_line, printable, printable_logs
 
 __all__ = ["main"]
 
@@ -65,7 +67,7 @@ def recipes(arguments: Sequence[str]) -> None:
 
     for file in [*list_recipes(), *list_comparisons()]:
         title = file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        print(f"{file.stem:32} {title}")
+        print(printable(f"{file.stem:32} {title}"))
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -77,7 +79,7 @@ def report(arguments: Sequence[str]) -> None:
 
     if len(arguments) != 1:
         raise ValueError("ist report takes one folder: that of a run, which holds ist_history.jsonl.")
-    print(draw_report(arguments[0]))
+    print(printable(str(draw_report(arguments[0]))))
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -116,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise ValueError(f"there is no command {command!r}: choose one of {', '.join(COMMANDS)}.")
-        COMMANDS[command](arguments[1:])
+        with printable_logs():
+            COMMANDS[command](arguments[1:])
     except KeyboardInterrupt:
         say(command, f"stopped; {GOES_ON[command]}" if command in GOES_ON else "stopped")
         return 130
@@ -126,10 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extra = "report" if command == "report" else "train"
         say(command, f"error: {error}: install it with pip install 'ist-peft[{extra}]'")
         return 2
-    except (ValueError, OSError, ImportError) as error:
+    except Exception as error:
         if is_debugging():
             raise
-        say(command, f"error: {' '.join(str(error).split())}")
+        say(command, f"error: {describe_failure(error)}")
         return 2
     return 0
 
@@ -145,9 +148,9 @@ def is_debugging() -> bool:
 
 
 def say(command: str, message: str) -> None:
-    """One line on stderr, which names the process where several were started."""
+    """One printable line on stderr, which names the process where several were started."""
     rank = int(os.environ.get("RANK", "0"))
-    print(f"ist {command}: {f'[rank {rank}] ' if rank else ''}{message}", file=sys.stderr, flush=True)
+    print(one_line(f"ist {command}: {f'[rank {rank}] ' if rank else ''}{message}"), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

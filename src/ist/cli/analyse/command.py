@@ -26,6 +26,7 @@ from ...runs.history import HISTORY_FILE, read_history
 from ..checkout import commit
 from ..compare.runs import write_json
 from ..display import device_name
+from ..recipes.safety import without_authority
 from ..train.arguments import parse_arguments
 from ..train.command import make_trainer, quiet_libraries
 from ..train.data import TaskData, load_data
@@ -108,9 +109,9 @@ def read_command(folder: Path) -> list[str]:
     if not file.is_file() or not (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds no finished run with an adapter: give the folder of one of `ist train`.")
     result = json.loads(file.read_text(encoding="utf-8"))
-    if "arguments" not in result:
+    if not isinstance(result, dict) or "arguments" not in result:
         raise ValueError(f"{file} does not say how the run was made: train it anew with this version.")
-    return result["arguments"]
+    return without_authority(result["arguments"], str(file))
 
 
 def load_adapter(model: Any, folder: Path) -> None:

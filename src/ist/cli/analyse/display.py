@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from ..console import PlainConsole
 
 __all__ = ["AnalyseDisplay"]
 
@@ -18,7 +19,7 @@ class AnalyseDisplay:
     """The console of an analysis."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, markup=False)
+        self.console = PlainConsole()
         if not self.console.is_terminal:
             self.console.width = 160  # in a file a table's row is a line
 

@@ -61,7 +61,7 @@ def selections(importance: Sequence[float]) -> dict[str, dict[str, Any]]:
 
 def read_flags(arguments: Sequence[str]) -> dict[str, Any]:
     """Flags by name from a command line, and from the recipe that it names, which they override."""
-    recipe, rest = split_recipe(list(arguments))
+    recipe, _, rest = split_recipe(list(arguments))
     flags: dict[str, Any] = dict(read_recipe(find_recipe(recipe))) if recipe else {}
     given: dict[str, list[str]] = {}
     values: list[str] = []

@@ -45,6 +45,7 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
     quiet_libraries()
     options, more_flags = parse_options(arguments)
     changes = {name: getattr(options, name) for name in ("seeds", "methods", "budget")}
+    changes["trusted"] = options.trust_recipe
     changes["evaluation"] = dict(read_pair(text) for text in options.evaluation)
     recipe = read_comparison(find_comparison(options.recipe), more_flags, **changes)
     folder = Path(options.output_dir or f"runs/compare-{recipe.name}")
@@ -63,6 +64,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[st
         exit_on_error=False,
     )
     parser.add_argument("--recipe", default="quick", help="a YAML file, or a name that `ist recipes` lists")
+    parser.add_argument("--trust_recipe", action="store_true", help="the recipe is your own: it may set paths as well")
     parser.add_argument("--output_dir", help="the comparison's folder; runs/compare-NAME without it")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the recipe's")
     parser.add_argument("--methods", nargs="+", help="some of the recipe's methods only")

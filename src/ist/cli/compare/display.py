@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..console import PlainConsole
 from .recipe import CompareRecipe
 
 __all__ = ["CompareDisplay", "difference_text", "figure_text"]
@@ -22,7 +22,7 @@ class CompareDisplay:
     """The console of a comparison. Names come out as they are: nothing in them is taken for rich's markup."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, markup=False)
+        self.console = PlainConsole()
         if not self.console.is_terminal:
             self.console.width = 160  # in a file a table's row is a line
 

@@ -12,8 +12,8 @@ from typing import Any
 from ...config import check_choice
 from ..eval.arguments import evaluation_settings, parse_eval_arguments
 from ..recipes.files import PREFIX, check_keys, list_comparisons, read_recipe
-from ..recipes.safety import check_safe
-from ..train.arguments import parse_arguments
+from ..recipes.safety import COMMAND_LINE_ONLY, EVALUATION_KEYS, TRAINING_KEYS, check_safe
+from ..train.arguments import known_flags, parse_arguments
 
 __all__ = [
     "BUDGETS",
@@ -31,6 +31,9 @@ BUDGETS = ("steps", "seconds")
 KEYS = {"methods", "seeds", "flags", "evaluation", "against", "learning_rates", "budget"}
 OWN_FLAGS = {"output_dir", "seed", "resume_from_checkpoint", "recipe", "config", "max_train_seconds"}
 """Flags of `ist train` that a comparison gives to each run itself."""
+
+OWN_EVALUATION = {"model_name_or_path", "adapter", "output_dir"}
+"""Flags of `ist eval` that it gives itself."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,14 @@ def read_comparison(file: Path, more_flags: Sequence[str] = (), **changes: Any) 
         file: the recipe.
         more_flags: flags of `ist train` that override it for all methods.
         changes: `seeds`, `methods` (names, for some of them only), `budget` and `evaluation` from the command line;
-            None leaves what the recipe says.
+            None leaves what the recipe says. `trusted`: the recipe is the user's own.
 
     Raises:
         ValueError: a key, name or flag does not fit, or the recipe names code to run or paths outside of its folder.
     """
     recipe = read_recipe(file)
-    check_safe(recipe, file.name)
-    for key in recipe:
-        check_keys(file.name, [key], KEYS)
+    check_keys(file.name, recipe, KEYS)
+    check_comparison_safe(recipe, file.name, changes.get("trusted", False))
     evaluation = read_evaluation(recipe, file.name, changes.get("evaluation") or {})
     seeds = changes.get("seeds") or recipe.get("seeds", [0])
     comparison = CompareRecipe(
@@ -108,13 +110,28 @@ def read_comparison(file: Path, more_flags: Sequence[str] = (), **changes: Any) 
     return comparison
 
 
+def check_comparison_safe(recipe: Mapping[str, Any], where: str, trusted: bool) -> None:
+    """Raise ValueError where a comparison sets what no recipe can, or anybody's recipe cannot."""
+    methods = recipe.get("methods")
+    own = OWN_FLAGS | {"against", "learning_rates"}
+    flags = {*known_flags(), *own, *COMMAND_LINE_ONLY}
+    for part in (recipe.get("flags"), *(methods.values() if isinstance(methods, Mapping) else ())):
+        if isinstance(part, Mapping):
+            check_keys(where, part, flags)
+            check_safe({key: part[key] for key in part if key not in own}, where, TRAINING_KEYS, trusted)
+    evaluation = recipe.get("evaluation")
+    if isinstance(evaluation, Mapping):
+        flags = {key: evaluation[key] for key in evaluation if key not in OWN_EVALUATION}
+        check_safe(flags, where, EVALUATION_KEYS, trusted)
+
+
 def read_evaluation(recipe: Mapping[str, Any], where: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of `ist eval`, those of the command line over the recipe's."""
     given = recipe.get("evaluation") or {}
     if not isinstance(given, Mapping):
         raise ValueError(f"evaluation={given!r} in {where} is no list of flags: write `tasks: [boolq]` below it.")
     evaluation = {**given, **changes}
-    if own := {"model_name_or_path", "adapter", "output_dir"} & set(evaluation):
+    if own := OWN_EVALUATION & set(evaluation):
         raise ValueError(f"The evaluation sets {own.pop()}, which ist compare gives to each run itself: leave it out.")
     if evaluation:
         try:
@@ -127,7 +144,8 @@ def read_evaluation(recipe: Mapping[str, Any], where: str, changes: Mapping[str,
 def read_methods(recipe: Mapping[str, Any], where: str, chosen: Sequence[str] | None) -> tuple[Method, ...]:
     """The methods of a recipe, or those of them that the command line names."""
     entries, common = recipe.get("methods"), recipe.get("flags") or {}
-    if not isinstance(entries, Mapping) or not entries or not isinstance(common, Mapping):
+    whole = isinstance(entries, Mapping) and isinstance(common, Mapping)
+    if not whole or not entries or not all(entry is None or isinstance(entry, Mapping) for entry in entries.values()):
         raise ValueError(f"{where} needs `methods:`, a name for each with the flags of `ist train` that make it so.")
     for name in chosen or ():
         check_choice("methods", name, list(entries))
@@ -142,7 +160,7 @@ def read_methods(recipe: Mapping[str, Any], where: str, chosen: Sequence[str] | 
         if own := OWN_FLAGS & set(entry):
             raise ValueError(f"{where} sets {own.pop()}, which ist compare gives to each run itself: leave it out.")
         against = usual if rivals[name] is None else rivals[name]
-        against = [against] if isinstance(against, str) else list(against)
+        against = against if isinstance(against, list) else [against]
         for other in against:
             check_choice(f"against of {name}", other, list(flags))
         grid = recipe.get("learning_rates") if grids[name] is None else grids[name]
@@ -156,7 +174,7 @@ def read_methods(recipe: Mapping[str, Any], where: str, chosen: Sequence[str] | 
 def check_seeds(seeds: Any) -> tuple[int, ...]:
     """The seeds, each once."""
     given = seeds if isinstance(seeds, (list, tuple)) else [seeds]
-    if not given or len(set(given)) < len(given) or any(type(s) is not int or s < 0 for s in given):
+    if not given or any(type(s) is not int or s < 0 for s in given) or len(set(given)) < len(given):
         raise ValueError(f"seeds={seeds!r} is not a list of different whole numbers: write seeds: [0, 1, 2].")
     return tuple(given)
 

@@ -20,6 +20,7 @@ from ...experiments.data import find_tasks, read_instructions, to_task_row, word
 from ...experiments.evaluation import EvaluationSettings, TaskData, TaskResult, evaluate
 from ..checkout import commit
 from ..display import device_name
+from ..printable import printable
 from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
 from ..task_data import load_task
 from .arguments import evaluation_settings, parse_eval_arguments
@@ -54,7 +55,7 @@ def evaluate_command(arguments: Sequence[str]) -> dict[str, Any]:
     results = evaluate(model, tokenizer, tasks, flags.protocol, settings=settings, folder=folder, progress=Progress())
     record = write_result(flags, settings, results, time.perf_counter() - start)
     show(results)
-    print(f"written: {folder / RESULT_FILE}")
+    print(printable(f"written: {folder / RESULT_FILE}"))
     return record
 
 
@@ -114,7 +115,12 @@ class Progress:
     def __call__(self, task: str, done: int, total: int) -> None:
         """Show how far a task is."""
         if sys.stderr.isatty():
-            print(f"\r{task}: {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+            print(
+                f"\r{printable(task)}: {done} of {total}",
+                end="\n" if done == total else "",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def write_result(
@@ -153,7 +159,7 @@ def show(results: dict[str, TaskResult]) -> None:
     """A line for each task, and the mean of the accuracies."""
     width = max(map(len, results))
     for name, result in results.items():
-        print(f"{name:{width}}  {result}")
+        print(printable(f"{name:{width}}  {result}"))
     shares = [figures["accuracy"] for result in results.values() if "accuracy" in (figures := result.to_dict())]
     if len(shares) > 1:
         print(f"{'mean':{width}}  {sum(shares) / len(shares):.1%}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,33 +19,67 @@ __all__ = [
     "list_comparisons",
     "list_recipes",
     "read_recipe",
+    "run_name",
     "split_recipe",
 ]
 
 QUICKSTART_RECIPE = "quickstart"
+OTHER_NAMES = {
+    "lr": ["learning_rate"],
+    "model": ["model_name_or_path"],
+    "model_name": ["model_name_or_path"],
+    "base_model": ["model_name_or_path"],
+    "lora_rank": ["lora_r"],
+    "rank": ["lora_r"],
+    "r": ["lora_r"],
+    "alpha": ["lora_alpha"],
+    "dropout": ["lora_dropout"],
+    "target_modules": ["lora_target_modules"],
+    "torch_dtype": ["dtype"],
+    "data": ["data_files", "tasks"],
+    "dataset": ["dataset_name", "data_files"],
+    "train_file": ["data_files"],
+    "batch_size": ["per_device_train_batch_size"],
+    "epochs": ["num_train_epochs"],
+    "steps": ["max_steps"],
+    "max_seq_length": ["max_length"],
+    "max_seq_len": ["max_length"],
+    "cutoff_len": ["max_length"],
+    "output": ["output_dir"],
+    "num_layers": ["num_active_layers"],
+}
+"""What other programs call our flags."""
+
 PREFIX = "compare-"
 """Of the names of recipes for `ist compare`."""
+MOST_BYTES, MOST_VALUES, MOST_LEVELS, MOST_DIGITS = 100_000, 10_000, 20, 40
+"""Of any recipe: bytes of its file, values with aliases written out, levels, and characters of a number."""
+
+NUMBER_TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
 RECIPE_FOLDERS = (Path(__file__).parents[2] / "recipes", Path(__file__).parents[4] / "recipes")
 """In an installed package, and in a clone."""
 
 
-def split_recipe(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The recipe among the arguments, and the others; the quickstart where neither model nor data is named.
+def split_recipe(arguments: list[str]) -> tuple[str | None, bool, list[str]]:
+    """The recipe among the arguments, whether it is trusted, and the others; the quickstart without a model and data.
 
     `--help` shows the library's defaults, so no recipe goes with it.
     """
     splitter = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     splitter.add_argument("--recipe", "--config", dest="recipe")
+    splitter.add_argument("--trust_recipe", "--trust-recipe", action="store_true")
     try:
         known, rest = splitter.parse_known_args(arguments)
-    except argparse.ArgumentError:
+    except argparse.ArgumentError as error:
+        if "--trust_recipe" in str(error):
+            raise ValueError("--trust_recipe takes no value: leave it out to trust no recipe.") from None
         raise ValueError("--recipe needs a name or a file: `ist recipes` lists the names.") from None
     if {"-h", "--help"} & set(rest):
-        return None, rest
+        return None, known.trust_recipe, rest
     named = set(flag_names(rest))
     if known.recipe is None and not named & {"model_name_or_path", "task", "data_files", "dataset_name"}:
-        return QUICKSTART_RECIPE, rest
-    return known.recipe, rest
+        return QUICKSTART_RECIPE, known.trust_recipe, rest
+    return known.recipe, known.trust_recipe, rest
 
 
 def flag_names(flags: Sequence[str]) -> list[str]:
@@ -74,17 +109,75 @@ def list_recipes() -> list[Path]:
     return sorted({file.stem: file for file in files}.values(), key=lambda file: file.stem)
 
 
+def run_name(file: Path) -> str:
+    """The name of the runs of a recipe; a file elsewhere never has the name, and so the folder, of one of ours."""
+    name = re.sub(r"[^\w.+-]+", "-", file.stem).strip("-.") or "recipe"
+    ours = any(file.parent == folder for folder in RECIPE_FOLDERS)
+    return f"{name}-file" if not ours and name in {recipe.stem for recipe in list_recipes()} else name
+
+
 def read_recipe(file: Path) -> dict[str, Any]:
-    """The keys and values of a recipe."""
+    """The keys and values of a recipe; its size, depth, numbers and repetitions are bounded.
+
+    Raises:
+        ValueError: it is not YAML, or no list of keys and values, or larger than a recipe can be.
+    """
+    if file.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{file} has {file.stat().st_size} bytes: a recipe has at most {MOST_BYTES}.")
     try:
-        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        if root is not None:
+            check_nodes(root, file)
+        recipe = loader.construct_document(root) if root is not None else None
+    except RecursionError:
+        raise ValueError(f"{file} nests too deep: a recipe has at most {MOST_LEVELS} levels.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise ValueError(f"{file} is not YAML{where}: a recipe is a list of `key: value` lines.") from error
-    if not isinstance(recipe, dict):
+    except (ValueError, OverflowError) as error:
+        if str(error).startswith(str(file)):
+            raise
+        raise ValueError(f"{file} holds a value that cannot be read: {error}.") from error
+    if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
         raise ValueError(f"{file} holds no `key: value` lines: a recipe gives a value to flags of `ist train`.")
     return recipe
+
+
+def check_nodes(root: yaml.Node, file: Path) -> None:
+    """Raise ValueError where the values of a recipe, with every alias written out, are more than a recipe has."""
+    sizes: dict[int, tuple[int, int]] = {}
+    above: set[int] = set()
+
+    def measure(node: yaml.Node) -> tuple[int, int]:
+        """Values and levels of a node; each node is measured once, however often it is named."""
+        line = node.start_mark.line + 1
+        if id(node) in above:
+            raise ValueError(f"{file} holds a value that contains itself in line {line}: write it out.")
+        if id(node) in sizes:
+            return sizes[id(node)]
+        above.add(id(node))
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            children = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        elif node.tag in NUMBER_TAGS and len(node.value) > MOST_DIGITS:
+            raise ValueError(f"{file} has a number of {len(node.value)} characters in line {line}: shorten it.")
+        measured = [measure(child) for child in children]
+        above.discard(id(node))
+        size, levels = 1 + sum(size for size, _ in measured), 1 + max((depth for _, depth in measured), default=0)
+        if size > MOST_VALUES:
+            raise ValueError(
+                f"{file} holds more than {MOST_VALUES} values in line {line}: it repeats an alias too often."
+            )
+        if levels > MOST_LEVELS:
+            raise ValueError(f"{file} nests too deep in line {line}: a recipe has at most {MOST_LEVELS} levels.")
+        sizes[id(node)] = size, levels
+        return size, levels
+
+    measure(root)
 
 
 def list_comparisons() -> list[Path]:
@@ -97,6 +190,7 @@ def check_keys(where: str, keys: Any, allowed: set[str]) -> None:
     """Raise ValueError at a key that is no flag, naming the nearest one."""
     for key in keys:
         if key not in allowed:
-            near = difflib.get_close_matches(str(key), sorted(allowed), n=1)
+            near = [name for name in OTHER_NAMES.get(str(key), ()) if name in allowed]
+            near = near or difflib.get_close_matches(str(key), sorted(allowed), n=1)
             hint = f"did you mean {near[0]!r}?" if near else "`ist train --help` lists the flags."
             raise ValueError(f"{where} has the unknown key {key!r}: {hint}")

@@ -1,78 +1,188 @@
-"""A recipe may come from anybody: it sets hyperparameters, and neither runs code nor reaches out of its folder."""
+"""A recipe may come from anybody: what it may set is a list, and nothing on it runs code, deletes or publishes."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath, PureWindowsPath
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-__all__ = ["check_safe"]
+__all__ = ["COMMAND_LINE_ONLY", "EVALUATION_KEYS", "TRAINING_KEYS", "check_safe", "without_authority"]
 
 COMMAND_LINE_ONLY = {
     "trust_remote_code": "runs code that comes with a model",
+    "model_init_kwargs": "can run code that comes with a model",
     "use_kernels": "runs code from a hub",
+    "task_folder": "runs code that comes with tasks",
     "env": "changes the environment of this process",
     "deepspeed": "reads a file that names code",
-    "fsdp_config": "may name a file outside of the run",
-    "accelerator_config": "may name a file outside of the run",
+    "overwrite": "deletes another run",
+    "resume_from_checkpoint": "reads and replaces the checkpoints of another run",
     "push_to_hub": "publishes the run",
     "hub_model_id": "publishes the run",
     "hub_token": "is a secret",
     "hub_strategy": "publishes the run",
+    "hub_always_push": "publishes the run",
     "token": "is a secret",
 }
-"""Keys, also within other keys, that a recipe cannot have, and why."""
+"""What no recipe can set, a trusted one neither, and why."""
 
 
-def check_safe(recipe: Mapping[str, Any], name: str) -> None:
-    """Make sure that a recipe names no code to run and no path outside of the folder that it is used in.
+def split(names: str) -> frozenset[str]:
+    """Names from a text."""
+    return frozenset(names.split())
+
+
+TRAINING_KEYS = split(
+    # the method
+    "method fixed_layers greedy_steps greedy_min_gain num_active_layers num_unsuppressed_layers num_candidates "
+    "update_interval beta mu preset policy candidate_set score_step rounding damping probe_batch_size fused "
+    "frozen_dropout recompute optimizer_state price layers "
+    # the adapter
+    "adapter adalora_init_r adalora_warmup_steps adalora_final_steps adalora_interval bottleneck_size "
+    "bottleneck_non_linearity bottleneck_dropout bottleneck_target_modules use_peft lora_r lora_alpha lora_dropout "
+    "lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type use_rslora use_dora "
+    # the model
+    "model_name_or_path model_revision dtype attn_implementation load_in_8bit load_in_4bit bnb_4bit_quant_type "
+    "use_bnb_nested_quant bnb_4bit_quant_storage eos_token pad_token router_aux_loss_coef "
+    # the data
+    "task test_tasks data_files data_folder from_hub num_train_problems num_test_problems validation_size "
+    "dataset_name dataset_config dataset_train_split dataset_test_split dataset_text_field max_length "
+    "truncation_mode shuffle_dataset packing packing_strategy padding_free pad_to_multiple_of eval_packing "
+    "completion_only_loss assistant_only_loss train_sampling_strategy dataloader_drop_last "
+    # the training
+    "max_train_seconds per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type "
+    "lr_scheduler_kwargs warmup_steps optim weight_decay adam_beta1 adam_beta2 adam_epsilon "
+    "gradient_accumulation_steps average_tokens_across_devices max_grad_norm label_smoothing_factor "
+    "neftune_noise_alpha loss_type seed data_seed full_determinism "
+    # how it is computed
+    "bf16 fp16 bf16_full_eval fp16_full_eval tf32 use_cpu gradient_checkpointing gradient_checkpointing_kwargs "
+    "activation_checkpointing activation_offloading torch_compile use_liger_kernel use_cache "
+    "torch_empty_cache_steps auto_find_batch_size "
+    # when it is logged, judged and saved
+    "run_name logging_strategy logging_steps logging_first_step eval_strategy eval_steps eval_delay eval_on_start "
+    "per_device_eval_batch_size prediction_loss_only eval_accumulation_steps save_strategy save_steps "
+    "save_only_model save_total_limit load_best_model_at_end metric_for_best_model greater_is_better"
+)
+"""Flags of `ist train` that anybody's recipe may set."""
+
+EVALUATION_KEYS = split(
+    "protocol tasks data_folder from_hub split data_files text_files limit batch_size max_length options extraction "
+    "generation max_new_tokens num_beams do_sample temperature top_p top_k window stride num_fewshot seed dtype "
+    "device"
+)
+"""Flags of `ist eval` that anybody's recipe may set."""
+
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+"""Others are, or may be, code from a hub."""
+
+KEYWORDS = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs")
+"""Keys whose values are keywords with numbers, texts and truth values."""
+
+NAMES = ("task", "tasks", "test_tasks")
+"""Keys whose values are names, and never files of tasks."""
+
+
+def check_safe(
+    flags: Mapping[str, Any], name: str, allowed: frozenset[str] = TRAINING_KEYS, trusted: bool = False
+) -> None:
+    """Make sure that the flags of a recipe run no code, delete nothing and name no path outside of its folder.
 
     Args:
-        recipe: its keys and values.
-        name: of the file, for the message.
+        flags: their names and values.
+        name: of the recipe's file, for the message.
+        allowed: what anybody's recipe may set.
+        trusted: the recipe is the user's own (`--trust_recipe`): it may set all but `COMMAND_LINE_ONLY`.
 
     Raises:
         ValueError: it does; the message says which key, and to give it on the command line.
     """
-    for key, value in entries(recipe):
+    for key, value in flags.items():
+        line = f"on the command line as --{key}"
         if key in COMMAND_LINE_ONLY:
+            raise ValueError(f"{name} sets {key}, which {COMMAND_LINE_ONLY[key]}: a recipe cannot, give it {line}.")
+        if key == "attn_implementation" and value not in (None, *ATTENTIONS):
             raise ValueError(
-                f"{name} sets {key}, which {COMMAND_LINE_ONLY[key]}: a recipe cannot, give it on the command line as "
-                f"--{key}."
+                f"{name} sets {key} to {value!r}, which may run code from a hub: a recipe can set "
+                f"{', '.join(ATTENTIONS)}, give another {line}."
             )
-        if key == "attn_implementation" and isinstance(value, str) and "/" in value:
-            raise ValueError(
-                f"{name} sets {key} to {value!r}, which runs code from a hub: a recipe cannot, give it on the command "
-                f"line as --{key}."
-            )
-        if isinstance(value, str) and leaves_folder(value):
-            raise ValueError(
-                f"{name} sets {key} to {value!r}: paths in a recipe are relative and without `..`; give this one on "
-                f"the command line as --{key}."
-            )
+        if bad := next((item for item in flat(value) if is_flag(item)), None):
+            raise ValueError(f"{name} sets {key} to {bad!r}, which looks like a flag: give it {line}.")
+        if not trusted:
+            check_untrusted(key, value, name, allowed)
 
 
-def entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key with its value, at any depth; a text that is JSON counts as what it means."""
-    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-        with contextlib.suppress(ValueError):
-            value = json.loads(value)
+def check_untrusted(key: str, value: Any, name: str, allowed: frozenset[str]) -> None:
+    """Raise ValueError at a key or value that only the user's own recipe may have."""
+    way_out = f"on the command line as --{key}, or add --trust_recipe if the recipe is your own."
+    if key not in allowed:
+        raise ValueError(f"{name} sets {key}, which is not among what anybody's recipe may set: give it {way_out}")
+    if key in KEYWORDS and not (isinstance(value, Mapping) and all(is_plain(item) for item in value.values())):
+        raise ValueError(f"{name} sets {key} to {value!r}, and not to keywords with plain values: give it {way_out}")
+    for item in flat(value):
+        if isinstance(item, str) and leaves_folder(item):
+            raise ValueError(
+                f"{name} sets {key} to {item!r}: paths in a recipe are relative, without `..` and without links that "
+                f"lead out of this folder; give it {way_out}"
+            )
+        if key in NAMES and (not isinstance(item, str) or "/" in item or "\\" in item):
+            raise ValueError(f"{name} sets {key} to {item!r}, which is not the name of a task: give it {way_out}")
+
+
+def flat(value: Any) -> list[Any]:
+    """A value as a list, with the values of a mapping and the items of a list in a list."""
     if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield str(name), item
-            yield from entries(item, str(name))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield key, item
-            yield from entries(item, key)
+        value = list(value.values())
+    if not isinstance(value, (list, tuple)):
+        return [value]
+    return [item for entry in value for item in flat(entry)]
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is neither a list nor a mapping."""
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def is_flag(item: Any) -> bool:
+    """Whether an item of a list would be read as a flag where the list becomes a part of a command line."""
+    return isinstance(item, str) and re.match(r"-[^\d.]", item) is not None
 
 
 def leaves_folder(text: str) -> bool:
     """Whether a text, read as a path or an address, leads out of the folder that it is used in."""
     text = re.sub(r"^(top|bottom):", "", text)  # a file of importance, in --fixed_layers
-    outside = text.startswith("~") or "://" in text
+    if text.startswith("~") or "://" in text or "\0" in text:
+        return True
     paths = PurePosixPath(text), PureWindowsPath(text)
-    return outside or any(path.is_absolute() or path.anchor or ".." in path.parts for path in paths)
+    if any(path.is_absolute() or path.anchor or ".." in path.parts for path in paths):
+        return True
+    try:
+        return not Path(text).resolve().is_relative_to(Path.cwd().resolve())
+    except (OSError, RuntimeError):  # A name that is too long is no path; a link in a circle leads nowhere.
+        return False
+
+
+def without_authority(arguments: Sequence[str], where: str) -> list[str]:
+    """Arguments of `ist train` that a file recorded, without those that only a user can give.
+
+    Flags that have no effect once a run is done are dropped; the others are refused.
+
+    Raises:
+        ValueError: they hold a flag that runs code or publishes.
+    """
+    if not isinstance(arguments, list) or not all(isinstance(argument, str) for argument in arguments):
+        raise ValueError(f"{where} does not hold the arguments of `ist train` as a list of texts: train the run anew.")
+    kept: list[str] = []
+    dropping = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            key = argument[2:].partition("=")[0].replace("-", "_").removeprefix("no_")
+            dropping = key in ("trust_recipe", "overwrite", "resume_from_checkpoint")
+            if key in COMMAND_LINE_ONLY and not dropping:
+                raise ValueError(
+                    f"{where} sets {key}, which {COMMAND_LINE_ONLY[key]}: where the run is your own, take it out of "
+                    f"that file and give it on the command line as --{key}."
+                )
+        if not dropping:
+            kept.append(argument)
+    return kept

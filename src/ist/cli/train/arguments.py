@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
@@ -13,13 +14,14 @@ from trl.scripts.utils import DatasetMixtureConfig
 
 from ...config import ISTConfig, check_choice, check_whole
 from ...experiments.data.tasks import find_tasks
-from ..recipes.files import check_keys, find_recipe, flag_names, read_recipe, split_recipe
-from ..recipes.safety import check_safe
+from ..recipes.files import check_keys, find_recipe, flag_names, read_recipe, run_name, split_recipe
+from ..recipes.safety import COMMAND_LINE_ONLY, check_safe
 from ..recipes.values import convert_values
 from .adapters import adapter_config
 from .methods import ADAPTERS, METHODS, check_method, selector_of, settle_adapter, settle_checkpointing, unused_flags
+from .numbers import check_numbers
 
-__all__ = ["ISTArguments", "RunArguments", "parse_arguments"]
+__all__ = ["ISTArguments", "RunArguments", "known_flags", "parse_arguments"]
 
 NO_RESUME = ("false", "no", "none", "null", "")
 """Values of --resume_from_checkpoint, in small letters, that ask for a fresh start."""
@@ -201,6 +203,20 @@ class OneLineParser(TrlParser):
         return {action.dest for action in self._actions if action.dest != "help"}
 
 
+DATACLASSES = (ISTArguments, ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig)
+"""What the flags are made from."""
+
+
+def make_parser() -> OneLineParser:
+    """The parser of `ist train`, with the library's defaults."""
+    return OneLineParser(cast("Any", DATACLASSES), prog="ist train", allow_abbrev=False)
+
+
+def known_flags() -> set[str]:
+    """Every flag of `ist train` without its dashes."""
+    return make_parser().flags()
+
+
 def parse_arguments(arguments: Sequence[str]) -> RunArguments:
     """Read flags and the recipe that `--recipe` (or `--config`, as TRL names it) gives; a flag overrides its recipe.
 
@@ -209,19 +225,18 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
     Raises:
         ValueError: a flag or key is unknown, a value is not allowed, or a recipe has what only the command line may.
     """
-    dataclass_types = (ISTArguments, ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig)
-    parser = OneLineParser(cast("Any", dataclass_types), prog="ist train", allow_abbrev=False)
-    parser.usage = "ist train [--recipe NAME_OR_FILE] [--FLAG VALUE …]"
-    recipe, rest = split_recipe(list(arguments))
+    parser = make_parser()
+    parser.usage = "ist train [--recipe NAME_OR_FILE [--trust_recipe]] [--FLAG VALUE …]"
+    recipe, trusted, rest = split_recipe(list(arguments))
     name = "ist"
     defaults: dict[str, Any] = {}
     if recipe is not None:
         file = find_recipe(recipe)
-        name = file.stem
+        name = run_name(file)
         defaults = read_recipe(file)
-        check_safe(defaults, file.name)
-        check_keys(f"{file.name}", defaults, parser.flags())
-        defaults = convert_values(file.name, defaults, parser, dataclass_types)
+        check_keys(file.name, defaults, {*parser.flags(), *COMMAND_LINE_ONLY})
+        check_safe(defaults, file.name, trusted=trusted)
+        defaults = convert_values(file.name, defaults, parser, DATACLASSES)
     parser.set_defaults_with_config(**{"output_dir": f"runs/{name}", **device_defaults(rest, defaults), **defaults})
     _, unknown = parser.parse_known_args(rest)
     check_keys(
@@ -241,11 +256,21 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
     given = flag_names(rest)
     ist.adapter = settle_adapter(ist.method, ist.adapter, "adapter" in given)
     check_method(ist, model, training)
+    check_local_model(model.model_name_or_path)
+    check_numbers(training, model, ist)
     settle_checkpointing(ist, training, {*given, *defaults})
     unused = tuple(unused_flags(ist.method, ist.adapter, given))
     return RunArguments(
         ist, ist.ist_config(training.seed), script, training, model, mixture, name, unused, tuple(given)
     )
+
+
+def check_local_model(name: str | None) -> None:
+    """Raise ValueError where a model's name can only be a path, and nothing is there; the hub is not asked for it."""
+    if not name or Path(name).expanduser().exists():
+        return
+    if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.endswith("/"):
+        raise ValueError(f"There is no model at {name}: give a folder that exists, or OWNER/NAME on the hub.")
 
 
 def bf16_is_supported() -> bool:

@@ -31,6 +31,7 @@ from .folder import RESULT_FILE, find_checkpoint, prepare_folder, settle_former_
 from .greedy import search_layers
 from .interrupt import Interrupt, Stopped
 from .model import load_model
+from .numbers import all_finite
 
 __all__ = ["train"]
 
@@ -87,6 +88,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         raise Stopped(output.global_step, folder, interrupt.number)
     seconds = time.perf_counter() - start
     memory, log = peak_memory(), log_entries(trainer)
+    check_weights(trainer, output.global_step, ranks)
     after = judge(trainer, data, display, "after", ranks)
     trainer.save_model(str(folder))
     result = {
@@ -170,6 +172,16 @@ def judge(trainer: SFTTrainer, data: TaskData, display: Display, when: str, rank
         figures["accuracy"] = correct * (ranks.size if shared else 1) / len(data.problems)
     display.judged(when, figures)
     return figures
+
+
+def check_weights(trainer: SFTTrainer, step: int, ranks: Ranks) -> None:
+    """Raise ValueError, on every rank, where the trained weights are no longer finite."""
+    finite = all_finite(p for p in cast("Any", trainer.model).parameters() if p.requires_grad)
+    if ranks.mean([float(not finite)])[0] > 0:
+        raise ValueError(
+            f"The weights are not finite after {step} steps, and no adapter is saved: give a lower --learning_rate, "
+            "more --warmup_steps or a lower --max_grad_norm."
+        )
 
 
 def forget_evaluation(trainer: SFTTrainer) -> None:

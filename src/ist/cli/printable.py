@@ -1,0 +1,47 @@
+"""Text from files on its way to a terminal: control characters are shown, and never obeyed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["one_line", "printable", "printable_logs"]
+
+HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of characters that steer a terminal or the order of its text, or break a line."""
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """A text with its control characters as Python writes them, `\\x1b` for an escape."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        repr(sign)[1:-1] if sign not in keep and unicodedata.category(sign) in HIDDEN else sign for sign in text
+    )
+
+
+def one_line(text: str) -> str:
+    """A printable text whose whitespace, line breaks among it, is one space."""
+    return printable(" ".join(text.split()), keep="")
+
+
+class PrintableHandler(logging.Handler):
+    """Writes a record's message to the stderr of the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the message, a line each."""
+        print(printable(record.getMessage()), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def printable_logs() -> Iterator[None]:
+    """Within the block, what this library logs reaches the terminal with its control characters shown."""
+    logger, handler = logging.getLogger("ist"), PrintableHandler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
