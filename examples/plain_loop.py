@@ -32,12 +32,11 @@ def main() -> tuple[float, float]:
     with SparseTuner(model, num_active_layers=2, mu=100.0, probe_batches=loader) as tuner:
         while len(losses) < NUM_STEPS:
             for batch in loader:
-                tuner.begin_step()  # choose two of the eight layers
-                loss = model(**batch).loss
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                tuner.end_step(optimizer)  # every ten steps: measure and learn
+                with tuner.step(optimizer):  # choose two of the eight layers; every ten steps: measure and learn
+                    loss = model(**batch).loss
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
                 losses.append(loss.item())
     return sum(losses[:10]) / 10, sum(losses[-10:]) / 10
 

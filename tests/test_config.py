@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
@@ -80,7 +81,8 @@ def test_the_ends_of_each_range_are_allowed(options):
 @pytest.mark.parametrize("name", ["num_active_layers", "num_unsuppressed_layers"])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_count_above_the_models_layers_is_refused(preset, name):
-    config = ISTConfig(preset=preset, **{name: 9})
+    options: dict[str, Any] = {name: 9}
+    config = ISTConfig(preset=preset, **options)
     with pytest.raises(ValueError, match=name) as error:
         config.layer_counts(8)
     message = message_of(error)
@@ -151,7 +153,8 @@ def test_a_preset_is_a_set_of_options(preset, expected):
 @pytest.mark.parametrize(("preset", "other"), [("paper", "reference"), ("reference", "paper")])
 def test_each_option_overrides_its_preset_and_no_other(preset, other, index):
     value = OPTION_SETS[other][index] or 4
-    config = ISTConfig(preset=preset, **{OPTION_NAMES[index]: value})
+    options: dict[str, Any] = {OPTION_NAMES[index]: value}
+    config = ISTConfig(preset=preset, **options)
     expected = list(OPTION_SETS[preset])
     expected[index] = value
     assert [getattr(config, name) for name in OPTION_NAMES] == expected
@@ -206,7 +209,7 @@ def test_other_fractions_are_rounded_exactly(eighths):
     fraction, half = Fraction(eighths, 8), Fraction(1, 2)
     for num_layers in range(2, 81):
         exact = fraction * num_layers
-        options = {"num_active_layers": float(fraction), "num_unsuppressed_layers": float(fraction)}
+        options: dict[str, Any] = {"num_active_layers": float(fraction), "num_unsuppressed_layers": float(fraction)}
         half_up = ISTConfig(**options).layer_counts(num_layers)
         assert half_up.active == half_up.unsuppressed == max(1, math.floor(exact + half))
         truncated = ISTConfig(**options, rounding="truncate").layer_counts(num_layers)
@@ -217,5 +220,6 @@ def test_other_fractions_are_rounded_exactly(eighths):
 def test_counts_pass_through_both_presets(num_layers):
     for preset in PRESETS:
         for count in range(1, num_layers + 1):
-            config = ISTConfig(preset=preset, num_active_layers=count, num_unsuppressed_layers=count)
+            options: dict[str, Any] = {"preset": preset, "num_active_layers": count, "num_unsuppressed_layers": count}
+            config = ISTConfig(**options)
             assert config.layer_counts(num_layers) == LayerCounts(num_layers, count, count)

@@ -98,9 +98,10 @@ def test_equals_the_naive_twin_over_100_steps(
 def test_probes_with_mu_0_change_no_bit_of_a_random_run() -> None:
     """The training curve with probes is that of random sparse tuning without: probes draw from nothing shared."""
     results = []
+    dataset: Any = tiny_batches(9, seed=4)
     for selector, options in (("ist", {"mu": 0.0, "update_interval": 3}), ("random", {})):
         model = tiny_lora(lora_dropout=0.2)
-        loader = torch.utils.data.DataLoader(tiny_batches(9, seed=4), batch_size=None, shuffle=True)
+        loader = torch.utils.data.DataLoader(dataset, batch_size=None, shuffle=True)
         tuner = SparseTuner(model, selector=selector, probe_batches=loader, **options)  # type: ignore[arg-type]
         losses = train(model, tiny_batches(7), tuner, 30)
         results.append((losses, snapshot(model), torch.get_rng_state()))

@@ -41,7 +41,8 @@ def wrap(model: nn.Module, engine: str, device: torch.device) -> nn.Module:
         return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     for block in model.base_model.model.model.layers:  # type: ignore[union-attr]
         fully_shard(block)
-    return fully_shard(model)
+    fully_shard(model)
+    return model
 
 
 def gradient_bytes(model: nn.Module) -> int:

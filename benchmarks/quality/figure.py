@@ -13,74 +13,83 @@ sys.path.insert(0, str(HERE.parent))
 from pages import write_section  # noqa: E402
 from quality.cells import percent  # noqa: E402
 from quality.figures import FIGURES, Comparison, compare, load_lines  # noqa: E402
-from quality.table import PAGE, RESULTS  # noqa: E402
+from quality.table import RESULTS, SUMMARY_PAGE  # noqa: E402
+from quality.verdict import IN_EPOCHS  # noqa: E402
 
-PICTURE = PAGE.parent / "images" / "quality.png"
-TEXT = "![By how much each method differs from LoRA, with 95% intervals](images/quality.png)"
+PICTURE = SUMMARY_PAGE.parent / "images" / "quality.png"
+TEXT = "![By how much each method differs from LoRA on five tasks, with 95% intervals](images/quality.png)"
 PAIRS = 3
 """A difference over fewer seeds has an interval that would hide the others."""
 Panel = tuple[str, str, dict[str, Mapping[str, Any]]]
 
 
 def panels(comparisons: Sequence[Comparison]) -> Iterator[Panel]:
-    """Title, what is compared, and each method's paired difference to LoRA, by every figure of every comparison."""
+    """Task, metric, and each method's paired difference to LoRA: the trainings of a task that have most results."""
+    largest: dict[str, Comparison] = {}
     for comparison in comparisons:
+        if bool(comparison.epochs) != (comparison.task in IN_EPOCHS):
+            continue
+        known = largest.get(comparison.task)
+        if known is None or len(comparison.lines) > len(known.lines):
+            largest[comparison.task] = comparison
+    for task, comparison in largest.items():
+        metric, title = next(iter(FIGURES[task].items()))
         methods = [method for method in comparison.methods(ablations=False) if method != "LoRA"]
-        table = comparison.table(methods)
-        for figure, title in FIGURES[comparison.task].items():
-            found = {
-                method: cell["differences"]["LoRA"]
-                for method in methods
-                if (cell := table.get(figure, {}).get(method)) and "LoRA" in cell["differences"]
-            }
-            found = {method: each for method, each in found.items() if each["num_pairs"] >= PAIRS}
-            if found:
-                yield f"{comparison.task}, {comparison.length}", title, found
+        cells = comparison.table(methods).get(metric, {})
+        found = {
+            method: cell["differences"]["LoRA"]
+            for method in methods
+            if (cell := cells.get(method)) and "LoRA" in cell["differences"]
+        }
+        found = {method: each for method, each in found.items() if each["num_pairs"] >= PAIRS}
+        if found:
+            yield task, title, found
 
 
 def draw(file: Path, shown: Sequence[Panel]) -> None:
-    """A point with its interval for each method, a row of panels for each comparison."""
+    """One row of panels, a task each; in each a point with its interval for every method."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    methods = list(dict.fromkeys(method for _, _, found in shown for method in found))
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        names = list(dict.fromkeys(name for name, _, _ in shown))
-        width = max(sum(name == own for own, _, _ in shown) for name in names)
-        figure = Figure(figsize=(4.2 * width, 2.8 * len(names)), layout="constrained", dpi=150)
+        figure = Figure(figsize=(1.4 + 2.1 * len(shown), 1.1 + 0.28 * len(methods)), layout="constrained", dpi=160)
         FigureCanvasAgg(figure)
-        grid = figure.subplots(len(names), width, squeeze=False)
-        for row, name in zip(grid, names, strict=True):
-            own = [(title, found) for each, title, found in shown if each == name]
-            row[0].set_title(name, loc="left")
-            for axes, (title, found) in zip(row, own, strict=False):
-                draw_differences(axes, title, found)
-                if axes is not row[0] and [*found] == [*own[0][1]]:
-                    axes.set_yticklabels([])
-            for axes in row[len(own) :]:
-                axes.set_axis_off()
+        row = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+        for axes, (task, title, found) in zip(row, shown, strict=True):
+            draw_differences(axes, task, title, found, methods)
+        figure.suptitle(
+            "Difference to LoRA at equal steps (green: better, red: worse, grey: no significant difference)"
+        )
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, metadata={"Software": None})
 
 
-def draw_differences(axes: Any, title: str, differences: Mapping[str, Mapping[str, Any]]) -> None:
-    """One panel: losses in nats, shares in percent."""
+def draw_differences(
+    axes: Any, task: str, title: str, differences: Mapping[str, Mapping[str, Any]], methods: Sequence[str]
+) -> None:
+    """One panel: losses in nats, shares in points."""
     scale = 100 if percent(title) else 1
-    means = [scale * each["mean"] for each in differences.values()]
-    errors = [[scale * abs(each[end] - each["mean"]) for each in differences.values()] for end in ("low", "high")]
-    axes.errorbar(means, range(len(means)), xerr=errors, fmt="o", color="tab:red", capsize=3)
-    axes.axvline(0, color="0.5", linewidth=1)
-    axes.set_yticks(range(len(means)), differences.keys())
-    axes.invert_yaxis()
-    axes.locator_params(axis="x", nbins=5)
-    axes.set_xlabel(title.replace(", ", ",\n") + ": minus LoRA")
+    for place, method in enumerate(methods):
+        if method in differences:
+            low, mean, high = (scale * differences[method][name] for name in ("low", "mean", "high"))
+            better = (mean > 0) == percent(title)
+            colour = "0.5" if low <= 0 <= high else "tab:green" if better else "tab:red"
+            axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=colour, capsize=3)
+    axes.axvline(0, color="0.7", linewidth=1, zorder=0)
+    axes.set_yticks(range(len(methods)), methods)
+    axes.set_ylim(len(methods) - 0.5, -0.5)
+    axes.locator_params(axis="x", nbins=4)
+    axes.set_title(task, loc="left", fontsize=10)
+    axes.set_xlabel("points" if percent(title) else "nats")
 
 
 def main() -> None:
     shown = [*panels(compare(load_lines(RESULTS)))]
     if shown:
         draw(PICTURE, shown)
-    write_section("quality figure", [TEXT] if shown else [], PAGE)
+    write_section("quality figure", [TEXT] if shown else [], SUMMARY_PAGE)
 
 
 if __name__ == "__main__":

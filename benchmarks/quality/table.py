@@ -1,4 +1,6 @@
-"""docs/results.md from the result files alone: every comparison, the ablations, and the paper's tables beside ours."""
+"""RESULTS.md from the result files alone: every comparison, the ablations, and the paper's tables beside ours; and the
+verdict table of docs/results.md.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,16 @@ from quality.paper import paper_section  # noqa: E402
 from quality.plan import final_loss  # noqa: E402
 from quality.questions import question_section  # noqa: E402
 from quality.repeats import repeat_section  # noqa: E402
+from quality.verdict import verdict_section  # noqa: E402
 
 RESULTS = HERE / "results"
 PAPER = HERE / "paper.json"
 COMMONEST: dict[str, dict[str, float]] = json.loads((HERE / "commonest.json").read_text(encoding="utf-8"))
 """By task what always giving a test's commonest answer gets, from `commonest.py`."""
-PAGE = HERE.parents[1] / "docs" / "results.md"
+PAGE = HERE / "RESULTS.md"
+"""Every comparison."""
+SUMMARY_PAGE = HERE.parents[1] / "docs" / "results.md"
+"""The verdicts."""
 ORDINALS = ("lowest rate", "second", "third", "fourth", "fifth", "sixth", "seventh")
 IST = ("IST, mu 10", "IST, mu 100", "IST, authors' rule")
 
@@ -236,9 +242,10 @@ def sections(results: Path, paper: Mapping[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def main(results: Path = RESULTS, page: Path = PAGE) -> None:
-    """Fill the page."""
+def main(results: Path = RESULTS, page: Path = PAGE, summary: Path = SUMMARY_PAGE) -> None:
+    """Fill both pages."""
     paper = json.loads(PAPER.read_text(encoding="utf-8"))
+    write_section("quality verdict", [*verdict_section(compare(load_lines(results)))], summary)
     for name, tables in sections(results, paper).items():
         write_section(name, tables, page)
 

@@ -11,7 +11,7 @@ BENCHMARKS = Path(__file__).parents[1]
 PATH = [*sys.path]
 sys.path.insert(0, str(BENCHMARKS))
 
-from quality import figure, figures, layers, plan, questions, repeats, table  # noqa: E402
+from quality import figure, figures, layers, plan, questions, repeats, table, verdict  # noqa: E402
 
 sys.path[:] = PATH  # as other tests expect it
 
@@ -113,8 +113,8 @@ def test_the_figure_has_what_is_measured_with_enough_seeds(tmp_path: Path) -> No
     lines = [line_of(name, n, 0.3 + 0.01 * n * n) for n in range(3) for name in ("LoRA", "random")]
     lines += [line_of("LISA", n, 0.3) for n in range(2)]
     shown = [*figure.panels(figures.compare(lines))]
-    assert [title for _, title, _ in shown] == [*figures.FIGURES["mawps"].values()]
-    assert all([*found] == ["random"] for _, _, found in shown)
+    assert [(task, title) for task, title, _ in shown] == [("mawps", "exact answers, %")]
+    assert [*shown[0][2]] == ["random"]
     figure.draw(tmp_path / "a" / "x.png", shown)
     assert (tmp_path / "a" / "x.png").stat().st_size > 1000
 
@@ -163,3 +163,18 @@ def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:
     page.write_text(table.PAGE.read_text(encoding="utf-8"))
     table.main(page=page)
     assert page.read_text() == table.PAGE.read_text(encoding="utf-8")
+
+
+def test_the_verdict_says_which_method_is_better_and_whether_that_is_beyond_chance() -> None:
+    clear = [line_of(name, n, loss + 0.001 * n) for n in range(3) for name, loss in (("LoRA", 0.3), ("random", 0.5))]
+    model, shown = verdict.verdict_section(figures.compare(clear))
+    assert model.startswith("**small**")
+    assert "| random quarter at each step − LoRA | **-20.0 [-20.0, -20.0]** ↓ |" in shown
+    vague = [
+        line_of(name, n, 0.3 + (0.1 if name == "LoRA" else 0.05) * n % 0.2)
+        for n in range(3)
+        for name in ("LoRA", "random")
+    ]
+    _, shown = verdict.verdict_section(figures.compare(vague))
+    assert "**" not in shown
+    assert "IST" not in shown

@@ -85,7 +85,7 @@ def measure(
     tuner = None if method.options is None else SparseTuner(model, probe_batches=probes, **method.options)
     clock = Clock(device)
     marks: list[tuple[Any, Any, Any]] = []
-    begin = now(device)
+    begin, probe_seconds = now(device), 0.0
     try:
         for step in range(warm + steps):
             if step == warm:

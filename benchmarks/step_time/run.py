@@ -181,7 +181,7 @@ def asking_for_gradients(base: Any) -> Iterator[None]:
 
 def use_liger(base: nn.Module) -> None:
     """Put Liger's kernels into the model, for good."""
-    from liger_kernel.transformers import apply_liger_kernel_to_llama
+    from liger_kernel.transformers import apply_liger_kernel_to_llama  # pyright: ignore[reportMissingImports]
 
     apply_liger_kernel_to_llama(model=base)  # type: ignore[arg-type]
 

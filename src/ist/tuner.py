@@ -6,17 +6,17 @@ import dataclasses
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
 
 from ._version import __version__
-from .adapters.adalora import RankAllocation, find_adalora
 from .adapters.layers import Layer
-from .adapters.lora_fa import FrozenPairs, is_lora_fa
-from .adapters.whole_layers import layers_to_train
+from .adapters.view import view_model
 from .config import ISTConfig, resolve_config
 from .method.registry import ImportanceUpdate, SelectorFactory, make_selector, selector_factory, what_trains
 from .probing.measurement import Measurement
@@ -26,15 +26,10 @@ from .probing.suppression import LossFunction, model_loss
 from .runs.fingerprint import base_fingerprint
 from .runs.history import History
 from .runs.resume import STATE_FORMAT, check_same_run
-from .runtime.ddp import TiedOutputs, unwrap_ddp
 from .runtime.distributed import current_ranks
-from .runtime.sharding import DEEPSPEED, check_backend, is_deepspeed, is_sharded
-from .step.activation import LayerActivation
+from .runtime.sharding import DEEPSPEED, is_deepspeed
 from .step.announce import announce, warn_of_missing_parameters
-from .step.compiled import make_room_for_graphs
-from .step.depth import BackwardDepth
-from .step.optimizer_state import OptimizerState
-from .step.recompute import Recompute
+from .step.parts import StepParts
 
 __all__ = ["SparseTuner"]
 
@@ -53,18 +48,17 @@ class SparseTuner:
 
         tuner = SparseTuner(model, num_active_layers=8, probe_batches=loader)
         for batch in loader:
-            tuner.begin_step()                  # choose and activate
-            loss = model(**batch).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            tuner.end_step(optimizer)           # every update_interval steps: measure and learn
+            with tuner.step(optimizer):         # choose layers; every update_interval steps: measure and learn
+                loss = model(**batch).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
         tuner.close()                           # the model is as PEFT made it
 
-    A step is an optimizer step: with gradient accumulation `begin_step` comes before the first backward of a step and
-    `end_step` after the optimizer's. Where the forward runs under autocast, call `end_step` under it too, since it
-    measures in the precision that it is called in. Make the optimizer from all trainable parameters; which of them a
-    step moves is this class's matter. Also a context manager, which closes itself.
+    A step is an optimizer step, whatever the gradient accumulation: see `step`. `begin_step` and `end_step` lie beneath
+    it. Where the forward runs under autocast, so should `step`, since it measures in the precision around it. Make the
+    optimizer from all trainable parameters; the tuner decides which of them a step moves. Also a context manager, which
+    closes itself.
 
     Args:
         model: a model with adapters, or without them for selectors that train whole layers.
@@ -96,16 +90,13 @@ class SparseTuner:
         **options: Any,
     ) -> None:
         self.config = resolve_config(config, options)
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"model is a {type(model).__name__}: give a model, such as get_peft_model returns.")
-        self.model = model = unwrap_ddp(model)
-        check_backend(model)
         factory = selector_factory(selector)
-        self.layers = layers_to_train(model, layers, what_trains(factory))
+        self._view = view = view_model(model, layers, what_trains(factory))
+        self.model, self.layers = view.model, view.layers
         self.selector = make_selector(factory, self.config, [layer.name for layer in self.layers])
         self.ranks = current_ranks()
         """The processes that train together."""
-        self._base = base_fingerprint(model)
+        self._base = base_fingerprint(self.model)
         identity = self._identity()
         self.ranks.check_same("what is trained", {**identity.pop("config"), **identity})
         self.history: History | None = None
@@ -116,55 +107,41 @@ class SparseTuner:
         self._step_seconds = 0.0
         self._step_start: float | None = None
         self._optimizer: Any = None
-        self._frozen_pairs: FrozenPairs | None = None
-        self._optimizer_state: OptimizerState | None = None
-        self._warned_not_allocated = False
-        adalora = find_adalora(model)
         # These two may refuse, and nothing is hooked before the second has passed.
-        self._recompute = Recompute(self.layers, self.config.recompute)
-        probes = probe_stream(
-            probe_batches, model, self.config.seed, self.ranks.rank, self.ranks.size, self.config.probe_batch_size
-        )
+        self._parts = StepParts(view, self.config)
+        seed, ranks = self.config.seed, self.ranks
+        probes = probe_stream(probe_batches, self.model, seed, ranks.rank, ranks.size, self.config.probe_batch_size)
         close_earlier_tuners(self.layers)
-        self._measurement = Measurement(
-            model, self.layers, probes, self.config, loss_function or model_loss, self.ranks
-        )
-        self._activation = LayerActivation(
-            self.layers,
-            readers=() if adalora is None else (adalora,),
-            fused=self.config.fused,
-            frozen_dropout=self.config.frozen_dropout,
-            sharded=is_sharded(model),
-        )
-        self._depth = BackwardDepth(model, self.layers, self._activation)
-        make_room_for_graphs(self.layers)
-        self._tied_outputs = TiedOutputs(model, self._activation.frozen_parameters)
-        if self.ranks.is_main:
-            announce(model, self.layers, len(self.selector.choose(0)), self.num_fused, self.not_fused)
+        self._measurement = Measurement(view, probes, self.config, loss_function or model_loss, ranks)
+        self._parts.open(self._updated)
+        if ranks.is_main:
+            announce(self.model, self.layers, len(self.selector.choose(0)), self.num_fused, self.not_fused)
         if history is not None:
             self.record_to(history)
-        self.rank_allocation = None if adalora is None else RankAllocation(adalora)
-        """AdaLoRA's, or None for other methods."""
         self.closed = False
         """Whether `close` was called."""
         self._num_begun = 0
         """Steps begun since one was ended."""
+        self._in_block = False
+        """Whether a `step` block is being run."""
+        self._waiting = False
+        """Whether the step ends as soon as the optimizer has stepped."""
         open_tuners.add(self)
 
     @property
     def active_layers(self) -> tuple[int, ...] | None:
         """The layers that the current step trains; None between steps, when the model is as PEFT made it."""
-        return self._activation.active
+        return self._parts.activation.active
 
     @property
     def num_fused(self) -> int:
-        """How many adapter modules compute as one function (`ist.step.fused`)."""
-        return self._activation.num_fused
+        """How many adapter modules are fused (`ist.step.fused`)."""
+        return self._parts.activation.num_fused
 
     @property
     def not_fused(self) -> Mapping[str, int]:
         """How many adapter modules compute as PEFT has them, by reason."""
-        return self._activation.not_fused
+        return self._parts.activation.not_fused
 
     @property
     def probe_seconds(self) -> float:
@@ -181,7 +158,7 @@ class SparseTuner:
         """Bytes of gradients that DistributedDataParallel averaged so far, and those of training every layer; zeros
         without it, and where it has a communication hook of the user's.
         """
-        reduced = self._tied_outputs.reduced
+        reduced = self._parts.tied_outputs.reduced
         return reduced.num_bytes, reduced.num_bytes_all
 
     def record_to(self, history: History, **versions: str) -> None:
@@ -221,14 +198,62 @@ class SparseTuner:
             raise ValueError(DEEPSPEED)
         if optimizer is self._optimizer:
             return
-        if self._optimizer_state:
-            self._optimizer_state.close()
-        self._optimizer_state = OptimizerState(optimizer, self.layers, self.config.optimizer_state)
+        self._parts.attach(optimizer)
         self._optimizer = optimizer
         warn_of_missing_parameters(optimizer, self.layers)
-        if self._frozen_pairs:
-            self._frozen_pairs.close()
-        self._frozen_pairs = FrozenPairs(optimizer, self._frozen_parameters) if is_lora_fa(optimizer) else None
+
+    def check_length(self, num_steps: int) -> None:
+        """Warn where a training of `num_steps` optimizer steps does not fit, as AdaLoRA's schedule may not."""
+        self._parts.check_length(num_steps)
+
+    @contextmanager
+    def step(self, optimizer: Any) -> Iterator[tuple[int, ...]]:
+        """A block around the forwards and backwards of an optimizer step, or of a part of one.
+
+        ::
+
+            for number, batch in enumerate(loader, 1):
+                with tuner.step(optimizer):
+                    (model(**batch).loss / 4).backward()
+                    if number % 4 == 0:
+                        optimizer.step()
+                        optimizer.zero_grad()
+
+        The block never steps the optimizer. It sees when you do, in the block or after it, and ends the tuner's step
+        there; a block without an optimizer's step continues with the same layers. So it is right with Accelerate's
+        `accumulate`, with `no_sync`, and with a GradScaler, whose skipped steps are no steps. An exception in the block
+        leaves the model as PEFT made it, and the next block begins the same step again.
+
+        Args:
+            optimizer: of PyTorch's kind, made from all trainable parameters; it may be wrapped, as Accelerate does.
+
+        Yields:
+            Indices of the active layers in ascending order.
+
+        Raises:
+            ValueError: in a block of its own, after `close`, or with an optimizer whose steps cannot be seen.
+        """
+        if self._in_block:
+            raise ValueError("tuner.step() inside of tuner.step(): the blocks of two micro-batches follow each other.")
+        self._check_open()
+        self.attach_optimizer(optimizer)
+        if not isinstance(self._optimizer, Optimizer):
+            raise ValueError(
+                f"A {type(self._optimizer).__name__} does not say when it steps: give an optimizer of torch.optim's "
+                "kind, or call tuner.begin_step() and tuner.end_step() around each optimizer step."
+            )
+        active = self.active_layers
+        if active is None:
+            active = self.begin_step()
+        self._in_block, self._waiting = True, False
+        try:
+            yield active
+        except BaseException:
+            self._in_block = False
+            self._parts.end()
+            raise
+        self._in_block = False
+        self._end_if_updated()
 
     def begin_step(self) -> tuple[int, ...]:
         """Choose the layers of the next optimizer step and freeze the adapters of all others.
@@ -250,13 +275,8 @@ class SparseTuner:
         self._step_start = time.perf_counter()
         active = self.selector.choose(self.num_steps)
         self.ranks.check_same("the layers of the next step", {"step": self.num_steps + 1, "active": list(active)})
-        self._activation.activate(active)
-        self._recompute.activate(active)
-        self._depth.prepare()
-        if self._optimizer_state:
-            self._optimizer_state.activate(active)
-        if self.rank_allocation:
-            self.rank_allocation.begin_step(self.num_steps)
+        self._parts.begin(active, self.num_steps)
+        self._waiting = False
         if self.history:
             self.history.write("step", step=self.num_steps + 1, active=list(active))
         return active
@@ -265,17 +285,18 @@ class SparseTuner:
         """Drop gradients that reached frozen layers past their adapters' forward. Every optimizer of torch does it at
         its step by itself; call this before the step of any other. `IST` always calls it.
         """
-        self._activation.drop_frozen_gradients()
+        self._parts.before_update()
 
     def after_optimizer_step(self) -> None:
         """Let AdaLoRA allocate its ranks. Needed for it alone, while the gradients are still there: after
         `optimizer.step()` and before `optimizer.zero_grad()`; `IST` always calls it.
         """
-        if self.rank_allocation:
-            self.rank_allocation.allocate(self.num_steps)
+        self._parts.after_update(self.num_steps)
 
     def end_step(self, optimizer: Any = None) -> ImportanceUpdate | None:
-        """Close an optimizer step; every `update_interval` steps, measure and learn.
+        """End an optimizer step; every `update_interval` steps, measure and learn.
+
+        After a micro-batch without an optimizer's step nothing ends: the step continues with the same layers.
 
         Args:
             optimizer: attached, if it is given and none is yet.
@@ -290,9 +311,29 @@ class SparseTuner:
         self._num_begun = 0
         if optimizer is not None and self._optimizer is None:
             self.attach_optimizer(optimizer)
-        self._warn_if_not_allocated()
-        self._activation.activate_all()
-        self._recompute.activate_all()
+        if isinstance(self._optimizer, Optimizer):
+            return self._end_if_updated()
+        return self._finish()
+
+    def _updated(self) -> None:
+        """The optimizer has stepped, and its gradients are still there."""
+        if self._in_block or self._waiting:
+            self._parts.after_update(self.num_steps)
+        if self._waiting:
+            self._finish()
+
+    def _end_if_updated(self) -> ImportanceUpdate | None:
+        """End the step if the optimizer has stepped since it began; else when it does."""
+        if self.active_layers is not None and not self._parts.boundary.updated:
+            self._waiting = True
+            return None
+        return self._finish()
+
+    def _finish(self) -> ImportanceUpdate | None:
+        """End the step, which counts; measure and learn if it is time to."""
+        self._waiting = False
+        self._num_begun = 0
+        self._parts.end()
         self.num_steps += 1
         update = self.selector.learn(self.num_steps, self._measure)
         if update is not None:
@@ -308,17 +349,8 @@ class SparseTuner:
         """Leave the model as PEFT made it. The tuner's state can still be saved; for more steps make another tuner."""
         self.closed = True
         open_tuners.discard(self)
-        if self.rank_allocation:
-            self.rank_allocation.close()
-        if self._frozen_pairs:
-            self._frozen_pairs.close()
-        if self._optimizer_state:
-            self._optimizer_state.close()
-        self._optimizer = self._optimizer_state = self._frozen_pairs = None  # Its moments are the caller's to free.
-        self._tied_outputs.close()
-        self._depth.close()
-        self._recompute.close()
-        self._activation.close()
+        self._optimizer = None
+        self._parts.close()
         self._measurement.close()
 
     def __enter__(self) -> SparseTuner:
@@ -358,7 +390,7 @@ class SparseTuner:
 
     def _measure(self, candidates: Sequence[tuple[int, ...]]) -> Tensor | None:
         """Losses of candidate sets, as `Measurement` gives them."""
-        with self._activation.measuring():
+        with self._parts.activation.measuring():
             return self._measurement(candidates)
 
     def _identity(self) -> dict[str, Any]:
@@ -371,23 +403,10 @@ class SparseTuner:
             "base_fingerprint": self._base,
         }
 
-    def _frozen_parameters(self) -> set[int]:
-        """The ids of the parameters that the current step leaves alone."""
-        return set(map(id, self._activation.frozen_parameters()))
-
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError(
                 "This tuner is closed, and the model is as PEFT made it: make another SparseTuner to go on."
-            )
-
-    def _warn_if_not_allocated(self) -> None:
-        if self.rank_allocation and not self.rank_allocation.done and not self._warned_not_allocated:
-            self._warned_not_allocated = True
-            warnings.warn(
-                "AdaLoRA's ranks are not being allocated: call tuner.after_optimizer_step() after optimizer.step() and "
-                "before optimizer.zero_grad().",
-                stacklevel=3,
             )
 
 

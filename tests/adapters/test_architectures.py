@@ -149,7 +149,7 @@ def test_ten_steps_move_the_active_layers_alone(case: Case, tmp_path: Path) -> N
     assert changes == [True, True, True]
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
 
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(str(tmp_path))
     loaded = PeftModel.from_pretrained(make_model(case.name), tmp_path)  # type: ignore[arg-type]
     outputs = outputs_of(case.name, model)
     assert same(outputs_of(case.name, loaded), outputs)

@@ -64,7 +64,7 @@ def make_input(target: str) -> Tensor:
 def trained(config: Any, *others: Any, active: list[str] | None = None) -> PeftModel:
     """The zoo with adapters `default`, `other0`, …, in float64, each with random values, `active` of them active."""
     torch.manual_seed(0)
-    model = wrap(Zoo(), config)
+    model: Any = wrap(Zoo(), config)
     for i, other in enumerate(others):
         model.add_adapter(f"other{i}", other)
     model.base_model.set_adapter(["default", *(f"other{i}" for i in range(len(others)))] if others else "default")

@@ -27,11 +27,21 @@ from transformers import (
 
 from ist import IST, SparseTuner
 from ist.adapters import whole_layers
+from ist.adapters.view import view_model
 from ist.adapters.whole_layers import discover_whole_layers
 from ist.step.activation import LayerActivation
 from tests.helpers.models import Stack
 from tests.helpers.moves import Moves, Step, in_blocks, train_sparsely
-from tests.helpers.tiny import moved_layers, snapshot, tiny_batches, tiny_llama, tiny_lora, tiny_rows, traces
+from tests.helpers.tiny import (
+    checkpoint_activations,
+    moved_layers,
+    snapshot,
+    tiny_batches,
+    tiny_llama,
+    tiny_lora,
+    tiny_rows,
+    traces,
+)
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -99,7 +109,7 @@ def test_where_layers_are_found_and_what_trains_besides(name: str) -> None:
 
 
 def test_a_head_of_linear_modules_is_no_stack() -> None:
-    model = BertForSequenceClassification(BertConfig(vocab_size=64, **SMALL))
+    model: Any = BertForSequenceClassification(BertConfig(vocab_size=64, **SMALL))
     model.classifier = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 2))
     assert [layer.name for layer in discover_whole_layers(model)] == [f"bert.encoder.layer.{i}" for i in range(3)]
 
@@ -199,7 +209,7 @@ def test_active_gradients_are_those_of_full_training_and_frozen_ones_none(
     full = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     if checkpointing is not None:
-        model.activation_checkpointing_enable({"use_reentrant": checkpointing})
+        checkpoint_activations(model, use_reentrant=checkpointing)
     with SparseTuner(model, selector="lisa", num_active_layers=2, recompute=recompute) as tuner:
         active = set(tuner.begin_step())
         model(**batch, use_cache=False).loss.backward()
@@ -255,8 +265,8 @@ def test_weights_past_a_parts_forward_are_held_by_dropping_their_gradient() -> N
     model = tied_blocks()
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.5)
-    activation = LayerActivation(discover_whole_layers(model))
-    activation.activate({1})
+    activation = LayerActivation(view_model(model, None, "whole layers"))
+    activation.begin({1})
     before = snapshot(model)
     model(torch.ones(2, 8)).pow(2).sum().backward()
     optimizer.step()

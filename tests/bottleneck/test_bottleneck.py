@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,10 @@ from transformers.pytorch_utils import Conv1D
 
 from ist.adapters.responses import scaled_response
 from ist.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel, register
+from ist.bottleneck.layer import Position
 from tests.helpers.bottlenecks import randomise
 
-SMALL = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+SMALL: dict[str, Any] = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 CONFIGS = {
     "llama": LlamaConfig(
         **SMALL, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
@@ -45,7 +47,7 @@ def make_base(name: str = "llama") -> nn.Module:
     return AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="eager").eval()
 
 
-def make_model(name: str = "llama", **options) -> PeftModel:
+def make_model(name: str = "llama", **options) -> Any:
     base = make_base(name)
     torch.manual_seed(1)
     return get_peft_model(base, BottleneckConfig(**{"bottleneck_size": 4, **options})).eval()
@@ -67,7 +69,7 @@ def adapters(model: nn.Module) -> dict[str, str]:
     return {name: positions.pop() for name, positions in found.items()}
 
 
-def bare_layer(position: str, base: nn.Module | None = None, **options) -> BottleneckLayer:
+def bare_layer(position: Position, base: nn.Module | None = None, **options) -> BottleneckLayer:
     """One adapted 6 -> 10 linear module in float64 with random weights everywhere."""
     torch.manual_seed(0)
     base = nn.Linear(6, 10) if base is None else base
@@ -102,7 +104,9 @@ def test_forward_equals_the_equation(position, non_linearity, f, make_linear):
     linear = make_linear()
     layer = bare_layer(position, linear, non_linearity=non_linearity, scaling=0.7)
     weight = linear.weight.T if isinstance(linear, nn.Linear) else linear.weight  # (in, out)
-    w_down, w_up = layer.bottleneck_down["default"].weight.T, layer.bottleneck_up["default"].weight.T
+    down: Any = layer.bottleneck_down["default"]
+    up: Any = layer.bottleneck_up["default"]
+    w_down, w_up = down.weight.T, up.weight.T
     x = torch.randn(2, 5, 6, dtype=torch.float64)
     if position == "input":
         expected = (x + 0.7 * f(x @ w_down) @ w_up) @ weight + linear.bias
@@ -116,7 +120,8 @@ def test_forward_equals_the_equation(position, non_linearity, f, make_linear):
 
 def test_several_active_adapters_are_summed_from_the_plain_input_and_output():
     layer = bare_layer("parallel")
-    for name, position in (("in", "input"), ("out", "output")):
+    places: dict[str, Position] = {"in": "input", "out": "output"}
+    for name, position in places.items():
         layer.update_layer(name, config=BottleneckConfig(bottleneck_size=3), position=position)
     layer.set_adapter(["out", "default", "in"])
     randomise(layer)
@@ -152,7 +157,8 @@ def test_dropout_acts_on_the_adapters_input_and_only_in_training():
 
 
 def test_start_of_training_is_that_of_a_linear_module():
-    layer = get_peft_model(nn.Sequential(nn.Linear(100, 8)), BottleneckConfig(target_modules=["0"])).base_model.model[0]
+    model: Any = get_peft_model(nn.Sequential(nn.Linear(100, 8)), BottleneckConfig(target_modules=["0"]))
+    layer = model.base_model.model[0]
     down, up = layer.bottleneck_down["default"].weight, layer.bottleneck_up["default"].weight
     assert down.shape == (256, 100)
     assert up.shape == (100, 256)
@@ -186,12 +192,12 @@ class QuantisedLinear(nn.Module):
 
 @pytest.mark.parametrize("mode", ["series", "parallel"])
 def test_quantised_base(mode):
-    base = nn.Sequential(QuantisedLinear(4, 6))
+    base: Any = nn.Sequential(QuantisedLinear(4, 6))
     packed = base[0].weight.clone()
     x = torch.randn(3, 4, dtype=torch.bfloat16)
     expected = base(x)
     config = BottleneckConfig(mode=mode, bottleneck_size=2, target_modules=["0"])
-    model = get_peft_model(base, config)
+    model: Any = get_peft_model(base, config)
     assert torch.equal(model(x), expected)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     randomise(model)(x).sum().backward()
@@ -242,7 +248,8 @@ def test_all_linear_modules():
 
 
 def test_he_adds_a_hidden_to_hidden_adapter_to_the_mlp():
-    config = BottleneckConfig(bottleneck_size=4, **HE)
+    options: dict[str, Any] = HE
+    config = BottleneckConfig(bottleneck_size=4, **options)
     model = randomise(get_peft_model(make_base().double(), config))
     assert all(value.dtype == torch.float64 for value in model.parameters())  # the MLP's own, though it has no weight
     layer = model.base_model.model.model.layers[0].mlp
@@ -401,12 +408,12 @@ def test_registration_is_idempotent():
     register()
     member = PeftType("BOTTLENECK")
     assert list(PeftType).count(member) == 1
-    assert member is PeftType["BOTTLENECK"] is PeftType.BOTTLENECK
+    assert member is PeftType["BOTTLENECK"] is PeftType.BOTTLENECK  # pyright: ignore[reportAttributeAccessIssue]
     assert (member.name, member.value, member == "BOTTLENECK") == ("BOTTLENECK", "BOTTLENECK", True)
     assert "BOTTLENECK" in PeftType.__members__
     assert pickle.loads(pickle.dumps(member)) is member
     assert copy.deepcopy(member) is member
-    assert PEFT_TYPE_TO_CONFIG_MAPPING["BOTTLENECK"] is BottleneckConfig
+    assert PEFT_TYPE_TO_CONFIG_MAPPING["BOTTLENECK"] is BottleneckConfig  # pyright: ignore[reportArgumentType]
     assert PEFT_TYPE_TO_TUNER_MAPPING[member] is BottleneckModel
     assert PEFT_TYPE_TO_PREFIX_MAPPING[member] == "bottleneck_"
 

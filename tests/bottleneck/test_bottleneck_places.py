@@ -99,7 +99,7 @@ def positions(model: nn.Module) -> dict[str, str]:
     return {in_block(name): position for name, position in found.items()}
 
 
-def adapted(base: nn.Module, **options: Any) -> PeftModel:
+def adapted(base: nn.Module, **options: Any) -> Any:
     torch.manual_seed(1)
     model = get_peft_model(base, BottleneckConfig(**{"bottleneck_size": 4, **options}))
     assert isinstance(model, PeftModel)
@@ -124,9 +124,9 @@ def hook_equation(base: nn.Module, name: str, position: str, w_down: Tensor, w_u
     if position == "input":
         module.register_forward_pre_hook(lambda _, args: (args[0] + response(args[0]), *args[1:]))
     elif position == "output":
-        module.register_forward_hook(lambda _, args, y: y + response(y))
+        module.register_forward_hook(lambda _, args, y: y + response(y))  # pyright: ignore[reportOperatorIssue, reportArgumentType]
     else:
-        module.register_forward_hook(lambda _, args, y: y + response(args[0]))
+        module.register_forward_hook(lambda _, args, y: y + response(args[0]))  # pyright: ignore[reportOperatorIssue]
 
 
 def test_every_architecture_is_decided_on():
@@ -160,7 +160,8 @@ def test_placement_equals_the_equations_on_a_plain_model(name, placement):
     plain = make_model(name).double().eval()
     for key, layer in model.base_model.model.named_modules():
         if isinstance(layer, BottleneckLayer):
-            w_down, w_up = (part["default"].weight.detach().T for part in (layer.bottleneck_down, layer.bottleneck_up))
+            parts: Any = (layer.bottleneck_down, layer.bottleneck_up)
+            w_down, w_up = (part["default"].weight.detach().T for part in parts)
             hook_equation(plain, key, layer.bottleneck_position["default"], w_down, w_up)
     assert (output(plain, name) - before).abs().max() > 1e-5
     torch.testing.assert_close(output(model, name), output(plain, name), rtol=0, atol=1e-10)
@@ -272,7 +273,10 @@ def table_rows() -> list[str]:
 
 def test_the_page_has_the_table():
     page = (Path(__file__).parents[2] / "docs" / "bottleneck.md").read_text()
-    begin, end = "<!-- places: made from the table of tests/test_bottleneck_places.py -->", "<!-- end of places -->"
+    begin, end = (
+        "<!-- places: made from the table of tests/bottleneck/test_bottleneck_places.py -->",
+        "<!-- end of places -->",
+    )
     table = page.split(begin)[1].split(end)[0].strip().splitlines()
     assert table[0] == f"| model | {' | '.join(OPTIONS)} |"
     assert table[2:] == table_rows()

@@ -66,7 +66,7 @@ def load(folder: Path, bits: str) -> nn.Module:
     return model.train()
 
 
-def adapted(folder: Path, bits: str, **options: Any) -> PeftModel:
+def adapted(folder: Path, bits: str, **options: Any) -> Any:
     base = load(folder, bits)
     torch.manual_seed(1)
     model = get_peft_model(base, BottleneckConfig(**{"bottleneck_size": 4, **options}))
@@ -74,7 +74,7 @@ def adapted(folder: Path, bits: str, **options: Any) -> PeftModel:
     return model.train()
 
 
-def randomise(model: nn.Module) -> nn.Module:
+def randomise(model: nn.Module) -> Any:
     """Move every trainable parameter away from its start."""
     generator = torch.Generator().manual_seed(2)
     for parameter in trainable(model):
@@ -115,7 +115,9 @@ def test_output_equals_the_equation_on_the_bases_own_output(folder, bits, option
     assert layers
     for layer in layers:
         x = torch.randn(2, 5, 64 if layer.in_features == 64 else 128, dtype=torch.bfloat16)
-        w_down, w_up = layer.bottleneck_down["default"].weight.T, layer.bottleneck_up["default"].weight.T
+        down: Any = layer.bottleneck_down["default"]
+        up: Any = layer.bottleneck_up["default"]
+        w_down, w_up = down.weight.T, up.weight.T
 
         def response(h: Tensor, w_down: Tensor = w_down, w_up: Tensor = w_up) -> Tensor:
             return ((h.float() @ w_down).clamp(min=0) @ w_up).to(torch.bfloat16)
@@ -174,6 +176,7 @@ def test_damped_response_is_the_bases_output_and_beta_times_the_rest(folder, bit
         model = get_peft_model(model, BottleneckConfig(mode=adapter, bottleneck_size=4))
     randomise(model.train())
     for layer in discover_layers(model):
+        module: Any
         for module in layer.adapters.values():
             assert has_exact_factor(module)
             calls: list[int] = []

@@ -21,14 +21,14 @@ from tests.helpers.tiny import snapshot, tiny_batches, tiny_llama, tiny_rows, tr
 SIZE = 8
 
 
-def make_model(**options: Any) -> PeftModel:
+def make_model(**options: Any) -> Any:
     torch.manual_seed(1)
     model = get_peft_model(tiny_llama(2), BottleneckConfig(**{"bottleneck_size": SIZE, **options}))
     assert isinstance(model, PeftModel)
     return model
 
 
-def projections(model: nn.Module, name: str = "default") -> dict[str, nn.Linear]:
+def projections(model: nn.Module, name: str = "default") -> dict[str, Any]:
     """Every projection of the adapter, by the name of its module."""
     found = {}
     for key, layer in model.named_modules():
@@ -96,7 +96,8 @@ def test_magnitude_prunes_the_smallest_drawn_weights():
     drawn = nn.Linear(6, 10, bias=False).weight.detach()
     config = BottleneckConfig(bottleneck_size=10, sparsity=0.4, pruning="magnitude", target_modules=["0"])
     torch.manual_seed(5)
-    down = get_peft_model(base, config).base_model.model[0].bottleneck_down["default"]
+    model: Any = get_peft_model(base, config)
+    down = model.base_model.model[0].bottleneck_down["default"]
     threshold = drawn.abs().flatten().sort().values[24]
     assert torch.equal(down.mask, drawn.abs() >= threshold)
     assert torch.equal(down.weight, torch.where(drawn.abs() >= threshold, drawn, 0))
@@ -202,7 +203,8 @@ def test_masks_are_saved_and_loaded_and_training_goes_on_under_them(pruning, low
     assert before.keys() == masks(loaded).keys() == projections(model).keys()
     assert all(torch.equal(mask, before[key]) for key, mask in masks(loaded).items())
     assert torch.equal(logits(loaded), logits(model))
-    assert (loaded.peft_config["default"].sparsity, loaded.peft_config["default"].pruning) == (0.7, pruning)
+    saved: Any = loaded.peft_config["default"]
+    assert (saved.sparsity, saved.pruning) == (0.7, pruning)
     train(loaded)
     train(model)
     assert torch.equal(logits(loaded), logits(model))
@@ -245,10 +247,12 @@ def test_a_trainers_checkpoint_of_a_pruned_adapter_resumes_exactly(tmp_path):
     )
     model = make_model()
     prune_adapter(model, tiny_batches(2), 0.7)
-    Trainer(model, arguments, train_dataset=tiny_rows()).train()
+    Trainer(model, arguments, train_dataset=tiny_rows()).train()  # pyright: ignore[reportArgumentType]
     resumed = make_model(sparsity=0.7, pruning="snip")  # makes room for the checkpoint's masks
     checkpoint = str(tmp_path / "checkpoint-2")
-    Trainer(resumed, arguments, train_dataset=tiny_rows()).train(resume_from_checkpoint=checkpoint)
+    Trainer(resumed, arguments, train_dataset=tiny_rows()).train(  # pyright: ignore[reportArgumentType]
+        resume_from_checkpoint=checkpoint
+    )
     ours, theirs = model.state_dict(), resumed.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
@@ -328,7 +332,7 @@ def test_an_adapter_that_is_frozen_is_pruned_and_stays_frozen():
 def test_only_the_named_adapter_is_pruned_though_settings_are_shared():
     config = BottleneckConfig(bottleneck_size=SIZE)
     torch.manual_seed(1)
-    model = get_peft_model(tiny_llama(2), config, adapter_name="first")
+    model: Any = get_peft_model(tiny_llama(2), config, adapter_name="first")
     model.add_adapter("second", config)
     model.set_adapter("second")
     prune_adapter(model, tiny_batches(1), 0.5, adapter_name="second")

@@ -49,7 +49,7 @@ def train(folder: Path, budget: float | None = None, resume: str | None = None, 
         **{"max_steps": 8, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 3, "logging_steps": 2, **options},
     )  # fmt: skip
     trainer = Trainer(
-        model=tiny_lora(), args=args, train_dataset=tiny_rows(), eval_dataset=tiny_rows(8),
+        model=tiny_lora(), args=args, train_dataset=tiny_rows(), eval_dataset=tiny_rows(8),  # pyright: ignore[reportArgumentType]
         callbacks=[IST(update_interval=2), Spend(time), clock],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)

@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -223,7 +224,7 @@ def test_the_real_model_loads_and_knows_a_capital(model_folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(model_folder)
     assert model.dtype == torch.float32
     assert model.config.num_hidden_layers == 30
     assert not hasattr(model.config, "quantization_config")

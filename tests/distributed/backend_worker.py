@@ -27,7 +27,7 @@ def main(folder: Path, cases: list[str]) -> None:
         engine, checkpointing, accumulation = case.split(":")
         try:
             result = backends.train(
-                backends.GPU_ENGINES.get(engine, backends.ENGINES.get(engine))[1],
+                {**backends.ENGINES, **backends.GPU_ENGINES}[engine][1],
                 rank,
                 size,
                 checkpointing,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,8 @@ def fsdp2(own_units: bool = False, **options: Any) -> Wrap:
         for module in model.modules():
             if isinstance(module, LlamaDecoderLayer):
                 fully_shard(module, **options)
-        return fully_shard(model, **options)
+        fully_shard(model, **options)
+        return model
 
     return wrap
 
@@ -117,7 +118,7 @@ def train(
     optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=2e-2, weight_decay=0.1)
     rows = tiny_rows(GLOBAL_BATCH * accumulation * NUM_STEPS)
     probes = torch.utils.data.DataLoader(
-        tiny_rows(40, seed=3),
+        tiny_rows(40, seed=3),  # pyright: ignore[reportArgumentType]
         batch_size=GLOBAL_BATCH // num_ranks,
         collate_fn=collate,  # type: ignore[arg-type]
     )
@@ -168,7 +169,7 @@ def synchronise(wrapped: nn.Module, last: bool) -> None:
         if wrapped.static_graph:
             wrapped.require_backward_grad_sync = True  # no_sync() with a static graph fails without IST too.
     elif hasattr(wrapped, "set_requires_gradient_sync"):
-        wrapped.set_requires_gradient_sync(last)
+        wrapped.set_requires_gradient_sync(last)  # pyright: ignore[reportCallIssue]
 
 
 def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -198,7 +199,9 @@ def full_weights(model: nn.Module) -> dict[str, Tensor]:
                 if "lora" in name
             }
     return {
-        name.removeprefix("module."): (p.to(DEVICE).full_tensor() if isinstance(p, DTensor) else p).detach().clone()
+        name.removeprefix("module."): (cast(DTensor, p.to(DEVICE)).full_tensor() if isinstance(p, DTensor) else p)
+        .detach()
+        .clone()
         for name, p in model.named_parameters()
         if "lora" in name
     }

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -143,6 +144,38 @@ def test_a_killed_process_is_started_again_and_goes_on(tiny_model_folder: Path, 
     note("torchrun --max-restarts", "SIGKILL of one rank", 2, "right", "test_a_killed_process_is_started_again")
 
 
+def test_ranks_hold_one_adapter_after_a_validation_before_training(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Evaluating first marks the bare model as prepared: each rank then trained apart, and none said so."""
+    script = tmp_path / "hashes.py"
+    script.write_text(
+        "import hashlib, os, sys\n"
+        "from pathlib import Path\n"
+        "from transformers import TrainerCallback\n"
+        "import ist.cli.train.command as command\n"
+        "class Hash(TrainerCallback):\n"
+        "    def on_train_end(self, args, state, control, model=None, **kwargs):\n"
+        "        weights = b''.join(p.detach().numpy().tobytes() for p in model.parameters() if p.requires_grad)\n"
+        "        file = Path(args.output_dir) / f'rank-{os.environ[\"RANK\"]}.txt'\n"
+        "        file.write_text(hashlib.sha256(weights).hexdigest())\n"
+        "make_trainer = command.make_trainer\n"
+        "def with_hashes(*arguments):\n"
+        "    trainer = make_trainer(*arguments)\n"
+        "    trainer.add_callback(Hash())\n"
+        "    return trainer\n"
+        "command.make_trainer = with_hashes\n"
+        "from ist.cli.main import main\n"
+        "sys.exit(main())\n"
+    )
+    command = quoted("torchrun --nproc-per-node 2 -m")
+    module = command.index("-m")
+    command = [*command[:module], str(script), *command[module + 2 :]]
+    folder = tmp_path / "run"
+    check_run(run(command, tiny_model_folder, folder), folder)
+    first, second = ((folder / f"rank-{rank}.txt").read_text() for rank in (0, 1))
+    assert first == second
+    note("torchrun", "validation before training", 2, "right", "test_ranks_hold_one_adapter")
+
+
 def test_an_error_names_the_rank_and_is_one_line(tiny_model_folder: Path, tmp_path: Path) -> None:
     process = run([*quoted("torchrun --nproc-per-node 2 -m"), "--num_active_layers", "9"], tiny_model_folder, tmp_path)
     assert process.returncode != 0
@@ -156,7 +189,7 @@ def test_an_error_names_the_rank_and_is_one_line(tiny_model_folder: Path, tmp_pa
 def test_accelerate_reads_the_configuration(file: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    config = load_config_from_file(str(file))
+    config: Any = load_config_from_file(str(file))
     assert config.num_processes == 2
     assert f"examples/distributed/{file.name}" in file.read_text().splitlines()[0]
     assert f"examples/distributed/{file.name})" in PAGE

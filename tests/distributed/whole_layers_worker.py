@@ -16,7 +16,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from ist import SparseTuner
-from tests.helpers.tiny import moved_layers, snapshot, tiny_batches, tiny_llama
+from tests.helpers.tiny import checkpoint_activations, moved_layers, snapshot, tiny_batches, tiny_llama
 
 MODES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -30,7 +30,7 @@ def train(selector: str, checkpointing: bool, mode: dict[str, Any] | None, rank:
     """Train on this rank's share of each batch; on all of it where `mode` is None."""
     model = tiny_llama()
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model, use_reentrant=False)
     wrapper: Any = model if mode is None else DistributedDataParallel(model, **mode)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     tuner = SparseTuner(wrapper, selector=selector, num_active_layers=1, update_interval=2, seed=3)

@@ -51,7 +51,7 @@ def test_layers_that_help_together_are_seen_together() -> None:
 
 
 def test_a_loss_that_is_no_number_is_the_worst() -> None:
-    losses = {(0,): float("nan"), (1,): 5.0, (2,): 6.0}
+    losses: dict[tuple[int, ...], float] = {(0,): float("nan"), (1,): 5.0, (2,): 6.0}
     assert search_greedily(3, 1, losses.__getitem__).layers == (1,)
 
 

@@ -27,12 +27,12 @@ from transformers import (
 from ist.probing.suppression import LossFunction, model_loss
 
 VOCABULARY = 64
-TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-GROUPED = {**TOKENS, **SIZES, "num_key_value_heads": 2}
-VISION = {**SIZES, "image_size": 32, "patch_size": 8}
+TOKENS: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+GROUPED: dict[str, Any] = {**TOKENS, **SIZES, "num_key_value_heads": 2}
+VISION: dict[str, Any] = {**SIZES, "image_size": 32, "patch_size": 8}
 PATCHES = 16
-GPT = {**TOKENS, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 32}
+GPT: dict[str, Any] = {**TOKENS, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 32}
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def denoising_loss(model: nn.Module, batch: Any) -> Tensor:
 
 IMAGE_TOKEN = VOCABULARY - 1
 LLAMA_MLP = ("gate_proj", "up_proj", "down_proj")
-EXPERTS = {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+EXPERTS: dict[str, Any] = {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
 # One stack, or an encoder's and a decoder's, and a loss that the model computes.
 ARCHITECTURES: dict[str, Architecture] = {
@@ -207,7 +207,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             num_layers=3,
             num_decoder_layers=2,
             num_heads=4,
-            decoder_start_token_id=0,
+            decoder_start_token_id=0,  # pyright: ignore[reportCallIssue]
             pad_token_id=0,
         ),
         ("q", "v"),
@@ -295,7 +295,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "qwen3-moe": Architecture(
         AutoModelForCausalLM,
-        transformers.Qwen3MoeConfig(**EXPERTS, head_dim=8),
+        transformers.Qwen3MoeConfig(**EXPERTS, head_dim=8),  # pyright: ignore[reportCallIssue]
         ("q_proj", "v_proj"),
         (),
         {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
@@ -314,7 +314,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             num_heads=4,
             num_experts=4,
             router_jitter_noise=0.0,
-            decoder_start_token_id=0,
+            decoder_start_token_id=0,  # pyright: ignore[reportCallIssue]
             pad_token_id=0,
         ),
         ("q", "v"),
@@ -329,7 +329,7 @@ SPECIAL_ARCHITECTURES: dict[str, Architecture] = {
         transformers.LlavaConfig(
             vision_config=transformers.CLIPVisionConfig(**VISION),
             text_config=transformers.LlamaConfig(**GROUPED),
-            image_token_id=IMAGE_TOKEN,
+            image_token_id=IMAGE_TOKEN,  # pyright: ignore[reportCallIssue]
         ),
         ("q_proj", "v_proj"),
         ("fc1", "fc2", *LLAMA_MLP),

@@ -27,12 +27,18 @@ def tiny_llama(num_layers: int = 4, seed: int = 0, vocab_size: int = VOCABULARY)
     )
 
 
-def tiny_lora(num_layers: int = 4, seed: int = 0, **lora: Any) -> PeftModel:
-    """LoRA on a tiny Llama; up-projections are random unless `init_lora_weights` says otherwise."""
+def tiny_lora(num_layers: int = 4, seed: int = 0, **lora: Any) -> Any:
+    """LoRA on a tiny Llama, a `PeftModel`; up-projections are random unless `init_lora_weights` says otherwise."""
     options = {"r": 4, "target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"], "init_lora_weights": False}
     model = get_peft_model(tiny_llama(num_layers, seed), LoraConfig(**{**options, **lora}))
     assert isinstance(model, PeftModel)
     return model
+
+
+def checkpoint_activations(model: Any, **options: Any) -> None:
+    """Turn activation checkpointing on, by the name that the installed transformers has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(options or None)
 
 
 def tiny_rows(num: int = 64, length: int = 12, seed: int = 1) -> list[dict[str, Tensor]]:
@@ -76,7 +82,9 @@ def traces(model: nn.Module) -> dict[str, Any]:
         "requires_grad": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
         "training": {name: module.training for name, module in modules.items()},
         "hooks": {name: count_hooks(module) for name, module in modules.items()},
-        "scaling": {name: dict(m.scaling) for name, m in modules.items() if isinstance(getattr(m, "scaling", 0), dict)},
+        "scaling": {
+            n: dict(scaling) for n, m in modules.items() if isinstance(scaling := getattr(m, "scaling", 0), dict)
+        },
         "disabled": {name: getattr(module, "_disable_adapters", None) for name, module in modules.items()},
     }
 

@@ -7,7 +7,7 @@ put on a tiny Llama in float64, with random values as after a training.
 from __future__ import annotations
 
 import copy
-import importlib
+import importlib.util
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -201,10 +201,15 @@ def is_available(entry: Method) -> bool:
     return entry.needs is None or importlib.util.find_spec(entry.needs) is not None
 
 
-def make_base() -> LlamaForCausalLM:
+def make_base() -> Any:
     """A tiny random Llama in float32, in which some methods insist on beginning."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "vocab_size": VOCABULARY}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "vocab_size": VOCABULARY,
+    }
     return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=NUM_LAYERS, use_cache=False)).eval()
 
 

@@ -164,7 +164,11 @@ PROBES: dict[str, Any] = {
 @pytest.mark.parametrize("fault", PROBES)
 def test_probes_that_cannot_be_read(fault: str) -> None:
     model, plain = tiny_lora(), tiny_lora()
-    for trained, options in ((model, {"probe_batches": PROBES[fault]()}), (plain, {"selector": "random"})):
+    choices: list[tuple[Any, dict[str, Any]]] = [
+        (model, {"probe_batches": PROBES[fault]()}),
+        (plain, {"selector": "random"}),
+    ]
+    for trained, options in choices:
         optimizer = torch.optim.AdamW(trainable(trained), lr=1e-2)
         tuner = SparseTuner(trained, update_interval=2, **options)
         with warnings.catch_warnings(record=True) as caught:
@@ -209,6 +213,7 @@ def test_losses_that_are_not_finite(tmp_path: Path) -> None:
 def test_a_signal_writes_a_checkpoint_and_stops(
     number: int, status: int, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
+    pytest.importorskip("trl")
     flags = [
         "train", "--model_name_or_path", str(tiny_model_folder), "--task=word-problems", "--num_train_problems=64",
         "--num_test_problems=0", "--per_device_train_batch_size=2", "--logging_steps=1", "--save_strategy=no",
@@ -242,6 +247,7 @@ def test_a_signal_writes_a_checkpoint_and_stops(
 
 
 def test_nothing_to_resume_from_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
     from ist.cli.train.folder import find_checkpoint
 
     assert find_checkpoint("auto", tmp_path) is None

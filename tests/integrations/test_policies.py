@@ -28,7 +28,7 @@ def lora(**options: Any) -> LoraConfig:
     return LoraConfig(**{"r": 2, "target_modules": TARGETS, "init_lora_weights": False, **options})
 
 
-def two_loras() -> PeftModel:
+def two_loras() -> Any:
     model = wrap(tiny_llama(), lora())
     model.add_adapter("second", lora())
     return model

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import peft
 import pytest
 import torch
@@ -44,8 +43,8 @@ def make_trainer(folder: Path, *callbacks: TrainerCallback, model: Any = None, d
     return Trainer(
         model=tiny_lora(lora_dropout=0.1) if model is None else model,
         args=arguments(folder, **options),
-        train_dataset=tiny_rows(96) if data is None else data,
-        eval_dataset=tiny_rows(8, seed=9),
+        train_dataset=tiny_rows(96) if data is None else data,  # pyright: ignore[reportArgumentType]
+        eval_dataset=tiny_rows(8, seed=9),  # pyright: ignore[reportArgumentType]
         callbacks=list(callbacks),
     )
 
@@ -82,7 +81,7 @@ def test_algorithm_1_of_the_paper(tmp_path: Path) -> None:
     # initialize IST as callback function
     ist_callback = IST()
     # adopt IST in Trainer with one modification
-    trainer = transformers.Trainer(model=peft_model, callbacks=[ist_callback], args=args, train_dataset=data)
+    trainer = transformers.Trainer(model=peft_model, callbacks=[ist_callback], args=args, train_dataset=data)  # pyright: ignore[reportArgumentType]
     untrained = snapshot(peft_model)
     trainer.train()
 
@@ -162,17 +161,18 @@ class Stream(torch.utils.data.IterableDataset):
         yield from tiny_rows(64)
 
 
-def rows_as_lists() -> list[dict[str, list[int]]]:
-    return [{name: value.tolist() for name, value in row.items()} for row in tiny_rows(64)]
+def hugging_face_rows() -> Any:
+    datasets = pytest.importorskip("datasets")
+    return datasets.Dataset.from_list([{name: value.tolist() for name, value in row.items()} for row in tiny_rows(64)])
 
 
 @pytest.mark.parametrize(
     "data",
     [
         lambda: tiny_rows(64),
-        lambda: datasets.Dataset.from_list(rows_as_lists()).with_format("torch"),
+        lambda: hugging_face_rows().with_format("torch"),
         Stream,
-        lambda: datasets.Dataset.from_list(rows_as_lists()).to_iterable_dataset().with_format("torch"),
+        lambda: hugging_face_rows().to_iterable_dataset().with_format("torch"),
     ],
     ids=["map-style", "datasets", "iterable", "streaming"],
 )
@@ -385,7 +385,7 @@ def test_modules_to_save_train_at_every_step(tmp_path: Path, caplog: pytest.LogC
 
 def test_model_init_and_a_selector_by_function(tmp_path: Path) -> None:
     trainer = Trainer(
-        model_init=lambda: tiny_lora(), args=arguments(tmp_path), train_dataset=tiny_rows(32),
+        model_init=lambda: tiny_lora(), args=arguments(tmp_path), train_dataset=tiny_rows(32),  # pyright: ignore[reportArgumentType]
         callbacks=[IST(selector=RandomSelector, num_active_layers=1)],
     )  # fmt: skip
     trainer.train()

@@ -25,7 +25,7 @@ from transformers import (
 
 from ist import IST
 from tests.helpers.moves import EARLY, Moves, Step, in_blocks, train_sparsely
-from tests.helpers.tiny import tiny_batches, tiny_llama, tiny_lora, tiny_rows, traces
+from tests.helpers.tiny import checkpoint_activations, tiny_batches, tiny_llama, tiny_lora, tiny_rows, traces
 
 LORA: dict[str, Any] = {
     "r": 4,
@@ -151,7 +151,7 @@ def test_nothing_thaws_an_frozen_layer_in_a_loop_by_hand(name: str, checkpointin
             continue  # torch refuses this itself, also without IST: the recomputation saves other tensors
         model = two_adapters()
         if (kind := CHECKPOINTING[checkpointing]) is not None:
-            model.get_base_model().activation_checkpointing_enable(kind)
+            checkpoint_activations(model.get_base_model(), **kind)
             model.get_base_model().enable_input_require_grads()
         steps = train_sparsely(
             model, tiny_batches(2), 6, {moment: INTERVENTIONS[name]}, num_active_layers=2, update_interval=3
@@ -180,7 +180,7 @@ def test_nothing_thaws_an_frozen_layer_in_the_trainer(tmp_path: Path, name: str,
     moves, other = Moves(ist), Intervene(INTERVENTIONS[name])
     args = TrainingArguments(**arguments(tmp_path, max_steps=6, gradient_accumulation_steps=2))
     callbacks = [ist, moves, other] if ist_first else [other, ist, moves]
-    Trainer(model=model, args=args, train_dataset=tiny_rows(48), callbacks=callbacks).train()
+    Trainer(model=model, args=args, train_dataset=tiny_rows(48), callbacks=callbacks).train()  # pyright: ignore[reportArgumentType]
     assert len(moves.steps) == 6
     check_steps(only_default(moves.steps) if name in MOVE_OTHERS else moves.steps, default_names(model))
 

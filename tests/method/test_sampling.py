@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 import torch
@@ -114,7 +114,7 @@ def test_a_lone_layer_is_active_as_often_as_theory_says(policy, score, printed):
 def test_proportional_has_the_distribution_of_draws_without_replacement(num_layers):
     scores = (-1.0, 0.0, 2.0)
     weights = [sigmoid(score) for score in scores]
-    exact: Counter[tuple[int, ...]] = Counter()
+    exact: dict[tuple[int, ...], float] = defaultdict(float)
     for order in itertools.permutations(range(3), num_layers):
         probability, left = 1.0, sum(weights)
         for layer in order:

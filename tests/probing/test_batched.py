@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ist import SparseTuner
-from ist.probing.batched import MAX_TOKENS, BatchedLosses, fits, joint_losses
+from ist.probing.batched import MAX_TOKENS, BatchedLosses, batched_losses, fits
 from ist.probing.measurement import Measurement
 from ist.probing.suppression import candidate_losses
 from ist.step.fused import JoinError
@@ -51,8 +51,8 @@ def test_losses_are_those_of_one_forward_for_each(adapter: str, batch: str, beta
     with SparseTuner(model, probe_batches=[given]) as tuner:
         expected = candidate_losses(model, tuner.layers, CANDIDATES, given, beta)
         before = traces(model)
-        with tuner._activation.measuring():
-            found = joint_losses(model, tuner.layers, CANDIDATES, given, beta)
+        with tuner._parts.activation.measuring():
+            found = batched_losses(model, tuner.layers, CANDIDATES, given, beta)
         assert traces(model) == before
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     assert beta == 1 or len({round(loss, 6) for loss in found.tolist()}) == len(CANDIDATES)
@@ -97,7 +97,7 @@ def test_learns_what_is_learned_set_by_set() -> None:
 
 def joint_or_one_by_one(model: Any, tuner: SparseTuner) -> BatchedLosses:
     return BatchedLosses(
-        model, tuner.layers, 0.25, lambda sets, batch: candidate_losses(model, tuner.layers, sets, batch, 0.25)
+        tuner._view, 0.25, lambda sets, batch: candidate_losses(model, tuner.layers, sets, batch, 0.25)
     )
 
 
@@ -114,7 +114,7 @@ def test_a_model_whose_loss_is_another_one_is_measured_set_by_set() -> None:
         return outputs
 
     inner.forward = with_a_penalty
-    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._activation.measuring():
+    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._parts.activation.measuring():
         expected = candidate_losses(model, tuner.layers, CANDIDATES, batch, 0.25)
         joint = joint_or_one_by_one(model, tuner)
         assert torch.equal(joint(CANDIDATES, batch), expected)
@@ -135,7 +135,7 @@ def test_a_model_that_gives_no_logits_without_labels_is_measured_set_by_set() ->
         return forward(*args, **kwargs)
 
     inner.forward = with_labels_alone
-    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._activation.measuring():
+    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._parts.activation.measuring():
         expected = candidate_losses(model, tuner.layers, CANDIDATES, batch, 0.25)
         joint = joint_or_one_by_one(model, tuner)
         assert torch.equal(joint(CANDIDATES, batch), expected)
@@ -156,7 +156,7 @@ def test_rows_that_lie_elsewhere_are_measured_set_by_set() -> None:
             return forward(x.transpose(0, 1)).transpose(0, 1)
 
         mlp.forward = turned
-    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._activation.measuring():
+    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._parts.activation.measuring():
         joint = joint_or_one_by_one(model, tuner)
         for given, trusted in ((square, None), (batch, False)):
             expected = candidate_losses(model, tuner.layers, CANDIDATES, given, 0.25)
@@ -178,10 +178,10 @@ def test_a_loss_of_routers_is_measured_set_by_set() -> None:
     inner.forward = with_an_auxiliary_loss
     with (
         SparseTuner(model, probe_batches=[batch]) as tuner,
-        tuner._activation.measuring(),
+        tuner._parts.activation.measuring(),
         pytest.raises(JoinError, match="elsewhere than the logits"),
     ):
-        joint_losses(model, tuner.layers, CANDIDATES, batch, 0.25)
+        batched_losses(model, tuner.layers, CANDIDATES, batch, 0.25)
 
 
 def test_nothing_is_decided_by_losses_that_are_no_numbers_and_a_resume_knows_what_was_decided() -> None:
@@ -226,12 +226,12 @@ def test_batches_that_can_be_laid_out(batch: dict[str, Any], expected: bool) -> 
 def test_what_cannot_be_computed_so_is_said(change: str) -> None:
     model: Any = tiny_lora(use_dora=change == "DoRA")
     batch = tiny_batches(1, size=5)[0]
-    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._activation.measuring():
+    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._parts.activation.measuring():
         if change == "merged":
             model.merge_adapter()
-        asked = SimpleNamespace(get_base_model=lambda: None) if change == "no loss of its own" else model
+        asked: Any = SimpleNamespace(get_base_model=lambda: None) if change == "no loss of its own" else model
         with pytest.raises(JoinError):
-            joint_losses(asked, tuner.layers, CANDIDATES, batch, 0.25)
+            batched_losses(asked, tuner.layers, CANDIDATES, batch, 0.25)
         if change == "merged":
             model.unmerge_adapter()
     factors = [module.__dict__.get("_ist_factors") for module in model.modules()]

@@ -3,6 +3,7 @@
 import random
 import weakref
 from collections import namedtuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from ist.runtime.randomness import keyed_seed, private_randomness
 
 def global_states() -> tuple[list[int], object, str]:
     """The three global random states as values that can be compared bit for bit."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    state: Any = np.random.get_state()
+    name, keys, position, has_gauss, cached = state
     return torch.get_rng_state().tolist(), random.getstate(), repr((name, keys.tolist(), position, has_gauss, cached))
 
 
@@ -42,6 +44,11 @@ def stir(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
+
+
+def numbers(count: int) -> Any:
+    """A dataset of the numbers below `count`: a range is one, whatever torch's types say."""
+    return range(count)
 
 
 # DatasetProbes
@@ -111,9 +118,8 @@ def test_examples_are_collated_and_fetched_together_where_the_dataset_can():
 
 
 def test_a_hugging_face_dataset_works():
-    from datasets import Dataset as HuggingFaceDataset
-
-    rows = HuggingFaceDataset.from_dict({"rows": list(range(10)), "text": [str(i) for i in range(10)]})
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"rows": list(range(10)), "text": [str(i) for i in range(10)]})
     probes = DatasetProbes(rows, 3, lambda examples: {name: [e[name] for e in examples] for name in examples[0]}, 0)
     for index in range(6):
         expected = dataset_probes(10, 3).batch(index)["rows"]
@@ -133,7 +139,7 @@ class StreamWithLength(Stream):
 @pytest.mark.parametrize("dataset", [[], Stream(), StreamWithLength(), iter([1, 2])], ids=lambda d: type(d).__name__)
 def test_a_dataset_that_cannot_be_drawn_from_is_refused(dataset):
     with pytest.raises(ValueError, match=f"a {type(dataset).__name__} that is empty or can only be .*: give a dataset"):
-        DatasetProbes(dataset, 2, list, 0)
+        DatasetProbes(dataset, 2, list, 0)  # pyright: ignore[reportArgumentType]
 
 
 class Masking:
@@ -247,13 +253,13 @@ def test_jumping_ahead_gives_the_same_noise_as_one_pass():
 
 def test_a_loader_with_a_generator_of_its_own_is_refused():
     """Measuring would advance the generator, and with it the order in which training sees its data."""
-    loader = DataLoader(range(12), batch_size=4, shuffle=True, generator=torch.Generator())
+    loader = DataLoader(numbers(12), batch_size=4, shuffle=True, generator=torch.Generator())
     with pytest.raises(ValueError, match=r"a DataLoader with a generator, .*: give one without"):
         IterableProbes(loader, 0)
 
 
 def test_probing_the_training_loader_itself_takes_nothing_from_training():
-    loader = DataLoader(range(12), batch_size=3, num_workers=1, persistent_workers=True)
+    loader = DataLoader(numbers(12), batch_size=3, num_workers=1, persistent_workers=True)
     probes = IterableProbes(loader, 0)
     seen = []
     for index, batch in enumerate(loader):
@@ -270,14 +276,14 @@ def test_a_list_of_batches_is_gone_round():
 
 
 @pytest.mark.parametrize(
-    "iterator", [iter([{}]), ({} for _ in range(3)), iter(DataLoader(range(3))), zip([1], [2], strict=True)]
+    "iterator", [iter([{}]), ({} for _ in range(3)), iter(DataLoader(numbers(3))), zip([1], [2], strict=True)]
 )
 def test_an_iterator_that_runs_dry_is_refused(iterator):
     with pytest.raises(ValueError, match=rf"one-way iterator \({type(iterator).__name__}\).*give something"):
         IterableProbes(iterator, 0)
 
 
-@pytest.mark.parametrize("empty", [[], DataLoader([]), DataLoader(range(3), batch_size=4, drop_last=True)])
+@pytest.mark.parametrize("empty", [[], DataLoader(numbers(0)), DataLoader(numbers(3), batch_size=4, drop_last=True)])
 def test_an_empty_loader_gives_none_each_time(empty):
     probes = IterableProbes(empty, 0)
     assert [probes.batch(index) for index in (0, 0, 1, 5, 0)] == [None] * 5
@@ -385,16 +391,19 @@ class Ready:
 
 @pytest.mark.parametrize("asked", [None, 1, 3, 8, 100])
 def test_batches_of_the_size_asked_for_are_drawn_from_a_loaders_dataset(asked):
-    loader = DataLoader(range(12), batch_size=4)
-    batch = probe_stream(loader, Model(), 0, batch_size=asked).batch(0)
+    loader = DataLoader(numbers(12), batch_size=4)
+    batch: Any = probe_stream(loader, Model(), 0, batch_size=asked).batch(0)
     assert len(batch) == min(asked or 4, 12)
 
 
-@pytest.mark.parametrize("source", [rows_of(2, 3), Ready(), DataLoader(rows_of(2, 3), batch_size=None), None])
+DATASET: Any = rows_of(2, 3)
+
+
+@pytest.mark.parametrize("source", [rows_of(2, 3), Ready(), DataLoader(DATASET, batch_size=None), None])
 def test_ready_made_batches_of_another_size_are_said_once(source):
     model = Model()
     for asked in (None, 3):
-        probes = probe_stream(source, model, 0, batch_size=asked)
+        probes: Any = probe_stream(source, model, 0, batch_size=asked)
         model(x=torch.ones(3, 2))
         assert probes.batch(0)["x"].shape == (3, 2)
     probes = probe_stream(source, model, 0, batch_size=16)
@@ -409,7 +418,7 @@ def test_ready_made_batches_of_another_size_are_said_once(source):
 
 def test_the_batches_of_a_ready_dataset_are_those_asked_for_or_are_named():
     model = Model()
-    small = DatasetProbes(range(5), 16, list, 0)
+    small = DatasetProbes(range(5), 16, list, 0)  # pyright: ignore[reportArgumentType]
     assert probe_stream(small, model, 0, batch_size=16) is small
     with pytest.warns(UserWarning, match="these have 5 example"):
         probe_stream(small, model, 0, batch_size=4).batch(0)

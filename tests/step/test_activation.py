@@ -10,9 +10,18 @@ import torch
 from torch import nn
 from transformers.optimization import Adafactor
 
-from ist import discover_layers
+from ist.adapters.view import view_model
 from ist.step.activation import LayerActivation
-from tests.helpers.tiny import layer_of, moved_layers, snapshot, tiny_batches, tiny_lora, traces, trainable
+from tests.helpers.tiny import (
+    checkpoint_activations,
+    layer_of,
+    moved_layers,
+    snapshot,
+    tiny_batches,
+    tiny_lora,
+    traces,
+    trainable,
+)
 
 
 def bitsandbytes_adamw(parameters: list[nn.Parameter]) -> Any:
@@ -37,10 +46,10 @@ def test_frozen_layers_do_not_move_by_one_bit(name: str, set_to_none: bool) -> N
     """Also where zeroed gradients from an earlier step would let weight decay and momentum move them."""
     model = tiny_lora()
     optimizer = OPTIMIZERS[name](trainable(model))
-    activation = LayerActivation(discover_layers(model))
+    activation = LayerActivation(view_model(model, None, "adapters"))
     for step, batch in enumerate(tiny_batches(6)):
         active = {step % 4, (step + 1) % 4}
-        activation.activate(active)
+        activation.begin(active)
         before = snapshot(model)
         model(**batch).loss.backward()
         optimizer.step()
@@ -65,11 +74,11 @@ def test_active_gradients_are_those_of_full_training(reentrant: bool | None, inp
     full = gradients(model)
     model.zero_grad()
     if reentrant is not None:
-        model.get_base_model().activation_checkpointing_enable({"use_reentrant": reentrant})
+        checkpoint_activations(model.get_base_model(), use_reentrant=reentrant)
         if reentrant:
             model.enable_input_require_grads()
-    activation = LayerActivation(discover_layers(model), frozen_dropout=True)
-    activation.activate([1, 3])
+    activation = LayerActivation(view_model(model, None, "adapters"), frozen_dropout=True)
+    activation.begin([1, 3])
     torch.manual_seed(0)
     model(**batch, use_cache=False).loss.backward()
     sparse = gradients(model)
@@ -84,9 +93,9 @@ def test_saved_activations_shrink() -> None:
 
     def saved_bytes(active: list[int] | None) -> int:
         model = tiny_lora()
-        activation = LayerActivation(discover_layers(model))
+        activation = LayerActivation(view_model(model, None, "adapters"))
         if active is not None:
-            activation.activate(active)
+            activation.begin(active)
         kept: dict[int, int] = {}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -106,8 +115,8 @@ def test_saved_activations_shrink() -> None:
 def test_between_forwards_nothing_is_frozen() -> None:
     model = tiny_lora()
     before = traces(model)["requires_grad"]
-    activation = LayerActivation(discover_layers(model))
-    activation.activate([2])
+    activation = LayerActivation(view_model(model, None, "adapters"))
+    activation.begin([2])
     assert activation.active == (2,)
     assert traces(model)["requires_grad"] == before
     loss = model(**tiny_batches(1)[0]).loss
@@ -119,8 +128,8 @@ def test_between_forwards_nothing_is_frozen() -> None:
 def test_a_forward_that_raises_leaves_nothing_frozen() -> None:
     model = tiny_lora()
     before = traces(model)
-    activation = LayerActivation(discover_layers(model))
-    activation.activate([0])
+    activation = LayerActivation(view_model(model, None, "adapters"))
+    activation.begin([0])
     adapter = model.get_base_model().model.layers[2].mlp.up_proj
     with pytest.raises(RuntimeError, match="shape"):
         adapter(torch.zeros(2, 5))
@@ -132,8 +141,8 @@ def test_a_forward_that_raises_leaves_nothing_frozen() -> None:
 def test_contexts_that_unfreeze_do_not_unfreeze_frozen_layers() -> None:
     """`disable_adapter()` and `set_adapter()` switch all gradients on again, in the middle of a step."""
     model = tiny_lora()
-    activation = LayerActivation(discover_layers(model))
-    activation.activate([1])
+    activation = LayerActivation(view_model(model, None, "adapters"))
+    activation.begin([1])
     batch = tiny_batches(1)[0]
     with model.disable_adapter(), torch.no_grad():
         model(**batch)
@@ -144,8 +153,8 @@ def test_contexts_that_unfreeze_do_not_unfreeze_frozen_layers() -> None:
 
 def test_a_disabled_adapter_stays_as_peft_disabled_it() -> None:
     model = tiny_lora()
-    activation = LayerActivation(discover_layers(model))
-    activation.activate([1])
+    activation = LayerActivation(view_model(model, None, "adapters"))
+    activation.begin([1])
     with model.disable_adapter():
         before = traces(model)
         model(**tiny_batches(1)[0])
@@ -155,9 +164,9 @@ def test_a_disabled_adapter_stays_as_peft_disabled_it() -> None:
 def test_activate_all_and_close() -> None:
     model = tiny_lora()
     before = traces(model)
-    activation = LayerActivation(discover_layers(model))
-    activation.activate([0])
-    activation.activate_all()
+    activation = LayerActivation(view_model(model, None, "adapters"))
+    activation.begin([0])
+    activation.end()
     assert activation.active is None
     model(**tiny_batches(1)[0]).loss.backward()
     assert {layer_of(name) for name in gradients(model)} == {0, 1, 2, 3}
@@ -169,10 +178,10 @@ def test_activate_all_and_close() -> None:
 def test_a_training_that_died_does_not_freeze_the_next() -> None:
     """Its hooks are still on the model: the Trainer tells no callback of an exception."""
     model = tiny_lora()
-    died = LayerActivation(discover_layers(model))
-    died.activate([0])
-    again = LayerActivation(discover_layers(model))
-    again.activate([1, 2, 3])
+    died = LayerActivation(view_model(model, None, "adapters"))
+    died.begin([0])
+    again = LayerActivation(view_model(model, None, "adapters"))
+    again.begin([1, 2, 3])
     model(**tiny_batches(1)[0]).loss.backward()
     assert {layer_of(name) for name in gradients(model)} == {1, 2, 3}
     died.close()
@@ -183,10 +192,10 @@ def test_a_training_that_died_does_not_freeze_the_next() -> None:
 def test_gradients_past_the_forward_are_dropped() -> None:
     """A loss on the weights themselves, as AdaLoRA's, reaches frozen layers."""
     model = tiny_lora()
-    activation = LayerActivation(discover_layers(model))
-    activation.activate([2])
+    activation = LayerActivation(view_model(model, None, "adapters"))
+    activation.begin([2])
     weights = trainable(model)
     (model(**tiny_batches(1)[0]).loss + sum(weight.square().sum() for weight in weights)).backward()
     assert {layer_of(name) for name in gradients(model)} == {0, 1, 2, 3}
-    activation.drop_frozen_gradients()
+    activation.before_update()
     assert {layer_of(name) for name in gradients(model)} == {2}

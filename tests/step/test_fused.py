@@ -240,7 +240,8 @@ def test_products_of_bfloat16_parts_are_those_of_float32(monkeypatch: pytest.Mon
         # What is left is the rounding of where the sum began, not that of the product.
         left = expected - (expected.bfloat16()).double()
         assert difference([found], [left]) < 2e-2
-    assert difference([split.product_of_h(dh, a, 0.7)], [exact.product_of_h(*doubled(dh, a), 0.7)]) < 2**-8
+    dh64, a64 = doubled(dh, a)
+    assert difference([split.product_of_h(dh, a, 0.7)], [exact.product_of_h(dh64, a64, 0.7)]) < 2**-8
     dropped, mask = split.drop(x, 0.25)
     assert torch.equal(dropped, x * mask)
     assert split.rest(0.25) == 1 / 0.75
@@ -454,7 +455,7 @@ def test_other_modules_say_why_they_are_not_fused() -> None:
     def reasons(**settings: Any) -> set[str | None]:
         model = tiny_lora(**settings)
         own = {id(parameter) for parameter in model.parameters()}
-        modules = [module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
+        modules: list[Any] = [module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
         return {reason_against(module, own) for module in modules}
 
     assert reasons() == {None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ist import SparseTuner
-from ist.step import optimizer_state
+from ist.adapters.view import ModelView
 from ist.step.optimizer_state import OptimizerState
 from tests.helpers.tiny import layer_of, snapshot, tiny_batches, tiny_lora, trainable
 
@@ -98,9 +97,8 @@ def test_reset_goes_with_a_checkpoint_of_the_optimizer() -> None:
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_sharded_weights_are_not_offloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizer_state, "is_sharded", lambda module: True)
-    model: Any = SimpleNamespace(module=None)
+def test_sharded_weights_are_not_offloaded() -> None:
+    view = ModelView(tiny_lora(), (), sharded=True)
     with pytest.raises(ValueError, match=r"optimizer_state='offload' does not go with .* leave it 'keep'"):
-        OptimizerState(None, [model], "offload")
-    OptimizerState(None, [model], "keep")
+        OptimizerState(None, view, "offload")
+    OptimizerState(None, view, "keep")

@@ -11,10 +11,9 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
-from trl.models.utils import disable_gradient_checkpointing
 
 from ist import SparseTuner
-from tests.helpers.tiny import snapshot, tiny_batches, tiny_lora
+from tests.helpers.tiny import checkpoint_activations, snapshot, tiny_batches, tiny_lora
 
 NUM_LAYERS = 6
 
@@ -90,7 +89,7 @@ def test_checkpointing_of_the_model_stops_at_the_lowest_active_layer(enable_afte
         if enable_after:
             tuner.begin_step()
             tuner.end_step()
-        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model.get_base_model(), use_reentrant=False)
         model.enable_input_require_grads()
         counts = Counts(tuner)
         tuner.begin_step()
@@ -144,7 +143,7 @@ def test_trainable_embeddings_keep_their_gradient() -> None:
 
 def test_reentrant_checkpointing_keeps_the_gradient_that_it_needs() -> None:
     model = tiny_lora(NUM_LAYERS)
-    model.get_base_model().activation_checkpointing_enable({"use_reentrant": True})
+    checkpoint_activations(model.get_base_model(), use_reentrant=True)
     model.enable_input_require_grads()
     gradients = step(model, (2, 4))[2]
     assert gradients.keys() == step(tiny_lora(NUM_LAYERS), (2, 4))[2].keys()
@@ -245,6 +244,7 @@ def test_a_replaced_forward_is_named_once() -> None:
 
 def test_checkpointing_of_transformers_is_left_alone() -> None:
     """TRL switches it off and on again around its reference passes, for all blocks, where it finds it on."""
+    trl_models = pytest.importorskip("trl.models.utils")
     model = tiny_lora(NUM_LAYERS)
     blocks: Any = model.get_submodule("base_model.model.model.layers")
     expected = step(tiny_lora(NUM_LAYERS), (2, 4))[2]
@@ -253,7 +253,10 @@ def test_checkpointing_of_transformers_is_left_alone() -> None:
         tuner.selector.choose = lambda _: (2, 4)  # type: ignore[method-assign]
         tuner.begin_step()
         assert not model.is_gradient_checkpointing
-        with torch.no_grad(), disable_gradient_checkpointing(model.get_base_model(), {"use_reentrant": False}):  # type: ignore[arg-type]
+        with (
+            torch.no_grad(),
+            trl_models.disable_gradient_checkpointing(model.get_base_model(), {"use_reentrant": False}),
+        ):
             model(**tiny_batches(1)[0], use_cache=False)
         counts.forwards.clear()
         model(**tiny_batches(1)[0], use_cache=False).loss.backward()
@@ -288,7 +291,7 @@ def test_with_and_without_a_cache(make: Any, use_cache: bool) -> None:
 
 def test_both_kinds_of_checkpointing_are_refused() -> None:
     model = tiny_lora()
-    model.get_base_model().activation_checkpointing_enable()
+    checkpoint_activations(model.get_base_model())
     before = snapshot(model)
     with pytest.raises(
         ValueError, match=r"^recompute='frozen' and gradient checkpointing are both on: leave one of.* TRL's SFTConfig"

@@ -11,12 +11,15 @@ ones off until a budget is met. It adds `‖PᵀP − 1‖ + ‖QQᵀ − 1‖` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
+
+from ..runtime.part import Part
 
 if TYPE_CHECKING:
     from peft import AdaLoraConfig, AdaLoraModel
@@ -51,7 +54,7 @@ def without_orthogonality_loss(model: nn.Module) -> Iterator[None]:
             vars(tuner)["forward"] = before
 
 
-class RankAllocation:
+class RankAllocation(Part):
     """Runs AdaLoRA's rank allocation once a step, over layers some of which are frozen.
 
     PEFT leaves the call of `update_and_allocate` to the training loop, and its own code fails on a parameter without a
@@ -70,6 +73,7 @@ class RankAllocation:
         self.done = False
         """Whether ranks were allocated since the step began."""
         self._tuner = tuner
+        self._warned = False
         self._last_step: int | None = None
         self._pattern: dict[str, list[bool]] | None = None
         tuner.update_and_allocate = self._allocate
@@ -89,17 +93,22 @@ class RankAllocation:
     def _config(self) -> AdaLoraConfig:
         return cast("AdaLoraConfig", self._tuner.peft_config[self._tuner.trainable_adapter_name])
 
-    def begin_step(self, step: int) -> None:
-        """Expect one allocation from now on.
+    def check_length(self, num_steps: int) -> None:
+        """Warn where the training ends before the budget is reached."""
+        if self.total_steps > num_steps:
+            warnings.warn(
+                f"AdaLoRA's schedule is of {self.total_steps} steps and this training of {num_steps}, so its budget is "
+                f"not reached: set total_step={num_steps} in AdaLoraConfig.",
+                stacklevel=5,
+            )
 
-        Args:
-            step: optimizer steps done so far.
-        """
+    def begin(self, active: Collection[int], step: int) -> None:
+        """Expect one allocation from now on."""
         self.done = False
         if step > self._last_allocation and self._pattern is None:  # Resumed after the ranks were settled.
             self._pattern = ranks_left(self._tuner)
 
-    def allocate(self, step: int) -> None:
+    def after_update(self, step: int) -> None:
         """Allocate, unless the training loop has done so since the step began.
 
         To be called after the optimizer's step, while the gradients are there.
@@ -109,6 +118,16 @@ class RankAllocation:
         """
         if not self.done:
             self._allocate(step)
+
+    def end(self) -> None:
+        """Say once that nothing was allocated."""
+        if not self.done and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "AdaLoRA's ranks are not being allocated: call tuner.after_optimizer_step() after optimizer.step() and "
+                "before optimizer.zero_grad().",
+                stacklevel=5,
+            )
 
     def close(self) -> None:
         """Leave the tuner as PEFT made it."""

@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 
+from ..runtime.part import Part
+
 __all__ = ["FrozenPairs"]
 
 
-class FrozenPairs:
+class FrozenPairs(Part):
     """Hides the pairs of frozen layers from LoRA-FA's optimizer while it steps; their moments stay where they are.
 
     Args:

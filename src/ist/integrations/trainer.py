@@ -86,6 +86,7 @@ class IST(TrainerCallback, ExportableState):
         self._probe_dataset = probe_dataset
         self._lost_arguments: list[str] = []
         self._course: dict[str, Any] = {}
+        self._global_step = 0
 
     # The Trainer calls these in the order in which they stand here.
 
@@ -129,7 +130,7 @@ class IST(TrainerCallback, ExportableState):
             tuner.close()
             raise
         self.tuner = tuner
-        warn_of_unfinished_schedule(tuner, state.max_steps)
+        tuner.check_length(state.max_steps)
         warn_of_no_update(tuner, self._selector, state.max_steps)
         # The Trainer's next save expects an entry, which a checkpoint of a run without IST lacks.
         saved_states(state).setdefault(type(self).__name__, self.state())
@@ -157,11 +158,12 @@ class IST(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure and learn where it is time to."""
+        self._global_step = state.global_step
         if self.tuner and not self.tuner.closed:
             self.tuner.end_step(kwargs.get("optimizer"))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add the checksum manifest when every rank has written its files: it tells a damaged checkpoint from a whole one."""
+        """Add the checksum manifest when every rank has written its files, so that damage is found at a resume."""
         if self.tuner:
             self.tuner.ranks.wait()
             if self.tuner.ranks.is_main and (folder := checkpoint_folder(args, state)).is_dir():
@@ -219,6 +221,8 @@ class IST(TrainerCallback, ExportableState):
             "attributes": {"_lost_arguments": lost},
             "tuner": self.tuner.state_dict() if self.tuner else None,
             "course": self._course,
+            # The Trainer counts steps that a GradScaler skipped; the tuner does not.
+            "global_step": self._global_step,
         }
 
     def _resume(self, tuner: SparseTuner, args: TrainingArguments, state: TrainerState) -> None:
@@ -229,7 +233,7 @@ class IST(TrainerCallback, ExportableState):
             check_checkpoint(checkpoint)
         own = saved_states(state).get(type(self).__name__) or {}
         saved = own.get("tuner")
-        if not saved or saved.get("num_steps") != state.global_step:
+        if not saved or own.get("global_step", saved.get("num_steps")) != state.global_step:
             warnings.warn(
                 f"The checkpoint of step {state.global_step} holds no IST state of that step: the importance of the "
                 "layers is learned anew from here.",
@@ -263,16 +267,6 @@ def with_columns_of(training: Any, probes: Any) -> Any:
     if not isinstance(kept, list) or not hasattr(probes, "remove_columns"):
         return probes
     return probes.remove_columns([name for name in probes.column_names if name not in kept])
-
-
-def warn_of_unfinished_schedule(tuner: SparseTuner, num_steps: int) -> None:
-    """Warn of AdaLoRA's schedule where the training ends before its budget is reached."""
-    if tuner.rank_allocation and tuner.rank_allocation.total_steps > num_steps:
-        warnings.warn(
-            f"AdaLoRA's schedule is of {tuner.rank_allocation.total_steps} steps and this training of {num_steps}, so "
-            f"its budget is not reached: set total_step={num_steps} in AdaLoraConfig.",
-            stacklevel=2,
-        )
 
 
 def warn_of_no_update(tuner: SparseTuner, selector: Any, num_steps: int) -> None:

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.layers import Layer
+from ..adapters.view import ModelView
 from ..runtime.modes import evaluation_mode
 from ..step.compiled import as_written
 from ..step.fused import FusedLora, JoinError, RowFactors
 
-__all__ = ["BatchedLosses", "joint_losses"]
+__all__ = ["BatchedLosses", "batched_losses"]
 
 MAX_TOKENS = 4096
 """Tokens of all candidates together up to which one forward is tried; beyond, a GPU is busy with one candidate."""
@@ -35,20 +36,18 @@ class BatchedLosses:
     """Measures candidate sets in one forward where that gives what `one_by_one` gives.
 
     Args:
-        model: the model in training, not sharded.
-        layers: all layers of the model that carry adapters.
+        view: the model in training, not sharded.
         beta: factor on the response of the layers outside a candidate set, in [0, 1].
         one_by_one: `(candidates, batch) -> losses`, float64 `[N_c]`: what to do otherwise, and to compare with once.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        layers: Sequence[Layer],
+        view: ModelView,
         beta: float,
         one_by_one: Callable[[Sequence[Collection[int]], Mapping[str, Any]], Tensor],
     ) -> None:
-        self._model, self._layers, self._beta = model, layers, beta
+        self._view, self._beta = view, beta
         self._one_by_one = one_by_one
         self.trusted: bool | None = None
         """Whether one forward is right for this model; None while it has not been compared."""
@@ -60,13 +59,13 @@ class BatchedLosses:
         rows, tokens = batch["input_ids"].shape
         if self.trusted is None and rows * len(candidates) == tokens:  # Tokens first would go unnoticed.
             return self._one_by_one(candidates, batch)
-        with as_written(self._layers):
+        with as_written(self._view):
             return self._at_once(candidates, batch)
 
     def _at_once(self, candidates: Sequence[Collection[int]], batch: Mapping[str, Any]) -> Tensor:
         """From one forward if that can be, the first time compared with one for each set."""
         try:
-            losses = joint_losses(self._model, self._layers, candidates, batch, self._beta)
+            losses = batched_losses(self._view.model, self._view.layers, candidates, batch, self._beta)
         except Exception as error:  # What is wrong with the batch or the model comes up again, set by set.
             if self.trusted and not isinstance(error, (JoinError, torch.OutOfMemoryError)):
                 raise
@@ -94,7 +93,7 @@ def fits(batch: Mapping[str, Any], num_candidates: int) -> bool:
 
 
 @torch.no_grad()
-def joint_losses(
+def batched_losses(
     model: nn.Module,
     layers: Sequence[Layer],
     candidates: Sequence[Collection[int]],

@@ -10,14 +10,13 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..adapters.layers import Layer
+from ..adapters.view import ModelView
 from ..config import Damping, ISTConfig
 from ..runtime.distributed import Ranks
 from ..runtime.modes import to_device
 from ..runtime.randomness import keyed_seed, private_randomness
-from ..runtime.sharding import compute_device, is_sharded
 from .batched import BatchedLosses
 from .probes import ProbeStream
 from .suppression import LossFunction, candidate_losses, model_loss
@@ -32,8 +31,7 @@ class Measurement:
     one rank learns from a batch of 8. The mean of the rewards `exp(−L)` would be another number.
 
     Args:
-        model: the model in training, inside of DistributedDataParallel's wrapper.
-        layers: all layers of the model that carry adapters.
+        view: the model in training and its layers.
         probes: gives this rank's share of the probe batches.
         config: hyperparameters.
         loss_function: `(model, batch) -> loss`, a scalar in nats.
@@ -42,8 +40,7 @@ class Measurement:
 
     def __init__(
         self,
-        model: nn.Module,
-        layers: Sequence[Layer],
+        view: ModelView,
         probes: ProbeStream,
         config: ISTConfig,
         loss_function: LossFunction,
@@ -53,33 +50,32 @@ class Measurement:
         """Probe batches measured so far on each rank."""
         self.seconds = 0.0
         """Time spent."""
-        self._model = model
+        self._view = view
         self._probes = probes
         self._config = config
         self._ranks = ranks
-        self._sharded = is_sharded(model)
         # Ranks that hold parts of the weights have to do the same forwards, and the same number of them.
-        joint = loss_function is model_loss and not self._sharded
+        batched = loss_function is model_loss and not view.sharded
         self._one_by_one = partial(
             candidate_losses,
-            model,
-            layers,
+            view.model,
+            view.layers,
             beta=config.beta,
             loss_function=loss_function,
             damping=cast("Damping", config.damping),
         )
-        self._batched = BatchedLosses(model, layers, config.beta, self._one_by_one) if joint else None
+        self._batched = BatchedLosses(view, config.beta, self._one_by_one) if batched else None
         self._warned: set[str] = set()
 
     def __call__(self, candidates: Sequence[tuple[int, ...]]) -> Tensor | None:
         """Losses in nats, float64 of shape `[N_c]` on the CPU; None where nothing could be measured."""
-        with self._clock(compute_device(self._model)):
+        with self._clock(self._view.device):
             return self._measure(candidates)
 
     def _measure(self, candidates: Sequence[tuple[int, ...]]) -> Tensor | None:
         ranks = self._ranks
         ranks.check_same("the candidate layers", [self.num_probes, [list(candidate) for candidate in candidates]])
-        device = compute_device(self._model)
+        device = self._view.device
         key = self.num_probes * ranks.size + ranks.rank
         with private_randomness(keyed_seed(self._config.seed, "probe", key), device):
             batch = self._next_batch()
@@ -137,7 +133,7 @@ class Measurement:
         try:
             return (self._batched or self._one_by_one)(candidates, batch)
         except torch.OutOfMemoryError:
-            if self._sharded and self._ranks.size > 1:
+            if self._view.sharded and self._ranks.size > 1:
                 raise  # The other ranks wait in this forward for this one's part of the weights.
         self._warn(
             "memory",

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_flatten, tree_unflatten  # DDP reads outputs by it too
 
 from .hooks import WeakHook
+from .part import Part
 
 __all__ = ["ReducedGradients", "TiedOutputs", "unwrap_ddp"]
 
@@ -81,7 +82,7 @@ def reduce_bucket(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses
     return state.reduce(bucket)
 
 
-class TiedOutputs:
+class TiedOutputs(Part):
     """Watches a model's forward, and where DDP called it has the frozen parameters report to DDP.
 
     Args:

@@ -44,10 +44,10 @@ def is_sharded(model: nn.Module) -> bool:
     return bool(sharded_units(model) or wrapped_units(model))
 
 
-def compute_device(model: nn.Module) -> torch.device:
+def compute_device(model: nn.Module, sharded: bool | None = None) -> torch.device:
     """Where the model computes: where its weights are, or with FSDP's CPU offload where they are brought to."""
     device = next(model.parameters()).device
-    if device.type == "cpu" and torch.cuda.is_available() and is_sharded(model):
+    if device.type == "cpu" and torch.cuda.is_available() and (is_sharded(model) if sharded is None else sharded):
         return torch.device("cuda", torch.cuda.current_device())
     return device
 

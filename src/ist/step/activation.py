@@ -27,36 +27,35 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ..adapters.layers import Layer
+from ..adapters.view import ModelView
 from ..adapters.whole_layers import computing_parts
+from ..runtime.part import Part
 from ..runtime.sharding import inner_units
 from .fused import FusedLora, Switch, reason_against, remove_fused
 
 __all__ = ["LayerActivation"]
 
 
-class LayerActivation:
-    """Which layers of a model train. Until `activate` is called, all do.
+class LayerActivation(Part):
+    """Which layers of a model train. Until `begin` is called, all do.
 
     The hooks go when `close` is called, and at the latest with this object.
 
     Args:
-        layers: the layers that `discover_layers` found.
-        readers: modules around the layers that compute with the adapters' weights themselves, as AdaLoRA's model does
-            for its orthogonality loss: frozen layers are frozen during their whole forward.
+        view: the model in training. AdaLoRA's model computes with the adapters' weights itself, for its orthogonality
+            loss: frozen layers are frozen during its whole forward.
         fused: whether LoRA modules compute as one function where they can.
         frozen_dropout: whether those of frozen layers keep the dropout of their adapters.
-        sharded: whether an engine gathers the adapters' weights anew for each forward.
     """
 
     def __init__(
         self,
-        layers: Sequence[Layer],
-        readers: Sequence[nn.Module] = (),
+        view: ModelView,
         fused: bool = True,
         frozen_dropout: bool = False,
-        sharded: bool = False,
     ) -> None:
+        layers = view.layers
+        readers: Sequence[nn.Module] = () if view.adalora is None else (view.adalora,)
         self.num_fused = 0
         """How many adapter modules compute as one function."""
         self.not_fused: Counter[str] = Counter()
@@ -82,7 +81,7 @@ class LayerActivation:
                 if reason is None:
                     (gate,) = make_gates(adapter, own, hooked=False)
                     names = trained_adapters(adapter, own)
-                    fused_modules.append(FusedLora(adapter, gate, frozen_dropout, not sharded, one, names))
+                    fused_modules.append(FusedLora(adapter, gate, frozen_dropout, not view.sharded, one, names))
                 else:
                     gates += make_gates(adapter, own)
                     self.not_fused[reason] += 1
@@ -99,7 +98,7 @@ class LayerActivation:
         """Indices of the active layers in ascending order, or None while all train."""
         return self._active
 
-    def activate(self, active: Collection[int]) -> None:
+    def begin(self, active: Collection[int], step: int = 0) -> None:
         """From now on train the layers `active` only.
 
         Gradients that layers hold from when they trained last are dropped, since they would count once more, for a norm
@@ -121,7 +120,7 @@ class LayerActivation:
                     parameter.grad = None
         self._active, self._trained = tuple(sorted(chosen)), chosen
 
-    def activate_all(self) -> None:
+    def end(self) -> None:
         """From now on train every layer."""
         self._active = None
         self._idle = []
@@ -147,14 +146,18 @@ class LayerActivation:
         """The parameters that the current step leaves alone."""
         return tuple(chain.from_iterable(self._idle))
 
-    def drop_frozen_gradients(self) -> None:
+    def frozen_ids(self) -> set[int]:
+        """The ids of those parameters."""
+        return set(map(id, self.frozen_parameters()))
+
+    def before_update(self) -> None:
         """Drop gradients that reached frozen parameters past their forward; torch's optimizers call it first."""
         for parameter in chain.from_iterable(self._idle):
             parameter.grad = None
 
     def close(self) -> None:
         """Take every hook off the model again."""
-        self.activate_all()
+        self.end()
         self._remove_hooks()
 
 
@@ -271,7 +274,7 @@ def drop_before_steps(activation: LayerActivation) -> Any:
 
     def drop(*_: Any) -> None:
         if alive := reference():
-            alive.drop_frozen_gradients()
+            alive.before_update()
 
     return register_optimizer_step_pre_hook(drop)
 

@@ -6,13 +6,11 @@ then on it computes without graphs, at several times the cost and with one line 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
 
-from ..adapters.layers import Layer
+from ..adapters.view import ModelView
 
 __all__ = ["as_written", "make_room_for_graphs"]
 
@@ -20,26 +18,16 @@ ROOM = 64
 """Graphs of one piece of code. Six kinds of layer, twice for padding, three times for lengths, and as much again."""
 
 
-def make_room_for_graphs(layers: Sequence[Layer]) -> None:
+def make_room_for_graphs(view: ModelView) -> None:
     """Raise PyTorch's limit on graphs, for the whole process, where one of the layers is compiled by itself."""
-    if has_compiled(layers):
+    if view.compiled:
         from torch._dynamo import config
 
         config.recompile_limit = max(config.recompile_limit, ROOM)
 
 
-def as_written(layers: Iterable[Layer]) -> AbstractContextManager[object]:
+def as_written(view: ModelView) -> AbstractContextManager[object]:
     """A context in which layers compute as they are written, also where they are compiled: a forward of another kind or
     length than those of training needs graphs of its own, and PyTorch makes training's slower for it too.
     """
-    return torch.compiler.set_stance("force_eager") if has_compiled(layers) else nullcontext()
-
-
-def has_compiled(layers: Iterable[Layer]) -> bool:
-    """Whether one of the layers is compiled by itself."""
-    return any(is_compiled(layer.module) for layer in layers)
-
-
-def is_compiled(block: nn.Module) -> bool:
-    """Whether a block was compiled by `block.compile()` or `torch.compile(block)`."""
-    return block._compiled_call_impl is not None or hasattr(block, "_orig_mod")
+    return torch.compiler.set_stance("force_eager") if view.compiled else nullcontext()

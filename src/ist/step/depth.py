@@ -8,38 +8,38 @@ backward, with all its recomputation, goes down to the embeddings. Only reentran
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..adapters.layers import Layer
+from ..adapters.view import ModelView
 from ..runtime.hooks import WeakHook
+from ..runtime.part import Part
 from .activation import LayerActivation
 
 __all__ = ["BackwardDepth"]
 
 
-class BackwardDepth:
+class BackwardDepth(Part):
     """Takes back what `enable_input_require_grads` asks for, while layers are being chosen.
 
     An output of the embeddings that is a leaf of the graph has no trainable weights behind it, so that its gradient
     is nobody's; where embeddings train, or something is added to them, it is none, and stays as it is.
 
     Args:
-        model: the model in training.
-        layers: its layers.
+        view: the model in training.
         activation: knows whether a step with chosen layers is under way.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[Layer], activation: LayerActivation) -> None:
-        self._blocks = [layer.module for layer in layers]
+    def __init__(self, view: ModelView, activation: LayerActivation) -> None:
+        self._blocks = [layer.module for layer in view.layers]
         self._activation = activation
         self._handles: dict[nn.Module, Any] = {}
-        self._embeddings = list(input_embeddings(model))
+        self._embeddings = list(input_embeddings(view.model))
         self._remove = weakref.finalize(self, remove_hooks, self._handles)
 
-    def prepare(self) -> None:
+    def begin(self, active: Collection[int], step: int) -> None:
         """Before a step: stand behind every other hook on the embeddings."""
         for module in self._embeddings:
             handle = self._handles.get(module)

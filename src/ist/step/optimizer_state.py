@@ -9,14 +9,15 @@ that training is the same to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..adapters.layers import Layer
-from ..runtime.sharding import is_sharded
+from ..adapters.view import ModelView
+from ..runtime.part import Part
 
 __all__ = ["OptimizerState"]
 
@@ -24,27 +25,27 @@ SMALLEST = 1024
 """Elements from which on a tensor is worth a journey: step counts and the tables of 8-bit optimizers stay."""
 
 
-class OptimizerState:
+class OptimizerState(Part):
     """Forgets or moves the moments of frozen layers.
 
     Which moments are where is read from the optimizer at each step, so that it may load a checkpoint at any time.
 
     Args:
         optimizer: of torch's kind, unwrapped.
-        layers: the layers of the model.
+        view: the model in training.
         mode: `keep`, `reset` or `offload`; `offload` does nothing for weights on the CPU.
 
     Raises:
         ValueError: `offload` of weights that are sharded.
     """
 
-    def __init__(self, optimizer: Any, layers: Sequence[Layer], mode: str) -> None:
-        if mode == "offload" and any(is_sharded(layer.module) for layer in layers):
+    def __init__(self, optimizer: Any, view: ModelView, mode: str) -> None:
+        if mode == "offload" and view.sharded:
             raise ValueError(
                 "optimizer_state='offload' does not go with weights that FSDP shards, whose moments are shards: leave "
                 "it 'keep', and let FSDP offload (cpu_offload, fsdp_offload_params) where memory is short."
             )
-        self._layers = layers
+        self._layers = view.layers
         self._mode = mode
         self._pinned: dict[tuple[nn.Parameter, str], Tensor] = {}
         self._stream: Any = None
@@ -56,7 +57,7 @@ class OptimizerState:
                 optimizer.register_state_dict_pre_hook(lambda *_: self._wait()),
             ]
 
-    def activate(self, active: Collection[int]) -> None:
+    def begin(self, active: Collection[int], step: int = 0) -> None:
         """The next step trains the layers `active`: see to the moments of all others, and have theirs come back."""
         if self._mode == "keep":
             return

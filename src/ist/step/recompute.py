@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..adapters.layers import Layer
+from ..adapters.view import ModelView
+from ..runtime.part import Part
 from ..runtime.sharding import is_sharded
 
 __all__ = ["Recompute"]
@@ -55,20 +57,20 @@ def has_gradient(values: Iterable[Any]) -> bool:
     )
 
 
-class Recompute:
+class Recompute(Part):
     """Switches recomputation on for single layers.
 
     Args:
-        layers: the layers of the model.
+        view: the model in training.
         mode: `frozen` recomputes frozen layers, `all` every one, `none` does nothing.
 
     Raises:
         ValueError: gradient checkpointing is on, which recomputes every layer already.
     """
 
-    def __init__(self, layers: Sequence[Layer], mode: str) -> None:
-        self._still = {layer.index for layer in layers if is_still(layer)}
-        layers = [replace(layer, module=within_fsdp(layer.module)) for layer in layers]
+    def __init__(self, view: ModelView, mode: str) -> None:
+        self._still = {layer.index for layer in view.layers if is_still(layer)}
+        layers = [replace(layer, module=within_fsdp(layer.module)) for layer in view.layers]
         restore_all([layer.module for layer in layers])  # of a training that ended with an exception
         self._layers = () if mode == "none" else tuple(layers)
         self._mode = mode
@@ -76,14 +78,14 @@ class Recompute:
         warn_of_other_forwards(self._layers, mode)
         self._restore = weakref.finalize(self, restore_all, [layer.module for layer in self._layers])
 
-    def activate(self, active: Collection[int]) -> None:
+    def begin(self, active: Collection[int], step: int = 0) -> None:
         """From now on recompute what `mode` says, where the layers `active` train."""
         for layer in self._layers:
             frozen = layer.index not in active
             again = self._mode == "all" or frozen
             switch(layer.module, again, recomputed_frozen if frozen and layer.index in self._still else recomputed)
 
-    def activate_all(self) -> None:
+    def end(self) -> None:
         """Recompute nothing."""
         restore_all([layer.module for layer in self._layers])
 

@@ -20,6 +20,7 @@ from ist.experiments.data import (
     to_prompt_completion,
     word_problems,
 )
+from ist.experiments.data.word_problems import Operation, Split
 
 # The package exports a function of the same name.
 module = importlib.import_module("ist.experiments.data.word_problems")
@@ -49,7 +50,7 @@ def trigrams(text: str) -> set[tuple[str, ...]]:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_every_answer_follows_from_the_numbers_of_its_prompt(split: str, operation: str) -> None:
+def test_every_answer_follows_from_the_numbers_of_its_prompt(split: Split, operation: Operation) -> None:
     problems = word_problems(1000, split=split, seed=3, operations=[operation])
     for problem in problems:
         numbers = sorted((int(number) for number in re.findall(r"[0-9]+", problem.prompt)), reverse=True)
@@ -68,7 +69,7 @@ def test_every_number_pair_of_every_template_has_a_whole_positive_answer(split: 
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_prompts_are_unique_and_finished_sentences(split: str) -> None:
+def test_prompts_are_unique_and_finished_sentences(split: Split) -> None:
     problems = word_problems(5000, split=split)
     assert len({problem.prompt for problem in problems}) == 5000
     for problem in problems:
@@ -173,7 +174,7 @@ def test_prompt_and_completion_are_the_training_strings() -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_completion_is_read_back_as_the_answer(split: str) -> None:
+def test_the_completion_is_read_back_as_the_answer(split: Split) -> None:
     for problem in word_problems(200, split=split):
         assert exact_match(to_prompt_completion(problem)["completion"], problem.answer)
 
@@ -233,7 +234,7 @@ def test_exact_match(text: str, answer: int, expected: bool) -> None:
 
 
 def test_the_module_imports_the_standard_library_alone() -> None:
-    nodes = list(ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))))
-    names = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    nodes = list(ast.walk(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))))
+    names = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
     names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names

@@ -63,6 +63,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
     trainer = make_trainer(run, data)
     display.begin(run, trainer)
     before = judge(trainer, data, display, "before", ranks)
+    forget_evaluation(trainer)
     search = None
     if run.ist.method == "greedy":
         search = search_layers(run, trainer, folder, checkpoint is not None, display)
@@ -169,6 +170,20 @@ def judge(trainer: SFTTrainer, data: TaskData, display: Display, when: str, rank
         figures["accuracy"] = correct * (ranks.size if shared else 1) / len(data.problems)
     display.judged(when, figures)
     return figures
+
+
+def forget_evaluation(trainer: SFTTrainer) -> None:
+    """Let the training prepare the model by itself.
+
+    An evaluation before it marks the bare model as prepared. Training then never wraps it in DistributedDataParallel,
+    and each process trains an adapter of its own. A model that FSDP shards is wrapped by the evaluation already.
+    """
+    model: Any = trainer.model
+    if is_sharded(model):
+        return
+    vars(model).pop("_is_accelerate_prepared", None)
+    prepared = trainer.accelerator._models
+    prepared[:] = [other for other in prepared if other is not model]
 
 
 def log_entries(trainer: SFTTrainer) -> list[dict[str, Any]]:

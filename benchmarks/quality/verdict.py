@@ -1,0 +1,100 @@
+"""The verdict table of docs/results.md: a question a row, a task a column, paired differences from the JSON alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pages import markdown
+
+from .cells import percent, show
+from .figures import FIGURES, Comparison
+
+__all__ = ["QUESTIONS", "Question", "verdict_section"]
+
+TASKS = {
+    "gsm8k": "GSM8K, loss",
+    "wikitext2": "WikiText-2, loss",
+    "mawps": "MAWPS, exact match",
+    "sst2": "SST-2, accuracy",
+    "commonsense": "commonsense (3 epochs), accuracy",
+}
+"""Columns, and the metric of each."""
+IN_EPOCHS = ("commonsense",)
+"""Tasks whose short trainings teach nothing: the row is of the longer ones."""
+METRICS = {
+    "gsm8k": "solutions loss",
+    "wikitext2": "text loss",
+    "mawps": "exact answers",
+    "sst2": "sentiment",
+    "commonsense": "average",
+}
+"""The name of each metric in the result files."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a row asks: one method minus another, on the shortest trainings of a model."""
+
+    text: str
+    one: str
+    other: str
+    budget: str = "steps"
+
+
+QUESTIONS = (
+    Question("paper's rule (mu 100), a quarter of the layers − LoRA", "IST, mu 100", "LoRA"),
+    Question("random quarter at each step − LoRA", "random", "LoRA"),
+    Question("paper's rule (mu 100) − random quarter", "IST, mu 100", "random"),
+    Question("fixed most important quarter − fixed random quarter", "fixed, most important", "fixed, at random"),
+    Question("fixed random quarter − random quarter at each step", "fixed, at random", "random"),
+    Question("paper's rule (mu 100) − LoRA, equal time", "IST, mu 100", "LoRA", "seconds"),
+    Question("LISA − LoRA, equal time", "LISA", "LoRA", "seconds"),
+    Question("focused half, equal parameters − LoRA", "focused, half", "LoRA"),
+    Question("focused half − LoRA, equal time", "focused, half", "LoRA", "seconds"),
+    Question("focused third − LoRA, equal time", "focused, third", "LoRA", "seconds"),
+    Question("focused half − even half", "focused, half", "even, half"),
+)
+"""In the order of the table; a question that a model has no trainings for is left out."""
+
+
+def cell(difference: dict[str, Any] | None, task: str) -> str:
+    """A difference with its 95% interval, bold where significant; `↑` where the first method is better, `↓` worse."""
+    if difference is None:
+        return "–"
+    title = FIGURES[task][METRICS[task]]
+    mean = show(difference["mean"], title, sign=True)
+    if difference["low"] is None:
+        return f"{mean} (one seed)"
+    low, high = (show(difference[end], title, sign=True) for end in ("low", "high"))
+    text = f"{mean} [{low}, {high}]"
+    if difference["low"] <= 0 <= difference["high"]:
+        return text
+    better = (difference["mean"] > 0) == percent(title)
+    return f"**{text}** {'↑' if better else '↓'}"
+
+
+def verdict_section(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """A table for each model, of the trainings of the fewest steps on each task."""
+    for model in dict.fromkeys(comparison.model for comparison in comparisons):
+        of_task = {}
+        for comparison in comparisons:
+            # 250 steps teach no model the commonsense tasks: what differs there is chance.
+            if comparison.model == model and bool(comparison.epochs) == (comparison.task in IN_EPOCHS):
+                known = of_task.get(comparison.task)
+                if known is None or len(comparison.lines) > len(known.lines):
+                    of_task[comparison.task] = comparison
+        tasks = [task for task in TASKS if task in of_task]
+        rows = []
+        for question in QUESTIONS:
+            found = {
+                task: of_task[task].difference(question.one, question.other, METRICS[task], question.budget)
+                for task in tasks
+            }
+            if any(found.values()):
+                rows.append((question.text, *(cell(found[task], task) for task in tasks)))
+        if rows:
+            lengths = sorted({of_task[task].length for task in tasks})
+            yield f"**{model}**, {'; '.join(lengths)}. ↑ the first method is better, ↓ it is worse, both beyond chance."
+            yield markdown(["", *(TASKS[task] for task in tasks)], rows)

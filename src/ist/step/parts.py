@@ -1,0 +1,121 @@
+"""All that a step does to the model, in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+from ..adapters.adalora import RankAllocation
+from ..adapters.lora_fa import FrozenPairs, is_lora_fa
+from ..adapters.view import ModelView
+from ..runtime.ddp import TiedOutputs
+from ..runtime.part import Part
+from .activation import LayerActivation
+from .boundary import Boundary
+from .compiled import make_room_for_graphs
+from .depth import BackwardDepth
+from .optimizer_state import OptimizerState
+from .recompute import Recompute
+
+__all__ = ["StepParts"]
+
+
+class StepParts:
+    """The parts of a step, each begun, ended and closed in turn.
+
+    Args:
+        view: the model in training.
+        config: how a step is executed: `recompute`, `fused`, `frozen_dropout`, `optimizer_state`.
+
+    Raises:
+        ValueError: an option does not fit the model; nothing is hooked before `open`.
+    """
+
+    def __init__(self, view: ModelView, config: Any) -> None:
+        self._view, self._config = view, config
+        self._recompute = Recompute(view, config.recompute)
+        self._parts: tuple[Part, ...] = ()
+        self._of_optimizer: tuple[Part, ...] = ()
+
+    def open(self, on_update: Callable[[], None]) -> None:
+        """Put the parts on the model.
+
+        Args:
+            on_update: a method that is called after each update of the layers by an optimizer.
+        """
+        view, config = self._view, self._config
+        self.activation = LayerActivation(view, config.fused, config.frozen_dropout)
+        """Which layers train."""
+        self.boundary = Boundary(view.layers, on_update)
+        """Whether the optimizer has stepped."""
+        self.tied_outputs = TiedOutputs(view.model, self.activation.frozen_parameters)
+        """What DDP reduces."""
+        make_room_for_graphs(view)
+        self._parts = (
+            self.activation,
+            self._recompute,
+            BackwardDepth(view, self.activation),
+            self.tied_outputs,
+            self.boundary,
+            *(() if view.adalora is None else (RankAllocation(view.adalora),)),
+        )
+
+    def attach(self, optimizer: Any) -> None:
+        """Take the parts that the optimizer needs, in the place of those of an earlier one.
+
+        Args:
+            optimizer: unwrapped.
+
+        Raises:
+            ValueError: its state cannot be offloaded.
+        """
+        self.detach()
+        state = OptimizerState(optimizer, self._view, self._config.optimizer_state)
+        pairs = (FrozenPairs(optimizer, self.activation.frozen_ids),) if is_lora_fa(optimizer) else ()
+        self._of_optimizer = (state, *pairs)
+
+    def detach(self) -> None:
+        """Leave the optimizer alone, whose moments are its owner's to free."""
+        parts, self._of_optimizer = self._of_optimizer, ()
+        close_all(parts)
+
+    def check_length(self, num_steps: int) -> None:
+        """Warn where a training of so many steps does not fit."""
+        for part in self._all():
+            part.check_length(num_steps)
+
+    def begin(self, active: Collection[int], step: int) -> None:
+        """A step begins: from now on the layers `active` train alone."""
+        for part in self._all():
+            part.begin(active, step)
+
+    def before_update(self) -> None:
+        """The optimizer is about to step."""
+        for part in self._all():
+            part.before_update()
+
+    def after_update(self, step: int) -> None:
+        """The optimizer has stepped."""
+        for part in self._all():
+            part.after_update(step)
+
+    def end(self) -> None:
+        """The step is over."""
+        for part in self._all():
+            part.end()
+
+    def close(self) -> None:
+        """Leave the model as it was: the last part first, and every one of them, also where one fails."""
+        parts, self._parts, self._of_optimizer = self._all(), (), ()
+        close_all(parts)
+
+    def _all(self) -> tuple[Part, ...]:
+        return (*self._parts, *self._of_optimizer)
+
+
+def close_all(parts: Iterable[Part]) -> None:
+    """Close parts, the last one first, and every one of them also where one fails."""
+    with ExitStack() as closing:
+        for part in parts:
+            closing.callback(part.close)

@@ -1,0 +1,149 @@
+"""`with tuner.step(optimizer)`: a step is an optimizer step, whatever the gradient accumulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from ist import SparseTuner
+from tests.helpers.tiny import snapshot, tiny_batches, tiny_lora
+
+MICRO = 2
+"""Micro-batches of an optimizer step."""
+
+
+def make() -> tuple[Any, torch.optim.Optimizer, SparseTuner, list[Any]]:
+    """A model in double precision, its optimizer, a tuner that learns every second step, and twelve micro-batches."""
+    model = tiny_lora().double()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    tuner = SparseTuner(model, num_active_layers=1, update_interval=2, probe_batches=tiny_batches(3, seed=9))
+    return model, optimizer, tuner, tiny_batches(12)
+
+
+def whole_steps() -> tuple[dict[str, torch.Tensor], list[tuple[int, ...]]]:
+    """The reference: begin and end around each optimizer step."""
+    model, optimizer, tuner, batches = make()
+    chosen = []
+    for start in range(0, len(batches), MICRO):
+        chosen.append(tuner.begin_step())
+        for batch in batches[start : start + MICRO]:
+            (model(**batch).loss / MICRO).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        tuner.end_step(optimizer)
+    return snapshot(model), chosen
+
+
+def modulo(model: Any, optimizer: Any, tuner: SparseTuner, batches: list[Any]) -> list[tuple[int, ...]]:
+    chosen = []
+    for number, batch in enumerate(batches, 1):
+        with tuner.step(optimizer) as active:
+            (model(**batch).loss / MICRO).backward()
+            if number % MICRO == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+                chosen.append(active)
+    return chosen
+
+
+def stepped_after_the_block(
+    model: Any, optimizer: Any, tuner: SparseTuner, batches: list[Any]
+) -> list[tuple[int, ...]]:
+    chosen = []
+    for number, batch in enumerate(batches, 1):
+        with tuner.step(optimizer) as active:
+            (model(**batch).loss / MICRO).backward()
+        if number % MICRO == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+            chosen.append(active)
+    return chosen
+
+
+def accelerate(model: Any, optimizer: Any, tuner: SparseTuner, batches: list[Any]) -> list[tuple[int, ...]]:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=MICRO)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    chosen = []
+    for batch in batches:
+        with tuner.step(optimizer) as active, accelerator.accumulate(model):
+            accelerator.backward(model(**batch).loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                chosen.append(active)
+    return chosen
+
+
+def begun_and_ended_for_each_micro_batch(
+    model: Any, optimizer: Any, tuner: SparseTuner, batches: list[Any]
+) -> list[tuple[int, ...]]:
+    chosen = []
+    for number, batch in enumerate(batches, 1):
+        active = tuner.begin_step()
+        (model(**batch).loss / MICRO).backward()
+        if number % MICRO == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+            chosen.append(active)
+        tuner.end_step(optimizer)
+    return chosen
+
+
+LOOPS: list[Callable[..., list[tuple[int, ...]]]] = [
+    modulo, stepped_after_the_block, accelerate, begun_and_ended_for_each_micro_batch,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.__name__)
+def test_every_way_to_accumulate_trains_as_whole_steps_do(loop: Callable[..., Any]) -> None:
+    expected, expected_choices = whole_steps()
+    model, optimizer, tuner, batches = make()
+    chosen = loop(model, optimizer, tuner, batches)
+    assert chosen == expected_choices
+    assert tuner.num_steps == len(batches) // MICRO
+    trained = snapshot(model)
+    for name, value in expected.items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_a_step_that_a_grad_scaler_skips_is_no_step() -> None:
+    model, optimizer, tuner, batches = make()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)  # pyright: ignore[reportPrivateImportUsage]
+    seen = []
+    for number, batch in enumerate(batches[:3]):
+        with tuner.step(optimizer) as active:
+            seen.append(active)
+            scaler.scale(model(**batch).loss).backward()
+            if number == 0:
+                next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("inf"))
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+    assert tuner.num_steps == 2
+    assert seen[0] == seen[1]
+
+
+def test_an_exception_in_a_block_leaves_the_model_as_peft_made_it_and_the_step_to_be_made() -> None:
+    model, optimizer, tuner, batches = make()
+    with pytest.raises(KeyboardInterrupt), tuner.step(optimizer) as first:
+        raise KeyboardInterrupt
+    assert tuner.active_layers is None
+    model(**batches[0]).loss.backward()
+    assert all(p.grad is not None for layer in tuner.layers for p in layer.parameters)
+    optimizer.zero_grad()
+    with tuner.step(optimizer) as again:
+        assert again == first
+
+
+def test_misuse_is_one_line() -> None:
+    _, optimizer, tuner, _ = make()
+    with tuner.step(optimizer), pytest.raises(ValueError, match=r"inside of tuner\.step\(\)"):  # noqa: SIM117
+        with tuner.step(optimizer):
+            pass
+    tuner.close()
+    with pytest.raises(ValueError, match="closed"), tuner.step(optimizer):
+        pass
