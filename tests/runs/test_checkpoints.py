@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from ist import IST, SparseTuner, check_checkpoint, last_checkpoint, read_history
 from ist.runs.checkpoints import MANIFEST_FILE, write_manifest
@@ -48,9 +51,9 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "cut short": (ADAPTER, cut, rf"{ADAPTER} has \d+ of \d+ bytes"),
     "a flipped bit": (OPTIMIZER, flip, f"{OPTIMIZER} was changed after it was written"),
     "missing": ("rng_state.pth", Path.unlink, "rng_state.pth is missing"),
-    "a damaged seal": (MANIFEST_FILE, cut, f"{MANIFEST_FILE} cannot be read"),
+    "a damaged manifest": (MANIFEST_FILE, cut, f"{MANIFEST_FILE} cannot be read"),
 }
-UNSEALED_DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+UNLISTED_DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "never finished": (STATE, Path.unlink, f"it was never finished, {STATE} is missing"),
     "half a state": (STATE, cut, f"{STATE} is cut short"),
     "half an adapter": (ADAPTER, cut, f"{ADAPTER} is cut short"),
@@ -60,13 +63,13 @@ UNSEALED_DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("damage", [*DAMAGES, *UNSEALED_DAMAGES])
+@pytest.mark.parametrize("damage", [*DAMAGES, *UNLISTED_DAMAGES])
 def test_damage_is_named_and_the_one_before_offered(run: Path, damage: str) -> None:
-    name, harm, said = {**DAMAGES, **UNSEALED_DAMAGES}[damage]
+    name, harm, said = {**DAMAGES, **UNLISTED_DAMAGES}[damage]
     last = run / "checkpoint-9"
-    if damage in UNSEALED_DAMAGES:
+    if damage in UNLISTED_DAMAGES:
         (last / MANIFEST_FILE).unlink()
-        assert last_checkpoint(run) == last, "a checkpoint that was killed just before its seal is whole"
+        assert last_checkpoint(run) == last, "a checkpoint that was killed just before its manifest is whole"
     harm(last / name)
     with pytest.raises(ValueError, match=rf"checkpoint-9 is damaged \({said}\): resume from .*checkpoint-6, the last"):
         check_checkpoint(last)
@@ -74,6 +77,116 @@ def test_damage_is_named_and_the_one_before_offered(run: Path, damage: str) -> N
         assert last_checkpoint(run) == run / "checkpoint-6"
     make_trainer(run).train(resume_from_checkpoint=str(run / "checkpoint-6"))
     assert last_checkpoint(run) == last, "written anew"
+
+
+def header(value: Any) -> bytes:
+    text = json.dumps(value).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def with_tuner(**fields: Any) -> bytes:
+    return json.dumps({"global_step": 9, "stateful_callbacks": {"IST": {"tuner": fields}}}).encode()
+
+
+def bomb() -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(1 << 20))
+    return data.getvalue()
+
+
+DEEP = b"[" * 200_000
+HOSTILE: list[tuple[str, bytes, bool]] = [
+    *((MANIFEST_FILE, text, True) for text in (b"[]", b"7", b"null", b'"files"', b"{}", b"", b"\xff\xfe", DEEP)),
+    *(
+        (MANIFEST_FILE, b'{"files": %s}' % text, True)
+        for text in (b"[]", b"null", b"7", b'{"a.pt": 7}', b'{"a.pt": {}}')
+    ),
+    (MANIFEST_FILE, b'{"files": {"a.pt": {"bytes": "7", "sha256": 7}}}', True),
+    (MANIFEST_FILE, b'{"files": {"../checkpoint-6/optimizer.pt": {"bytes": 7, "sha256": ""}}}', True),
+    (MANIFEST_FILE, b'{"files": {"/dev/zero": {"bytes": 0, "sha256": ""}}}', True),
+    (MANIFEST_FILE, b'{"files": {"%s.pt": {"bytes": 0, "sha256": ""}}}' % (b"a" * 900), True),
+    *((STATE, text, False) for text in (b"[]", b"7", b"null", b"", b"{}", DEEP, b'{"global_step": "9"}')),
+    *((STATE, b'{"global_step": %s}' % number, False) for number in (b"-1", b"1e400", b"true", b"9" * 5000)),
+    *(
+        (STATE, b'{"global_step": 9, "stateful_callbacks": %s}' % text, False)
+        for text in (b"[7]", b"7", b'{"IST": [7]}', b'{"IST": 7}', b'{"IST": {"tuner": [7]}}')
+    ),
+    *((STATE, with_tuner(num_processes=number), False) for number in (10**9, -1, 0, 2.5, "2", [2], None)),
+    *((ADAPTER, header(value), False) for value in ([], 7, {"a": 7}, {"a": {}}, {"a": {"data_offsets": "07"}})),
+    (ADAPTER, header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 10**18]}}), False),
+    (ADAPTER, (2**63).to_bytes(8, "little") + b"{}", False),
+    (OPTIMIZER, bomb(), False),
+    (OPTIMIZER, b"not an archive", False),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "listed"), HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_file_is_damage_and_nothing_else(run: Path, name: str, content: bytes, listed: bool) -> None:
+    last = run / "checkpoint-9"
+    if not listed:
+        (last / MANIFEST_FILE).unlink()
+    (last / name).write_bytes(content)
+    with pytest.warns(UserWarning, match=r"^Damaged checkpoints in .*\(checkpoint-9: [ -~]+\): checkpoint-6 is taken"):
+        assert last_checkpoint(run) == run / "checkpoint-6"
+    with pytest.raises(ValueError, match=r"^The checkpoint .*checkpoint-9 is damaged"):
+        check_checkpoint(last)
+
+
+@pytest.mark.parametrize("name", ["README.md", "adapter_config.json", "training_args.bin"])
+def test_what_a_resume_does_not_need_does_not_count(run: Path, name: str) -> None:
+    last = run / "checkpoint-9"
+    (last / name).write_text("{}")
+    check_checkpoint(last)
+    (last / name).unlink()
+    check_checkpoint(last)
+    assert last_checkpoint(run) == last
+
+
+def test_a_change_on_purpose_has_a_way_out(run: Path) -> None:
+    last = run / "checkpoint-9"
+    (last / STATE).write_text((last / STATE).read_text().replace("\n", " "))
+    with pytest.raises(ValueError, match=f"where the change was meant, remove its {MANIFEST_FILE}"):
+        check_checkpoint(last)
+    (last / MANIFEST_FILE).unlink()
+    check_checkpoint(last)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"layers": 7}, "layers"),
+        ({"layers": [7]}, "layers"),
+        ({"config": []}, "config"),
+        ({"selector": None}, "selector"),
+        ({"selector": {"importance": "abcd", "num_updates": 1}}, "selector"),
+        ({"selector": {"importance": [0.0] * 4, "num_updates": "1"}}, "selector"),
+        ({"num_steps": "9"}, "num_steps"),
+        ({"num_probes": -1}, "num_probes"),
+        ({"num_processes": [2]}, "num_processes"),
+        ({"last_update": {"candidates": 7}}, "last_update"),
+    ],
+)
+def test_a_hostile_state_is_refused_by_name(change: dict[str, Any], named: str) -> None:
+    tuner = SparseTuner(tiny_lora())
+    before = tuner.state_dict()
+    with pytest.raises(ValueError, match=f"no usable {named}: the checkpoint is damaged"):
+        tuner.load_state_dict({**before, **change})
+    assert tuner.state_dict() == before
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["new head", "base"])
+def test_a_new_head_does_not_count_and_another_base_does(head: bool) -> None:
+    def fingerprint(process: int) -> str | None:
+        model = tiny_llama()
+        torch.manual_seed(process)
+        layer = model.lm_head if head else model.model.layers[0].self_attn.o_proj
+        torch.nn.init.normal_(layer.weight)
+        return base_fingerprint(
+            get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]))
+        )
+
+    assert (fingerprint(1) == fingerprint(2)) is head
 
 
 def test_nothing_whole(run: Path, tmp_path: Path) -> None:
@@ -95,13 +208,13 @@ def test_a_flipped_bit_is_found_at_the_resume(run: Path) -> None:
         make_trainer(run, max_steps=12).train(resume_from_checkpoint=str(run / "checkpoint-9"))
 
 
-def test_seals_list_every_file_and_come_whole(run: Path) -> None:
+def test_a_manifest_lists_what_a_resume_needs_and_comes_whole(run: Path) -> None:
     last = run / "checkpoint-9"
     listed = json.loads((last / MANIFEST_FILE).read_text())["files"]
-    assert set(listed) == {path.name for path in last.iterdir()} - {MANIFEST_FILE}
+    assert set(listed) == {ADAPTER, OPTIMIZER, STATE, "rng_state.pth", "scheduler.pt"}
     write_manifest(last)
     assert json.loads((last / MANIFEST_FILE).read_text())["files"] == listed
-    assert not list(last.glob("*.tmp"))
+    assert not list(last.glob(".*.part"))
 
 
 def test_best_model_and_rotation_still_work(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ class IST(TrainerCallback, ExportableState):
             self.tuner.end_step(kwargs.get("optimizer"))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Seal the checkpoint when every rank has written its files, so that a damaged one is told from a whole one."""
+        """Add the checksum manifest when every rank has written its files, so that damage is found at a resume."""
         if self.tuner:
             self.tuner.ranks.wait()
             if self.tuner.ranks.is_main and (folder := checkpoint_folder(args, state)).is_dir():
@@ -228,9 +228,12 @@ class IST(TrainerCallback, ExportableState):
     def _resume(self, tuner: SparseTuner, args: TrainingArguments, state: TrainerState) -> None:
         if state.global_step == 0:
             return
+        checkpoint = checkpoint_folder(args, state)
+        if checkpoint.is_dir():
+            check_checkpoint(checkpoint)
         own = saved_states(state).get(type(self).__name__) or {}
         saved = own.get("tuner")
-        if saved is None or own.get("global_step", saved["num_steps"]) != state.global_step:
+        if not saved or own.get("global_step", saved.get("num_steps")) != state.global_step:
             warnings.warn(
                 f"The checkpoint of step {state.global_step} holds no IST state of that step: the importance of the "
                 "layers is learned anew from here.",
@@ -239,9 +242,6 @@ class IST(TrainerCallback, ExportableState):
             tuner.num_steps = state.global_step
             return
         tuner.load_state_dict(saved)
-        checkpoint = checkpoint_folder(args, state)
-        if checkpoint.is_dir():
-            check_checkpoint(checkpoint)
         if changed := changed_course(own.get("course") or {}, self._course):
             warnings.warn(
                 f"The run began with other arguments ({'; '.join(changed)}): it goes on with the new ones, and not as "

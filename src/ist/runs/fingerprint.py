@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from ..runtime.sharding import is_sharded
@@ -23,14 +24,26 @@ def base_fingerprint(model: nn.Module) -> str | None:
     every device. Quantised weights count by name and shape alone.
 
     Args:
-        model: with adapters, whose trainable parameters do not count.
+        model: with adapters, whose trainable parameters do not count, nor what they replace.
 
     Returns:
         16 hexadecimal digits; None where each rank holds but a part of the weights (FSDP), or they are on no device.
     """
     if is_sharded(model) or any(parameter.is_meta for parameter in model.parameters()):
         return None
-    return weights_fingerprint((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+    unused = set(map(id, unused_parameters(model)))
+    return weights_fingerprint(
+        (name, p) for name, p in model.named_parameters() if not p.requires_grad and id(p) not in unused
+    )
+
+
+def unused_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The originals of modules that train as copies (`modules_to_save`): of a new head they are random in each process,
+    and the copy, which is used and saved, is what counts.
+    """
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            yield from module.original_module.parameters()
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .damage import is_count, shown
+
 __all__ = ["COURSE", "STATE_FORMAT", "changed_course", "check_same_run"]
 
 STATE_FORMAT = 1
@@ -37,6 +39,54 @@ def changed_course(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list
     ]
 
 
+def check_shape(saved: Any) -> None:
+    """Make sure that a saved state, which a stranger may have written, has the fields and types of one.
+
+    Raises:
+        ValueError: it has not, or it is of another format.
+    """
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"The saved state of IST is {shown(saved)}, and no mapping: the checkpoint is damaged.")
+    if saved.get("format") != STATE_FORMAT:
+        raise ValueError(
+            f"The saved state has format {shown(saved.get('format'))}, and this version reads {STATE_FORMAT}."
+        )
+    update = saved.get("last_update")
+    parts = {
+        "layers": is_list_of(saved.get("layers"), str),
+        "config": isinstance(saved.get("config"), Mapping),
+        "selector": isinstance(saved.get("selector"), Mapping) and is_selector_state(saved["selector"]),
+        "selector_type": isinstance(saved.get("selector_type"), str),
+        "num_steps": is_count(saved.get("num_steps")),
+        "num_probes": is_count(saved.get("num_probes")),
+        "num_processes": is_count(saved.get("num_processes", 1)),
+        "last_update": update is None or (isinstance(update, Mapping) and is_update(update)),
+    }
+    if damaged := [name for name, whole in parts.items() if not whole]:
+        raise ValueError(
+            f"The saved state of IST has no usable {', '.join(damaged)}: the checkpoint is damaged, resume from an "
+            "earlier one."
+        )
+
+
+def is_list_of(value: Any, *types: type) -> bool:
+    """Whether a value is a list of items of these types."""
+    return isinstance(value, (list, tuple)) and all(isinstance(item, types) for item in value)
+
+
+def is_selector_state(state: Mapping[str, Any]) -> bool:
+    """Whether scores are numbers, in the states of selectors that have some."""
+    return is_list_of(state.get("importance", []), float) and is_count(state.get("num_updates", 0))
+
+
+def is_update(update: Mapping[str, Any]) -> bool:
+    """Whether a saved importance update has the fields of one."""
+    numbers = all(is_list_of(update.get(name), float, int, type(None)) for name in ("losses", "rewards", "importance"))
+    candidates = update.get("candidates")
+    sets = is_list_of(candidates, list, tuple) and all(is_list_of(one, int) for one in candidates or ())
+    return numbers and sets and isinstance(update.get("skipped"), (str, type(None)))
+
+
 def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Compare a saved state of `SparseTuner` with that of the tuner which is to take it up.
 
@@ -44,8 +94,7 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
         ValueError: the state is of another format, model, number of processes, selector or configuration; the message
             says which.
     """
-    if saved.get("format") != STATE_FORMAT:
-        raise ValueError(f"The saved state has format {saved.get('format')!r}, and this version reads {STATE_FORMAT}.")
+    check_shape(saved)
     then, now = list(saved["layers"]), list(current["layers"])
     if then != now:
         differing = next(((a, b) for a, b in zip(then, now, strict=False) if a != b), None)
@@ -76,7 +125,7 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
         f"{name} was {value!r} and is {current['config'].get(name)!r}"
         for name, value in config.items()
         if current["config"].get(name) != value
-        and not {value, current["config"].get(name)} <= set(SAME_TRAINING.get(name, ()))
+        and not all(one in SAME_TRAINING.get(name, ()) for one in (value, current["config"].get(name)))
     ]
     if changed:
         raise ValueError(
