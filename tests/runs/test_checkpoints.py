@@ -55,11 +55,11 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
 }
 UNLISTED_DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "never finished": (STATE, Path.unlink, f"it was never finished, {STATE} is missing"),
-    "half a state": (STATE, cut, f"{STATE} is cut short"),
-    "half an adapter": (ADAPTER, cut, f"{ADAPTER} is cut short"),
-    "half an optimizer": (OPTIMIZER, cut, f"{OPTIMIZER} is cut short"),
-    "half a header": (ADAPTER, lambda path: path.write_bytes(path.read_bytes()[:20]), f"{ADAPTER} is cut short"),
-    "an empty file": (ADAPTER, lambda path: path.write_bytes(b""), f"{ADAPTER} is cut short"),
+    "half a state": (STATE, cut, f"{STATE} is cut short or no JSON object"),
+    "half an adapter": (ADAPTER, cut, f"{ADAPTER} is cut short or no safetensors file"),
+    "half an optimizer": (OPTIMIZER, cut, f"{OPTIMIZER} is cut short or no archive of torch"),
+    "half a header": (ADAPTER, lambda path: path.write_bytes(path.read_bytes()[:20]), f"{ADAPTER} is cut short or no safetensors file"),
+    "an empty file": (ADAPTER, lambda path: path.write_bytes(b""), f"{ADAPTER} is cut short or no safetensors file"),
 }
 
 
@@ -178,7 +178,7 @@ def test_a_hostile_state_is_refused_by_name(change: dict[str, Any], named: str) 
 @pytest.mark.parametrize("head", [True, False], ids=["new head", "base"])
 def test_a_new_head_does_not_count_and_another_base_does(head: bool) -> None:
     def fingerprint(process: int) -> str | None:
-        model = tiny_llama()
+        model: Any = tiny_llama()
         torch.manual_seed(process)
         layer = model.lm_head if head else model.model.layers[0].self_attn.o_proj
         torch.nn.init.normal_(layer.weight)
@@ -260,6 +260,7 @@ def test_another_number_of_processes_is_refused(run: Path) -> None:
     state = json.loads(file.read_text())
     state["stateful_callbacks"]["IST"]["tuner"]["num_processes"] = 4
     file.write_text(json.dumps(state))
+    write_manifest(file.parent)  # as the four processes would have
     with pytest.raises(ValueError, match="began with 4 processes and would go on with 1"):
         make_trainer(run).train(resume_from_checkpoint=str(run / "checkpoint-6"))
 
