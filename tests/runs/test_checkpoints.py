@@ -58,7 +58,11 @@ UNLISTED_DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "half a state": (STATE, cut, f"{STATE} is cut short or no JSON object"),
     "half an adapter": (ADAPTER, cut, f"{ADAPTER} is cut short or no safetensors file"),
     "half an optimizer": (OPTIMIZER, cut, f"{OPTIMIZER} is cut short or no archive of torch"),
-    "half a header": (ADAPTER, lambda path: path.write_bytes(path.read_bytes()[:20]), f"{ADAPTER} is cut short or no safetensors file"),
+    "half a header": (
+        ADAPTER,
+        lambda path: path.write_bytes(path.read_bytes()[:20]),
+        f"{ADAPTER} is cut short or no safetensors file",
+    ),
     "an empty file": (ADAPTER, lambda path: path.write_bytes(b""), f"{ADAPTER} is cut short or no safetensors file"),
 }
 
