@@ -263,8 +263,6 @@ RECIPE_VALUES: list[tuple[str, str, str, Any]] = [
     ("data_files: inst.jsonl", "ist", "data_files", ["inst.jsonl"]),
     ("data_files: [a.json, b.json]", "ist", "data_files", ["a.json", "b.json"]),
     ("task: word-problems", "ist", "task", ["word-problems"]),
-    ("resume_from_checkpoint: true", "training", "resume_from_checkpoint", "True"),
-    ("resume_from_checkpoint: false", "training", "resume_from_checkpoint", None),
     ("num_active_layers: 3", "ist", "num_active_layers", "3"),
     ("max_steps: 1.0e+3", "training", "max_steps", 1000),
     ("learning_rate: 1e-3", "training", "learning_rate", 1e-3),
@@ -288,7 +286,8 @@ def test_a_value_of_a_recipe_is_what_its_flag_would_make_of_it(
     tmp_path: Path, line: str, part: str, key: str, value: Any
 ) -> None:
     (tmp_path / "mine.yaml").write_text(line + "\n")
-    found = getattr(getattr(parse_arguments(["--recipe", str(tmp_path / "mine.yaml"), "--bf16=false"]), part), key)
+    arguments = ["--recipe", str(tmp_path / "mine.yaml"), "--trust_recipe", "--bf16=false"]
+    found = getattr(getattr(parse_arguments(arguments), part), key)
     assert (found, type(found) is type(value) or key == "save_strategy") == (value, True)
 
 

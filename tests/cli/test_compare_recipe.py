@@ -75,7 +75,7 @@ def test_the_command_line_goes_before_the_recipe(tmp_path: Path) -> None:
             {"evaluation": {"tasks": "boolq", "protocol": "guess"}},
             "evaluation: argument --protocol: invalid choice",
         ),
-        ({"evaluation": {"task": "boolq"}}, "evaluation: "),
+        ({"evaluation": {"task": "boolq"}}, "evaluation: has the unknown key 'task': did you mean 'tasks'?"),
         ({"evaluation": {"adapter": "x"}}, "The evaluation sets adapter, which ist compare gives"),
         ({"seeds": [1, 1]}, "seeds=[1, 1] is not a list of different whole numbers"),
         ({"seeds": []}, "is not a list of different whole numbers"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import check_choice
-from ..eval.arguments import evaluation_settings, parse_eval_arguments
+from ..eval.arguments import evaluation_settings, known_eval_flags, parse_eval_arguments
 from ..recipes.files import PREFIX, check_keys, list_comparisons, read_recipe
 from ..recipes.safety import COMMAND_LINE_ONLY, EVALUATION_KEYS, TRAINING_KEYS, check_safe
 from ..train.arguments import known_flags, parse_arguments
@@ -121,6 +121,7 @@ def check_comparison_safe(recipe: Mapping[str, Any], where: str, trusted: bool) 
             check_safe({key: part[key] for key in part if key not in own}, where, TRAINING_KEYS, trusted)
     evaluation = recipe.get("evaluation")
     if isinstance(evaluation, Mapping):
+        check_keys(f"{where}, evaluation:", evaluation, {*known_eval_flags(), *OWN_EVALUATION, *COMMAND_LINE_ONLY})
         flags = {key: evaluation[key] for key in evaluation if key not in OWN_EVALUATION}
         check_safe(flags, where, EVALUATION_KEYS, trusted)
 

@@ -11,7 +11,7 @@ from ...experiments.evaluation import GREEDY, PAPER, PROTOCOLS, EvaluationSettin
 from ...experiments.evaluation.extraction import EXTRACTIONS
 from ...experiments.evaluation.likelihood import OPTION_FORMS
 
-__all__ = ["evaluation_settings", "parse_eval_arguments"]
+__all__ = ["evaluation_settings", "known_eval_flags", "parse_eval_arguments"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,11 @@ def parse_eval_arguments(arguments: Sequence[str]) -> argparse.Namespace:
             f"{' and '.join(only_loss)} {'has' if len(only_loss) == 1 else 'have'} a loss alone: add --protocol loss."
         )
     return flags
+
+
+def known_eval_flags() -> set[str]:
+    """The names of the flags of `ist eval`."""
+    return {action.dest for action in eval_parser()._actions}
 
 
 def eval_parser() -> argparse.ArgumentParser:
