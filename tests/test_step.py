@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import AdaLoraConfig, get_peft_model
 
-from ist import SparseTuner
-from tests.helpers.tiny import snapshot, tiny_batches, tiny_lora
+from ist import History, SparseTuner, read_history
+from tests.helpers.tiny import snapshot, tiny_batches, tiny_llama, tiny_lora
 
 MICRO = 2
 """Micro-batches of an optimizer step."""
@@ -147,3 +149,21 @@ def test_misuse_is_one_line() -> None:
     tuner.close()
     with pytest.raises(ValueError, match="closed"), tuner.step(optimizer):
         pass
+
+
+def test_a_step_of_several_micro_batches_is_one_line_of_the_history(tmp_path: Path) -> None:
+    model, optimizer, tuner, batches = make()
+    tuner.record_to(History(tmp_path / "history.jsonl"))
+    begun_and_ended_for_each_micro_batch(model, optimizer, tuner, batches)
+    steps = [event["step"] for event in read_history(tmp_path / "history.jsonl") if event["event"] == "step"]
+    assert steps == list(range(1, len(batches) // MICRO + 1))
+
+
+def test_an_exception_is_not_blamed_on_adalora(recwarn: pytest.WarningsRecorder) -> None:
+    config = AdaLoraConfig(target_modules=["q_proj"], total_step=50, tinit=5, tfinal=5)
+    model = get_peft_model(tiny_llama(), config)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    tuner = SparseTuner(model, num_active_layers=1, probe_batches=tiny_batches(1))
+    with pytest.raises(KeyboardInterrupt), tuner.step(optimizer):
+        raise KeyboardInterrupt
+    assert not [warning for warning in recwarn if "allocated" in str(warning.message)]

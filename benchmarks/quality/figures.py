@@ -19,7 +19,7 @@ __all__ = ["FIGURES", "Comparison", "compare", "interval", "load_lines", "read_f
 Line = Mapping[str, Any]
 FIGURES: dict[str, dict[str, str]] = {
     "mawps": {
-        "exact answers": "exact answers, %",
+        "exact answers": "exact match, %",
         "answers loss": "loss of the answers, nats a token",
         "lowest validation loss": "lowest validation loss on the way, nats a token",
     },

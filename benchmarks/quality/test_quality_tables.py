@@ -113,7 +113,7 @@ def test_the_figure_has_what_is_measured_with_enough_seeds(tmp_path: Path) -> No
     lines = [line_of(name, n, 0.3 + 0.01 * n * n) for n in range(3) for name in ("LoRA", "random")]
     lines += [line_of("LISA", n, 0.3) for n in range(2)]
     shown = [*figure.panels(figures.compare(lines))]
-    assert [(task, title) for task, title, _ in shown] == [("mawps", "exact answers, %")]
+    assert [(task, title) for task, title, _ in shown] == [("mawps", "exact match, %")]
     assert [*shown[0][2]] == ["random"]
     figure.draw(tmp_path / "a" / "x.png", shown)
     assert (tmp_path / "a" / "x.png").stat().st_size > 1000
@@ -138,7 +138,7 @@ def test_trainings_that_ran_twice_are_compared_with_themselves(tmp_path: Path) -
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "y.jsonl").write_text("".join(json.dumps(line) + "\n" for line in again))
     shown, origin = repeats.repeat_section(tmp_path, lines)
-    assert shown.splitlines()[2] == "| mawps | exact answers, % | 2 | 20.0 | 30.0 |"
+    assert shown.splitlines()[2] == "| mawps | exact match, % | 2 | 20.0 | 30.0 |"
     assert shown.splitlines()[3] == "| mawps | loss of the answers, nats a token | 2 | 0.0000 | 0.0000 |"
     assert origin == "GPU, commit abc; again/y.jsonl."
     assert [*repeats.repeat_section(tmp_path / "again", lines)] == []

@@ -250,7 +250,7 @@ class SparseTuner:
             yield active
         except BaseException:
             self._in_block = False
-            self._parts.end()
+            self._parts.give_up()
             raise
         self._in_block = False
         self._end_if_updated()
@@ -272,12 +272,14 @@ class SparseTuner:
                 "every step and nothing is learned of the others: call end_step(optimizer) after optimizer.step().",
                 stacklevel=2,
             )
-        self._step_start = time.perf_counter()
+        continues = self.active_layers is not None
+        if not continues:
+            self._step_start = time.perf_counter()
         active = self.selector.choose(self.num_steps)
         self.ranks.check_same("the layers of the next step", {"step": self.num_steps + 1, "active": list(active)})
         self._parts.begin(active, self.num_steps)
         self._waiting = False
-        if self.history:
+        if self.history and not continues:
             self.history.write("step", step=self.num_steps + 1, active=list(active))
         return active
 

@@ -129,6 +129,9 @@ class RankAllocation(Part):
                 stacklevel=5,
             )
 
+    def give_up(self) -> None:
+        """Nothing had to be allocated."""
+
     def close(self) -> None:
         """Leave the tuner as PEFT made it."""
         for owner, name in ((self._tuner, "update_and_allocate"), (self._tuner.rankallocator, "update_ipt")):

@@ -21,6 +21,8 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from .files import write_whole
+
 __all__ = ["HISTORY_FILE", "History", "read_history"]
 
 APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
@@ -158,6 +160,4 @@ def keep_until(path: Path, step: int) -> None:
         path.touch()
         return
     kept = [event for event in read_history(path) if event.get("step", 0) <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(event) + "\n" for event in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, "".join(json.dumps(event) + "\n" for event in kept))

@@ -38,5 +38,9 @@ class Part:
     def end(self) -> None:
         """The step is over: every layer may train."""
 
+    def give_up(self) -> None:
+        """The step is given up, as after an exception: every layer may train, and nothing of the step counts."""
+        self.end()
+
     def close(self) -> None:
         """Leave the model as it was."""

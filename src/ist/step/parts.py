@@ -105,6 +105,11 @@ class StepParts:
         for part in self._all():
             part.end()
 
+    def give_up(self) -> None:
+        """The step is over without an update."""
+        for part in self._all():
+            part.give_up()
+
     def close(self) -> None:
         """Leave the model as it was: the last part first, and every one of them, also where one fails."""
         parts, self._parts, self._of_optimizer = self._all(), (), ()

@@ -22,15 +22,14 @@ from ...experiments.analysis import (
 )
 from ...experiments.evaluation import exact_answers
 from ...probing.suppression import suppress
+from ...runs.files import RESULT_FILE, write_json
 from ...runs.history import HISTORY_FILE, read_history
 from ..checkout import commit
-from ..compare.runs import write_json
 from ..display import device_name
 from ..recipes.safety import without_authority
 from ..train.arguments import parse_arguments
 from ..train.command import make_trainer, quiet_libraries
 from ..train.data import TaskData, load_data
-from ..train.folder import RESULT_FILE
 from .display import AnalyseDisplay
 from .recipe import write_selection_recipe
 

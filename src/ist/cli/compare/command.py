@@ -11,12 +11,13 @@ from typing import Any
 import yaml
 
 from ...experiments.comparison import best_rate, figures_of, steps_in_time, tabulate
+from ...runs.files import write_json
 from ...runs.history import HISTORY_FILE, read_history
 from ..checkout import commit
 from ..train.command import quiet_libraries
 from .display import CompareDisplay
 from .recipe import BUDGETS, CompareRecipe, Method, find_comparison, read_comparison, to_arguments
-from .runs import evaluate_once, train_once, write_json
+from .runs import evaluate_once, train_once
 
 __all__ = ["COMPARE_FILE", "compare"]
 

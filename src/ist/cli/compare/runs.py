@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,12 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...runs.files import EVALUATION_FILE, RESULT_FILE, write_json
 from ..checkout import commit
 
-__all__ = ["evaluate_once", "train_once", "write_json"]
+__all__ = ["evaluate_once", "train_once"]
 
-RESULT_FILE = "ist_result.json"
-EVALUATION_FILE = "ist_eval.json"
 RUN_FILE = "run.json"
 """What a run was begun with: it goes on with the same, or not at all."""
 
@@ -123,10 +121,3 @@ class stopping_on_signals:  # noqa: N801  (a context manager, read as a phrase)
     def __exit__(self, *exception: object) -> None:
         if self._former is not None:
             signal.signal(signal.SIGTERM, self._former)
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, file)

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ...experiments.data import find_tasks, read_instructions, to_task_row, word_problems
 from ...experiments.evaluation import EvaluationSettings, TaskData, TaskResult, evaluate
+from ...runs.files import EVALUATION_FILE, write_json
 from ..checkout import commit
 from ..display import device_name
 from ..printable import printable
@@ -27,7 +28,6 @@ from .arguments import evaluation_settings, parse_eval_arguments
 
 __all__ = ["evaluate_command"]
 
-RESULT_FILE = "ist_eval.json"
 NUM_PROBLEMS = 100
 """Built-in problems that are asked where `--limit` says nothing."""
 
@@ -55,7 +55,7 @@ def evaluate_command(arguments: Sequence[str]) -> dict[str, Any]:
     results = evaluate(model, tokenizer, tasks, flags.protocol, settings=settings, folder=folder, progress=Progress())
     record = write_result(flags, settings, results, time.perf_counter() - start)
     show(results)
-    print(printable(f"written: {folder / RESULT_FILE}"))
+    print(printable(f"written: {folder / EVALUATION_FILE}"))
     return record
 
 
@@ -127,7 +127,7 @@ def write_result(
     flags: argparse.Namespace, settings: EvaluationSettings, results: dict[str, TaskResult], seconds: float
 ) -> dict[str, Any]:
     """Write `ist_eval.json`; tasks that the folder has results of already, by the same model, stay in it."""
-    file = Path(flags.output_dir) / RESULT_FILE
+    file = Path(flags.output_dir) / EVALUATION_FILE
     known = json.loads(file.read_text(encoding="utf-8"))["tasks"] if file.exists() else {}
     record = {
         "model": flags.model_name_or_path,
@@ -140,7 +140,7 @@ def write_result(
         "commit": commit(),
         "seconds": seconds,
     }
-    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(file, record)
     return record
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -20,6 +19,7 @@ from trl import SFTTrainer
 
 from ...experiments.evaluation import exact_answers
 from ...integrations.trainer import IST
+from ...runs.files import RESULT_FILE, write_json
 from ...runs.history import HISTORY_FILE
 from ...runtime.distributed import Ranks, current_ranks
 from ...runtime.sharding import is_sharded
@@ -27,7 +27,7 @@ from ..display import Display, TrainingProgress, device_name, peak_memory
 from .arguments import RunArguments, parse_arguments
 from .clock import TrainingClock
 from .data import TaskData, load_data, report_cut_rows
-from .folder import RESULT_FILE, find_checkpoint, prepare_folder, settle_former_run
+from .folder import find_checkpoint, prepare_folder, settle_former_run
 from .greedy import search_layers
 from .interrupt import Interrupt, Stopped
 from .model import load_model
@@ -116,7 +116,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         result["fused"] = {"modules": tuner.num_fused, "others": dict(tuner.not_fused)}
         result["probe_share"] = tuner.probe_share
     if ranks.is_main:
-        (folder / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / RESULT_FILE, result)
         display.end(result, folder, draw_pictures(folder))
     if ranks.size > 1:
         ranks.wait()

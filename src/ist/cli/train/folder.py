@@ -7,13 +7,12 @@ import shutil
 from pathlib import Path
 
 from ...runs.checkpoints import check_checkpoint, checkpoints, last_checkpoint
+from ...runs.files import RESULT_FILE
 from ...runtime.distributed import Ranks
 from ..recipes.files import QUICKSTART_RECIPE
 from .arguments import RunArguments
 
-__all__ = ["RESULT_FILE", "find_checkpoint", "prepare_folder", "settle_former_run"]
-
-RESULT_FILE = "ist_result.json"
+__all__ = ["find_checkpoint", "prepare_folder", "settle_former_run"]
 
 
 def prepare_folder(name: str | None, ranks: Ranks) -> Path:

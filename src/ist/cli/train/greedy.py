@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 
 from ...adapters.whole_layers import layers_to_train
 from ...experiments.greedy import count_trainings, greedy_layers
+from ...runs.files import write_json
 from ...runtime.collation import private_state
 from ...runtime.randomness import keyed_generator, keyed_seed
 from ..display import Display
@@ -63,7 +64,7 @@ def search_layers(run: RunArguments, trainer: Any, folder: Path, resumed: bool, 
         "num_steps": found.num_steps,
         "seconds": found.seconds,
     }
-    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(file, result)
     display.searched(result)
     return result
 

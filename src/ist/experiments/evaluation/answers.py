@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ...runs.files import write_whole
 
 __all__ = ["AnswerFile", "claim_folder", "row_id"]
 
@@ -100,10 +101,3 @@ class AnswerFile:
                 self.answers[index] = {"index": index, "id": self._ids[index], **answer}
                 stream.write(json.dumps(self.answers[index], ensure_ascii=False) + "\n")
             stream.flush()
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file so that it is there in full or as it was."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)

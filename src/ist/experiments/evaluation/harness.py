@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...runs.files import write_whole
 from ...runtime.randomness import private_randomness
-from .answers import write_whole
 from .results import Accuracy, Metrics, TaskResult
 from .settings import EvaluationSettings
 
