@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = [
     "IST",
     "BottleneckConfig",
-    "BottleneckConfig",
     "FixedSelector",
     "History",
     "ISTConfig",

@@ -296,6 +296,6 @@ def describe(found: Focus) -> str:
     ranks = sorted(set(found.ranks.values()))
     size = f", rank {ranks[0]}" if len(ranks) == 1 else f", ranks {ranks[0]} to {ranks[-1]}" if ranks else ""
     return (
-        f"Focused on {len(found.layers)} of {len(found.names)} layers ({', '.join(numbers)}){size}: {found.num_parameters:,} "
-        f"trainable parameters in their adapters, where all layers had {found.num_parameters_before:,}."
+        f"Focused on {len(found.layers)} of {len(found.names)} layers ({', '.join(numbers)}){size}: "
+        f"{found.num_parameters:,} trainable parameters in their adapters, where all layers had {found.num_parameters_before:,}."
     )

@@ -207,7 +207,10 @@ def test_what_cannot_be_measured_is_one_line(batches: Any, loss: Any, message: s
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+QUANTISED: dict[str, dict[str, Any]] = {"4 bits": {"load_in_4bit": True}, "8 bits": {"load_in_8bit": True}}
+
+
+@pytest.mark.parametrize("bits", QUANTISED)
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
 def test_quantised_models_are_measured_and_left_alone(bits: str, tmp_path: Path) -> None:
@@ -217,7 +220,9 @@ def test_quantised_models_are_measured_and_left_alone(bits: str, tmp_path: Path)
     )
     base = LlamaForCausalLM(config)
     base.save_pretrained(tmp_path)
-    quantised = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(**{bits: True}))
+    quantised = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=BitsAndBytesConfig(**QUANTISED[bits])
+    )
     before = everything(quantised)
     ends = ("q_proj", "up_proj")
     found = adapter_gradients(quantised, targets(quantised, ends), tiny_batches(1), blocks=blocks(quantised))
@@ -260,6 +265,7 @@ def test_gates_are_gradients_at_the_midpoint(options: dict[str, Any]) -> None:
     model = tiny_lora(**options).double()
     layers = discover_layers(model)
     (batch,) = tiny_batches(1)
+
     def double_loss(model: Any, batch: Mapping[str, Any]) -> Tensor:
         logits = model(input_ids=batch["input_ids"]).logits[:, :-1]
         return functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())

@@ -146,6 +146,9 @@ def by_number(config: Any, full: Outline, kept: Collection[int], names: list[str
 
 def by_name(config: Any, full: Outline, kept: Collection[int], names: list[str]) -> Any:
     """Every module by its full name."""
+    if ends := getattr(config, "feedforward_modules", None):  # IA3's, which have to be among the targets
+        whole = [name for name in names if any(f".{name}".endswith(f".{end}") for end in ends)]
+        config.feedforward_modules = ends if isinstance(ends, str) else whole
     config.target_modules = names
     drop_layers(config)
     return config

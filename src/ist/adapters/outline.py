@@ -160,7 +160,12 @@ def with_plain_start(peft_config: Any) -> Any:
 
 def describe(name: str, module: nn.Module, layer: int | None) -> AdaptedModule:
     """What is known of an adapted module whose weights are shapes."""
-    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    counters = getattr(module, "other_param_names", ())  # Such as AdaLoRA's, which trains nothing.
+    trained = sum(
+        parameter.numel()
+        for own, parameter in module.named_parameters()
+        if parameter.requires_grad and own.partition(".")[0] not in counters
+    )
     weight = base_weight(module)
     sides = (weight.shape[0], math.prod(weight.shape[1:])) if weight is not None else (1,)
     return AdaptedModule(
