@@ -297,5 +297,6 @@ def describe(found: Focus) -> str:
     size = f", rank {ranks[0]}" if len(ranks) == 1 else f", ranks {ranks[0]} to {ranks[-1]}" if ranks else ""
     return (
         f"Focused on {len(found.layers)} of {len(found.names)} layers ({', '.join(numbers)}){size}: "
-        f"{found.num_parameters:,} trainable parameters in their adapters, where all layers had {found.num_parameters_before:,}."
+        f"{found.num_parameters:,} trainable parameters in their adapters, where all layers had "
+        f"{found.num_parameters_before:,}."
     )
