@@ -265,7 +265,7 @@ def test_text_from_data_is_not_markup(tmp_path: Path) -> None:
     run = SimpleNamespace(
         recipe=trap,
         model=SimpleNamespace(model_name_or_path=trap),
-        ist=SimpleNamespace(adapter="lora", method="all"),
+        ist=SimpleNamespace(adapter="lora", method="peft"),
         selector=None,
         unused=[],
     )
