@@ -61,7 +61,7 @@ RECIPE_FOLDERS = (Path(__file__).parents[2] / "recipes", Path(__file__).parents[
 
 
 def split_recipe(arguments: list[str]) -> tuple[str | None, bool, list[str]]:
-    """The recipe among the arguments, whether it is trusted, and the others; the quickstart without a model and data."""
+    """The recipe among the arguments (without a model and data the quickstart), its trust, and the other arguments."""
     splitter = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     splitter.add_argument("--recipe", "--config", dest="recipe")
     splitter.add_argument("--trust_recipe", "--trust-recipe", action="store_true")

@@ -17,7 +17,7 @@ from ..recipes.renamed import rename_arguments, rename_keys, warn_of_old_names
 from ..recipes.safety import COMMAND_LINE_ONLY, check_safe
 from ..recipes.values import convert_values
 from .adapters import adapter_config
-from .defaults import DEFAULTS, check_local_model, check_reporters, settle_learning_rate, settle_target_modules
+from .defaults import DEFAULTS, check_local_model, check_reporters, settle_learning_rate
 from .help import HELP_TEXTS, print_help
 from .methods import ADAPTERS, METHODS, check_checkpointing, check_method, selector_of, settle_adapter, unused_flags
 from .numbers import check_numbers, check_validation_size, count_held_out
@@ -221,7 +221,6 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
     config = ISTConfig(**values_of(options, ISTConfig), seed=training.seed)
     check_checkpointing(ist.method, config.recompute, training)
     settle_learning_rate(ist.adapter, training, named)
-    settle_target_modules(model)
     unused = tuple(unused_flags(ist.method, ist.adapter, given))
     return RunArguments(ist, config, script, training, model, mixture, name, unused, tuple(given), named)
 

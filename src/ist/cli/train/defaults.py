@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +12,6 @@ __all__ = [
     "check_local_model",
     "check_reporters",
     "settle_learning_rate",
-    "settle_target_modules",
 ]
 
 ADAPTER_RATE = 2e-4
@@ -46,19 +44,6 @@ def settle_learning_rate(adapter: str, training: Any, named: Collection[str]) ->
     """Give adapters their own learning rate, unless the command line or the recipe names one."""
     if adapter != "none" and "learning_rate" not in named:
         training.learning_rate = ADAPTER_RATE
-
-
-def settle_target_modules(model: Any) -> None:
-    """Put LoRA on all linear modules of the layers, unless others are named.
-
-    One name is a name: TRL makes a bare text of a list of one, and PEFT reads a text as a regular expression that has
-    to match a module's whole path, which the last part of it never does.
-    """
-    modules = model.lora_target_modules
-    if modules is None and model.lora_target_parameters is None:
-        model.lora_target_modules = "all-linear"
-    elif isinstance(modules, str) and modules != "all-linear" and re.fullmatch(r"[\w.]+", modules):
-        model.lora_target_modules = [modules]
 
 
 def check_reporters(names: Any) -> None:

@@ -30,8 +30,8 @@ COMMON: Mapping[str, tuple[str, ...]] = {
 """Flags of the page, by the title that they stand under."""
 
 HELP_TEXTS: Mapping[str, str] = {
-    "model_name_or_path": "The model: a folder, a name on the Hugging Face hub, `smollm2-135m` for the quickstart's, or "
-    "a saved adapter, which then trains further.",
+    "model_name_or_path": "The model: a folder, a name on the Hugging Face hub, `smollm2-135m` for the quickstart's, "
+    "or a saved adapter, which then trains further.",
     "max_length": "Tokens of a row; longer rows are cut.",
     "lora_r": "Rank of LoRA.",
     "lora_alpha": "LoRA's output is scaled by `lora_alpha / lora_r`.",
@@ -52,7 +52,7 @@ HELP_TEXTS: Mapping[str, str] = {
     "quarter more time.",
     "output_dir": "The folder of the run; by default `runs/` and the recipe's name, numbered (`runs/ist-2`) where that "
     "folder holds another run.",
-    "resume_from_checkpoint": "Go on with a run: a checkpoint's folder, `last`, or `auto` (the last, or a fresh start).",
+    "resume_from_checkpoint": "Go on with a run: a checkpoint's folder, `last`, or `auto` (the last, or afresh).",
     "logging_steps": "Steps between two lines of the log.",
     "save_steps": "Steps between two checkpoints.",
     "report_to": "Programs that the log goes to: tensorboard, wandb, …",

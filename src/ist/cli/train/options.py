@@ -1,4 +1,4 @@
-"""Flags made from a dataclass: their names, types and defaults are its fields', their help is the fields' docstrings."""
+"""Flags made from a dataclass: names, types and defaults are its fields', the help is the fields' docstrings."""
 
 from __future__ import annotations
 
