@@ -26,7 +26,7 @@ from .probing.suppression import LossFunction, model_loss
 from .probing.trained import gate_scores, removal_scores
 from .runtime.distributed import current_ranks
 
-__all__ = ["CRITERIA", "Criterion", "Focus", "find_focus", "focus", "layer_scores"]
+__all__ = ["CRITERIA", "TRAINED", "Criterion", "Focus", "Rank", "find_focus", "focus", "layer_scores"]
 
 logger = getLogger(__name__)
 
@@ -40,6 +40,7 @@ CRITERIA: dict[str, str] = {
 }
 """What each criterion measures; the last two are of a model whose adapters were trained a little."""
 TRAINED = ("gate", "removal")
+"""Those that need adapters that were trained a little."""
 PROBE_RANK = 32
 """Rank of the gradient for kinds of adapters without one."""
 
