@@ -21,7 +21,6 @@ from ist.cli.train.arguments import parse_arguments
 from ist.cli.train.command import train
 from ist.cli.train.data import load_data
 from ist.cli.train.folder import settle_former_run
-from ist.runtime.distributed import current_ranks
 
 QUICK = [
     "--max_steps=6", "--per_device_train_batch_size=4", "--logging_steps=2", "--update_interval=2",
@@ -67,7 +66,7 @@ def test_a_run_says_what_it_does_and_what_it_brought(finished: tuple[Path, str])
     assert f"{result['fused']['modules']} LoRA modules compute as one function; measuring took" in console
     assert "6 steps in" in console
     assert "peak memory" in console
-    assert "exact answers, held-out problems" in console
+    assert "exact match, held-out problems" in console
     active = [event["active"] for event in read_history(folder) if event["event"] == "step"]
     assert len(active) == 6
     shown = "".join("■" if layer in active[1] else "·" for layer in range(4))
@@ -155,7 +154,7 @@ def test_the_quickstart_is_made_anew_in_its_own_folder(tmp_path: Path, arguments
     (tmp_path / "ist_result.json").write_text("{}")
     run_arguments = parse_arguments([*arguments, "--bf16=false"])
     with pytest.raises(ValueError, match=r"run: give another --output_dir") if refused else nullcontext():
-        settle_former_run(run_arguments, tmp_path, current_ranks())
+        settle_former_run(run_arguments, tmp_path)
     assert (tmp_path / "ist_result.json").exists()
 
 
@@ -168,7 +167,7 @@ def test_a_resume_that_is_declined_is_a_fresh_start(value: str) -> None:
 def test_a_run_that_torchrun_started_again_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "checkpoint-3").mkdir()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    settle_former_run(parse_arguments(["--bf16=false", "--overwrite"]), tmp_path, current_ranks())
+    settle_former_run(parse_arguments(["--bf16=false", "--overwrite"]), tmp_path)
     assert (tmp_path / "checkpoint-3").exists()
 
 

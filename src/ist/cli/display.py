@@ -38,6 +38,11 @@ class Display:
     def __init__(self, quiet: bool = False) -> None:
         self.console = PlainConsole(quiet=quiet)
 
+    def placed(self, folder: Path, asked_for: str | None) -> None:
+        """Say where the run is, where that is not the folder that was asked for."""
+        if str(folder) != str(Path(asked_for or folder)):
+            self.console.print(f"{asked_for} holds another run, this one is in {folder}", soft_wrap=True)
+
     def begin(self, run: Any, trainer: Any) -> None:
         """What is about to be trained."""
         model = trainer.model
@@ -204,7 +209,7 @@ def device_name() -> str:
 
 def label(name: str) -> str:
     """The words for a figure."""
-    return {"loss": "validation loss", "accuracy": "exact answers, held-out problems"}.get(name, name)
+    return {"loss": "validation loss", "accuracy": "exact match, held-out problems"}.get(name, name)
 
 
 def number(name: str, value: float) -> str:
