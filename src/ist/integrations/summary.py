@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from ..method.registry import LearnedSelector
+from ..probing.watch import VISIBLE, nearly_uniform
 from ..tuner import SparseTuner
 
-__all__ = ["summarize", "warn_of_no_update"]
+__all__ = ["summarize", "warn_of_no_update", "warn_of_uniform_choice"]
 
 logger = getLogger(__name__)
 
@@ -40,3 +42,13 @@ def warn_of_no_update(tuner: SparseTuner, selector: Any, num_steps: int) -> None
             tuner.config.update_interval,
             num_steps,
         )
+
+
+def warn_of_uniform_choice(tuner: SparseTuner) -> None:
+    """Say at the end of a training where its scores have not moved enough to tell layers apart, and nothing did before."""
+    update, mu = tuner.last_update, tuner.config.mu
+    if update is None or mu == 0 or tuner._measurement.watch.said or not isinstance(tuner.selector, LearnedSelector):
+        return
+    reach = max(map(abs, update.importance))
+    if reach < VISIBLE and tuner.ranks.is_main:
+        logger.warning(nearly_uniform(int(tuner.selector.state_dict()["num_updates"]), reach, mu))

@@ -24,7 +24,7 @@ from ..tuner import SparseTuner
 from .attachment import check_alone, check_backend_of, current_trainer, move_to_front, skip_steps, watch_trainings
 from .losses import trained_loss, warn_of_other_loss
 from .probe_data import check_probe, make_probes
-from .summary import summarize, warn_of_no_update
+from .summary import summarize, warn_of_no_update, warn_of_uniform_choice
 
 __all__ = ["IST"]
 
@@ -161,7 +161,6 @@ class IST(TrainerCallback, ExportableState):
         try:
             if measures and self._loss_function is None:
                 check_probe(probes, tuner, loss_function)
-            tuner._measurement.watch.num_expected = state.max_steps // self.config.update_interval
             tuner.attach_optimizer(kwargs["optimizer"])
             given = args.to_dict()
             self._course = {name: given[name] for name in COURSE if name in given}
@@ -240,6 +239,8 @@ class IST(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave the model as PEFT made it."""
+        if self.tuner:
+            warn_of_uniform_choice(self.tuner)
         self.close()
 
     def close(self) -> None:

@@ -108,6 +108,8 @@ class Measurement:
     def resume(self, num_probes: int, batched_trusted: bool | None) -> None:
         """Go on after so many probes, in the way that was found right then: another one would round otherwise."""
         self.num_probes = num_probes
+        if num_probes:
+            self.watch.resume()
         if self._batched is not None:
             self._batched.trusted = batched_trusted
 
