@@ -229,9 +229,10 @@ class AdapterGate:
             )
 
     def remove(self) -> None:
-        """Stop watching."""
+        """Stop watching, and thaw what a forward that Ctrl-C ended left frozen: torch runs no hook after it."""
         for handle in self._handles:
             handle.remove()
+        self.thaw()
 
     def freeze_if_frozen(self, *_: Any) -> None:
         """Before the forward: freeze what trains at this moment."""
