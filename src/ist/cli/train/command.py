@@ -32,6 +32,7 @@ from .greedy import search_layers
 from .interrupt import Interrupt, Stopped
 from .model import load_model
 from .numbers import all_finite
+from .validation import TokenWeightedTrainer
 
 __all__ = ["train"]
 
@@ -133,7 +134,7 @@ def make_trainer(run: RunArguments, data: TaskData) -> SFTTrainer:
     transformers.set_seed(run.training.seed)
     model, tokenizer, peft_config = load_model(run)
     run.training.disable_tqdm = True
-    trainer = SFTTrainer(
+    trainer = TokenWeightedTrainer(
         model=model,
         args=run.training,
         train_dataset=data.train,
