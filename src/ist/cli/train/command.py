@@ -36,6 +36,7 @@ from .interrupt import Interrupt, Stopped
 from .methods import FOCUSED
 from .model import load_model
 from .numbers import all_finite
+from .validation import TokenWeightedTrainer
 
 __all__ = ["train"]
 
@@ -207,7 +208,7 @@ def make_trainer(run: RunArguments, data: TaskData, model: Any, tokenizer: Any, 
         ValueError: no row is left to train on.
     """
     run.training.disable_tqdm = True
-    trainer = SFTTrainer(
+    trainer = TokenWeightedTrainer(
         model=model,
         args=run.training,
         train_dataset=data.train,
