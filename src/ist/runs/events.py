@@ -36,12 +36,18 @@ def is_number(value: Any) -> bool:
 
 def are_numbers(value: Any) -> bool:
     """Whether a value is a list of such numbers."""
-    return isinstance(value, list) and all(map(is_number, value))
+    if not isinstance(value, list):
+        return False
+    if set(map(type, value)) == {float}:  # Most are, and a history has millions.
+        return all(map(math.isfinite, value))
+    return all(map(is_number, value))
 
 
 def are_layers(value: Any) -> bool:
     """Whether a value is a list of layers' indices."""
-    return isinstance(value, list) and all(map(is_count, value))
+    if not isinstance(value, list):
+        return False
+    return not value or (set(map(type, value)) == {int} and is_count(min(value)) and is_count(max(value)))
 
 
 def are_sets(value: Any) -> bool:

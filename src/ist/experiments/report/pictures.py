@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -59,7 +62,7 @@ def draw_importance(figure: Figure, axes: Any, run: RunHistory) -> None:
         return
     number_steps(axes.xaxis)
     image = axes.imshow(
-        [[sigmoid(update["importance"][layer]) for update in updates] for layer in range(run.num_layers)],
+        0.5 * (1 + np.tanh(0.5 * np.array([update["importance"] for update in updates], dtype=float).T)),
         aspect="auto",
         origin="lower",
         cmap="RdBu_r",
@@ -88,12 +91,10 @@ def sigmoid(score: float) -> float:
 
 def draw_counts(axes: Any, run: RunHistory) -> None:
     """How often each layer was trained."""
-    counts, num_layers, num_steps = [0] * run.num_layers, run.num_layers, len(run.steps)
-    for step in run.steps:
-        for layer in step["active"]:
-            counts[layer] += 1
-    axes.barh(range(num_layers), [count / num_steps for count in counts], color="0.5")
-    axes.axvline(sum(counts) / num_steps / num_layers, color="tab:red", linewidth=1)
+    num_layers, num_steps = run.num_layers, len(run.steps)
+    counts = Counter(chain.from_iterable(step["active"] for step in run.steps))
+    axes.barh(range(num_layers), [counts[layer] / num_steps for layer in range(num_layers)], color="0.5")
+    axes.axvline(counts.total() / num_steps / num_layers, color="tab:red", linewidth=1)
     axes.set(
         title="Share of steps trained",
         xlabel="red: a uniform choice",

@@ -11,7 +11,7 @@ from ...runs.history import read_history
 
 __all__ = ["RunHistory", "read_run"]
 
-MAX_LAYERS = 4096
+MAX_LAYERS = 1024
 """No model has more, and no picture shows more apart."""
 
 
@@ -66,7 +66,7 @@ def find_fault(event: Mapping[str, Any], num_layers: int) -> str | None:
     needed = {"step": ("active",), "importance": ("importance", "losses"), "log": ()}[kind]
     if missing := next((name for name in ("step", *needed) if name not in event), None):
         return f"a line {kind!r} without {missing!r}"
-    if kind == "step" and any(layer >= num_layers for layer in event["active"]):
+    if kind == "step" and max(event["active"], default=0) >= num_layers:
         return f"step {event['step']} of layer {max(event['active'])}, and its run has {num_layers} layers"
     if kind == "importance":
         scores = event["importance"]
