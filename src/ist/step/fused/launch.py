@@ -198,7 +198,7 @@ def try_out(device: torch.device, wide: bool = False) -> None:
 
 @cache
 def rank_blocks(rank: int) -> tuple[int, int]:
-    """The ranks of a tile that tensor cores multiply, a power of two of at least 16; and how many tiles hold them all."""
+    """The ranks of a tile that tensor cores multiply, a power of two from 16 on; and how many tiles hold them all."""
     size = min(BLOCK, max(16, 1 << (rank - 1).bit_length()))
     return size, tiles(rank, size)
 
