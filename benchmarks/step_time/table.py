@@ -17,10 +17,10 @@ RESULTS = HERE / "results"
 README = HERE.parents[1] / "README.md"
 SHORT_LIST = {
     "LoRA": "LoRA, by PEFT",
-    "IST": "the same with IST",
+    "IST": "IST",
     "LoRA, Liger": "LoRA, by PEFT, with Liger's kernels",
-    "IST, Liger": "the same with IST",
-    "IST, Liger, frozen layers recomputed": 'and `recompute="frozen"`',
+    "IST, Liger": "IST, with Liger's kernels",
+    "IST, Liger, frozen layers recomputed": 'IST, with Liger\'s kernels and `recompute="frozen"`',
 }
 """The cases that the README shows."""
 PAPER_13 = {"LoRA": (135, 184, 31.9), "LISA": (101, 225, 32.6), "LoRA + IST, PEFT's forward": (135, 150, 32.6)}
@@ -117,7 +117,7 @@ def short_table(result: dict[str, Any]) -> str:
         ]
         lines.append((SHORT_LIST[name], *cells))
     return (
-        f"{markdown(('', 'ms a step', 'activations, GiB'), lines)}\n\n{source(result)}; in brackets, to LoRA by PEFT."
+        f"{markdown(('', 'ms a step', 'activations, GiB'), lines)}\n\n{source(result)}; in brackets, the ratio to LoRA by PEFT."
     )
 
 
