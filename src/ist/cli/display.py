@@ -201,7 +201,7 @@ def device_name() -> str:
 
 def label(name: str) -> str:
     """The words for a figure."""
-    return {"loss": "validation loss", "accuracy": "exact answers, held-out problems"}.get(name, name)
+    return {"loss": "validation loss", "accuracy": "exact match, held-out problems"}.get(name, name)
 
 
 def number(name: str, value: float) -> str:

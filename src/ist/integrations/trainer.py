@@ -244,13 +244,13 @@ class IST(TrainerCallback, ExportableState):
         tuner.load_state_dict(saved)
         if changed := changed_course(own.get("course") or {}, self._course):
             warnings.warn(
-                f"The run began with other arguments ({'; '.join(changed)}): it goes on with the new ones, and not as "
-                "it would have gone on.",
+                f"The run began with other arguments ({'; '.join(changed)}): it resumes with the new ones, and not as "
+                "it would have continued.",
                 stacklevel=2,
             )
 
     def _probe_stream(self, args: TrainingArguments, state: TrainerState, train_dataloader: Any) -> ProbeStream | None:
-        """An own stream over the probe dataset or the training set; None for data that cannot be drawn from."""
+        """A separate stream over the probe dataset or the training set; None for data that cannot be drawn from."""
         dataset = train_dataloader.dataset
         if self._probe_dataset is not None:
             dataset = with_columns_of(dataset, self._probe_dataset)

@@ -25,7 +25,7 @@ __all__ = ["Measurement"]
 
 
 class Measurement:
-    """Measures candidate sets for a selector; what fails skips the update, is said once, and training goes on.
+    """Measures candidate sets for a selector; what fails skips the update, is reported once, and training continues.
 
     The mean over ranks is taken of the losses, before they become rewards: two ranks with batches of 4 then learn what
     one rank learns from a batch of 8. The mean of the rewards `exp(−L)` would be another number.
@@ -94,7 +94,7 @@ class Measurement:
         return None if self._batched is None else self._batched.trusted
 
     def resume(self, num_probes: int, batched_trusted: bool | None) -> None:
-        """Go on after so many probes, in the way that was found right then: another one would round otherwise."""
+        """Continue after so many probes, in the way that was found right then: another one would round otherwise."""
         self.num_probes = num_probes
         if self._batched is not None:
             self._batched.trusted = batched_trusted
@@ -124,8 +124,8 @@ class Measurement:
         except (OSError, RuntimeError) as error:  # such as workers of a loader that were killed
             self._warn(
                 "batch",
-                f"No probe batch could be read ({shorten(error)}), so this importance update is skipped; training goes "
-                "on. Further ones will be skipped without a word.",
+                f"No probe batch could be read ({shorten(error)}), so this importance update is skipped; training "
+                "continues. Further ones will be skipped without a word.",
             )
             return None
 
@@ -137,7 +137,7 @@ class Measurement:
                 raise  # The other ranks wait in this forward for this one's part of the weights.
         self._warn(
             "memory",
-            "The GPU ran out of memory inside a probe, so this importance update is skipped; training goes on. Further "
+            "The GPU ran out of memory in a probe, so this importance update is skipped; training continues. Further "
             "ones will be skipped without a word: set probe_batch_size to less than the training's batch size.",
         )
         torch.cuda.empty_cache()

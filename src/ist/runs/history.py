@@ -1,6 +1,6 @@
 """What was chosen and learned, step by step, as JSON lines that reports and researchers read.
 
-Four kinds of lines, told apart by `event`:
+Four kinds of lines, distinguished by `event`:
 
 - `run`: the layers' names, the configuration and the versions, once at the start and once after each resume;
 - `step`: `step` (from 1, the optimizer steps done) and `active`, the indices of the layers that it updated;
@@ -33,7 +33,7 @@ HISTORY_FILE = "ist_history.jsonl"
 class History:
     """Writes a history, one line at a time, so that a killed run loses at most the line that it was writing.
 
-    Where the disk is full the training goes on: lines wait in memory, with one warning, for the next that can be
+    Where the disk is full the training continues: lines wait in memory, with one warning, for the next that can be
     written.
 
     Args:
@@ -70,7 +70,7 @@ class History:
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"The history {self.path} cannot be written ({error.strerror}); training goes on, and its lines "
+                    f"The history {self.path} cannot be written ({error.strerror}); training continues, and its lines "
                     "are kept until they can be.",
                     stacklevel=4,
                 )

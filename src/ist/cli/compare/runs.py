@@ -1,4 +1,4 @@
-"""One training after the other, each in a process of its own: done once, and gone on with where it was cut off."""
+"""One training after the other, each in a process of its own: done once, and resumed where it was cut off."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..checkout import commit
 __all__ = ["evaluate_once", "train_once"]
 
 RUN_FILE = "run.json"
-"""What a run was begun with: it goes on with the same, or not at all."""
+"""What a run was begun with: it is resumed with the same, or not at all."""
 
 OnLine = Callable[[str], None]
 """Called with each line that a run prints."""
@@ -62,7 +62,7 @@ def evaluate_once(arguments: Sequence[str], folder: Path, on_line: OnLine) -> di
 
 
 def check_same(begun: Sequence[str], wanted: Sequence[str], folder: Path) -> None:
-    """Raise ValueError where a run was begun with other arguments than it would go on with."""
+    """Raise ValueError where a run was begun with other arguments than it would resume with."""
     if list(begun) == list(wanted):
         return
     only = [argument for argument in begun if argument not in wanted], [a for a in wanted if a not in begun]

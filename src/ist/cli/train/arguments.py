@@ -54,13 +54,13 @@ class ISTArguments:
         default="0.25", metadata={"help": "N_u, layers trained at a step: a count (8) or a fraction (0.25)."}
     )
     num_unsuppressed_layers: str | None = field(
-        default="0.5", metadata={"help": "N_v, layers that a candidate set leaves undamped: a count or a fraction."}
+        default="0.5", metadata={"help": "N_v, layers that a candidate set leaves unsuppressed: a count or a fraction."}
     )
     num_candidates: int = field(default=3, metadata={"help": "N_c, candidate sets for each importance update."})
     update_interval: int = field(
         default=10, metadata={"help": "T_c, steps between two importance updates; of LISA and LIFT between two sets."}
     )
-    beta: float = field(default=0.25, metadata={"help": "Factor on damped responses, in [0, 1]."})
+    beta: float = field(default=0.25, metadata={"help": "Factor on suppressed responses, in [0, 1]."})
     mu: float = field(default=10.0, metadata={"help": "Step size of the importance: 10, or 100 for short trainings."})
     preset: str = field(default="paper", metadata={"help": "paper (the equations) or reference (the authors' code)."})
     policy: str | None = field(default=None, metadata={"help": "uniform or proportional; by preset."})
@@ -71,15 +71,13 @@ class ISTArguments:
     probe_batch_size: int | None = field(
         default=None, metadata={"help": "Examples in a probe batch; the training batch's size by default."}
     )
-    fused: bool = field(
-        default=True, metadata={"help": "Compute LoRA as one function, which keeps nothing of frozen layers."}
-    )
+    fused: bool = field(default=True, metadata={"help": "Fused LoRA, which keeps nothing of frozen layers."})
     frozen_dropout: bool = field(default=False, metadata={"help": "Keep the adapters' dropout in frozen layers."})
     recompute: str = field(
         default="none", metadata={"help": "Layers that compute once more in the backward: none, frozen or all."}
     )
     optimizer_state: str = field(
-        default="keep", metadata={"help": "What becomes of the moments of frozen layers: keep, reset or offload."}
+        default="keep", metadata={"help": "What happens to the moments of frozen layers: keep, reset or offload."}
     )
     price: float = field(default=0.0, metadata={"help": "How much a step's cost counts in the choice, 0 to 8."})
     layers: list[str] | None = field(

@@ -1,4 +1,4 @@
-"""The folder of a run: whether it can be written, whether another run is in it, and which checkpoint to go on from."""
+"""The folder of a run: whether it can be written, whether another run is in it, and which checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def prepare_folder(name: str | None, ranks: Ranks) -> Path:
 
 def settle_former_run(run: RunArguments, folder: Path, ranks: Ranks) -> None:
     """Keep a run from being overwritten by another one, unless `--overwrite` says so; then its checkpoints go, so that
-    nothing goes on from them by mistake. The quickstart in its own folder is made anew each time.
+    nothing resumes from them by mistake. The quickstart in its own folder is made anew each time.
 
     Raises:
         ValueError: the folder holds another run, and none is resumed.
@@ -53,7 +53,7 @@ def settle_former_run(run: RunArguments, folder: Path, ranks: Ranks) -> None:
         return
     if run.recipe == QUICKSTART_RECIPE and "output_dir" not in run.given:
         return
-    go_on = "go on with it by --resume_from_checkpoint last, " if found else ""
+    go_on = "resume it by --resume_from_checkpoint last, " if found else ""
     raise ValueError(f"{folder} holds another run: {go_on}give another --output_dir, or --overwrite.")
 
 
@@ -63,11 +63,11 @@ def was_restarted() -> bool:
 
 
 def find_checkpoint(value: str | None, folder: Path) -> Path | None:
-    """The checkpoint to go on from.
+    """The checkpoint to resume from.
 
     Args:
-        value: a checkpoint's folder; `last` (or `true`): the last whole one in the run's folder; `auto`: the same, or a
-            fresh start where there is none. A process that torchrun starts again goes on as with `auto`.
+        value: a checkpoint's folder; `last` (or `true`): the last complete one in its folder; `auto`: the same, or a
+            fresh start where there is none. A process that torchrun starts again resumes as with `auto`.
         folder: of the run.
 
     Raises:
@@ -83,7 +83,7 @@ def find_checkpoint(value: str | None, folder: Path) -> Path | None:
     checkpoint = last_checkpoint(folder)
     if checkpoint is None and value.lower() != "auto":
         raise ValueError(
-            f"{folder} holds no whole checkpoint to resume from: leave --resume_from_checkpoint out, or give `auto`, "
+            f"{folder} holds no complete checkpoint: leave --resume_from_checkpoint out, or give `auto`, "
             "which then starts afresh."
         )
     return checkpoint

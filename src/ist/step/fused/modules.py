@@ -1,4 +1,4 @@
-"""Which of PEFT's LoRA modules compute as one function, and how they are switched over and back.
+"""Which of PEFT's LoRA modules are fused, and how they are switched over and back.
 
 A module that is taken keeps its class, its parameters and its place; only its own `forward` goes before that of its
 class, and hands every call that it cannot take (adapters off, merged, several at once, …) to PEFT's.
@@ -46,14 +46,14 @@ class Switch:
 
 
 class FusedLora:
-    """One LoRA module that computes as one function, until `remove`.
+    """One fused LoRA module, until `remove`.
 
     Args:
         module: a module for which `reason_against` has no reason.
         frozen: a context to compute a frozen module in where its parts run by themselves.
         keep_dropout: whether frozen modules drop their adapter's input out too, as PEFT does for frozen adapters.
         keep_pair: whether matrices are prepared for products once for all the time that the module is frozen. Not where
-            an engine brings them at each forward anew.
+            a distributed backend brings them at each forward anew.
         switch: says whether the module is frozen; one of its own if None.
         names: the adapters that train with the module's layer; PEFT's own forward runs with any other one. All if None.
     """
@@ -81,7 +81,7 @@ class FusedLora:
         )
 
     def forget_pair(self) -> None:
-        """The matrices are about to be trained: what was prepared of them is none of theirs any more."""
+        """The matrices are about to be trained: what was prepared of them no longer holds."""
         self._pair.forget()
 
     @staticmethod
@@ -205,7 +205,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def reason_against(module: nn.Module, own: Collection[int]) -> str | None:
-    """Why a module cannot compute as one function; None if it can.
+    """Why a module cannot be fused; None if it can.
 
     Args:
         module: with adapters.
