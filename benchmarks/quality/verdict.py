@@ -58,9 +58,7 @@ QUESTIONS = (
 )
 """In the order of the table; a question that a model has no trainings for is left out."""
 README_QUESTIONS = tuple(
-    question
-    for question in QUESTIONS
-    if question.budget == "steps" and (question.one, question.other) in (("IST, mu 100", "LoRA"), ("IST, mu 100", "random"))
+    question for question in QUESTIONS if question.one == "IST, mu 100" and question.budget == "steps"
 )
 """What the README shows of them."""
 
@@ -81,9 +79,7 @@ def cell(difference: dict[str, Any] | None, task: str) -> str:
     return f"**{text}** {'↑' if better else '↓'}"
 
 
-def verdict_section(
-    comparisons: Sequence[Comparison], questions: Sequence[Question] = QUESTIONS
-) -> Iterator[str]:
+def verdict_section(comparisons: Sequence[Comparison], questions: Sequence[Question] = QUESTIONS) -> Iterator[str]:
     """A table for each model, of the trainings of the fewest steps on each task."""
     for model in dict.fromkeys(comparison.model for comparison in comparisons):
         of_task = {}

@@ -116,9 +116,8 @@ def short_table(result: dict[str, Any]) -> str:
             for figure, form in (("step_ms", ".0f"), ("activation_gib", ".1f"))
         ]
         lines.append((SHORT_LIST[name], *cells))
-    return (
-        f"{markdown(('', 'ms a step', 'activations, GiB'), lines)}\n\n{source(result)}; in brackets, the ratio to LoRA by PEFT."
-    )
+    origin = f"{source(result)}; in brackets, the ratio to LoRA by PEFT."
+    return f"{markdown(('', 'ms a step', 'activations, GiB'), lines)}\n\n{origin}"
 
 
 def iteration_table(result: dict[str, Any]) -> str:
