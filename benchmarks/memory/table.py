@@ -40,9 +40,9 @@ PAPER_COLUMNS = ("Full", "Series", "Parallel", "LoRA", "Series + IST", "Parallel
 INTRODUCTION = """Made by `make tables` from `results/*.json`; [docs/cost.md](../../docs/cost.md) has the summary.
 
 One row of 1024 tokens, AdamW, no activation checkpointing, as in table 1 of the paper, whose numbers (in GB) are in
-brackets. Its models hold the scores of their attention (`eager`); the second table does without (`sdpa`). Weights of the
-model are in bfloat16, and so are gradients and moments of full fine-tuning; PEFT makes adapters in float32. The total is
-the highest peak of a few steps, the importance loop included. `fused=False` is the step as the paper has it: PEFT's
+brackets. Its models hold the scores of their attention (`eager`); the second table does without (`sdpa`). Weights of
+the model are in bfloat16, as are gradients and moments of full fine-tuning; PEFT makes adapters in float32. The total
+is the highest peak of a few steps, the importance loop included. `fused=False` is the step as the paper has it: PEFT's
 forward with most layers frozen.
 
 - *weights*: of the model and the adapters.

@@ -1,4 +1,4 @@
-"""Make the tables of adapter kinds from the JSON files in `results` alone: all rows here, an overview in docs/methods.md."""
+"""Make the tables of adapter kinds from the JSON files in `results`: all rows here, an overview in docs/methods.md."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ BEGIN = "<!-- methods: made by `make tables` from benchmarks/methods/results -->
 END = "<!-- end of methods -->"
 TITLE = """# Every kind of adapter under IST
 
-Made by `make tables` from `results/*.json`; [docs/methods.md](../../docs/methods.md) has the overview. Each row is a tiny
-Llama in float64 with that adapter.
+Made by `make tables` from `results/*.json`; [docs/methods.md](../../docs/methods.md) has the overview. Each row is a
+tiny Llama in float64 with that adapter.
 
 - *suppressed by*: the adapter's own scaling factor, where scaling it is exact; otherwise the module runs a second time
   without its adapter.
-- *error*: the largest deviation from `m + β·a` at β = 0, 0.25, 0.5 and 1, relative to the response, over all modules. `m`
-  comes from the model before it had an adapter (PiSSA and OLoRA change the weights: with the adapter switched off).
-- *active layers only*: nothing else moved in eight steps of gradient descent with three importance updates; *AdamW*: the
-  same with AdamW and weight decay 0.1 (LoRA-FA: with its own optimizer). *moved*: both on the GPU.
+- *error*: the largest deviation from `m + β·a` at β = 0, 0.25, 0.5 and 1, relative to the response, over all modules.
+  `m` comes from the model before it had an adapter (PiSSA and OLoRA change the weights: with the adapter switched off).
+- *active layers only*: nothing else moved in eight steps of gradient descent with three importance updates; *AdamW*:
+  the same with AdamW and weight decay 0.1 (LoRA-FA: with its own optimizer). *moved*: both on the GPU.
 - *save, load*: loaded by PEFT alone (bottleneck adapters: with this library), the outputs are equal to the bit.
 - *DDP*: the largest difference between five steps of two processes and of one process on the same rows, relative to the
   largest step."""
@@ -109,8 +109,8 @@ def overview(cpu: dict[str, Any], gpu: dict[str, Any] | None) -> str:
     failed = [name for name, found in worked.items() if any(found[check] is not True for check in checks)]
     lines += [
         "",
-        f"{len(worked) - len(failed)} of {len(worked)} kinds pass all checks: only the active layers' adapters move, with "
-        "weight decay too, and a saved adapter gives equal outputs. "
+        f"{len(worked) - len(failed)} of {len(worked)} kinds pass all checks: only the active layers' adapters move, "
+        "with weight decay too, and a saved adapter gives equal outputs. "
         + (f"**Failed: {', '.join(failed)}.** " if failed else "")
         + f"CPU: {source(cpu)}.",
     ]

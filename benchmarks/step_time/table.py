@@ -1,4 +1,4 @@
-"""Make the tables of step time from the JSON files in `results` alone: all here, some rows in docs/cost.md and the README."""
+"""Make the tables of step time from the JSON files in `results`: all here, some rows in docs/cost.md and the README."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def middle(row: dict[str, Any] | None, name: str) -> float | None:
 
 
 def partner(rows: dict[str, Any], row: dict[str, Any], floor: bool) -> dict[str, Any] | None:
-    """What a row is compared with: PEFT's LoRA as it is, on the same modules; or the frozen base with the same kernels."""
+    """What a row is compared with: PEFT's LoRA on the same modules, or the frozen base with the same kernels."""
     case = row.get("case")
     if case is None:
         return None
