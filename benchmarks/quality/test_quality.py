@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import shutil
 import sys
 import time
 from functools import partialmethod
@@ -353,12 +354,11 @@ def test_a_plan_is_run_and_gone_on_with(
 
     assert run.main(call) == 1
     assert (tmp_path / "out.jsonl").read_text() == text
-    page = tmp_path / "page.md"
-    page.write_text(table.PAGE.read_text(encoding="utf-8"))
+    page, *others = (Path(shutil.copy(file, tmp_path)) for file in (table.PAGE, table.SUMMARY_PAGE, table.README))
     results = tmp_path / "results"
     results.mkdir()
     (results / "tiny.jsonl").write_text(text)
-    table.main(results, page)
+    table.main(results, page, *others)
     shown = page.read_text()
     for part in ("| LoRA | ", "| IST, authors' rule | ", "| half | ", "| paper: LLaMA 7B, LoRA | 68.9 |", "beta=7"):
         assert part in shown

@@ -119,7 +119,7 @@ class ISTConfig:
     Batches that come ready-made keep their size, and a warning says so."""
 
     fused: bool = True
-    """Whether LoRA modules compute as one function, which keeps nothing of frozen layers; those that cannot (DoRA,
+    """Whether LoRA modules are fused, which keeps nothing of frozen layers; those that cannot (DoRA,
     another tuner, …) compute as PEFT has them. Outputs and gradients are PEFT's within rounding."""
 
     frozen_dropout: bool = False
@@ -132,7 +132,7 @@ class ISTConfig:
     `all`, as gradient checkpointing does. Layers below the lowest active one are never computed twice."""
 
     optimizer_state: FrozenMoments = "keep"
-    """What becomes of the optimizer's moments of frozen layers: `keep` leaves them, `reset` forgets them each time that
+    """What happens to the optimizer's moments of frozen layers: `keep` leaves them, `reset` forgets them each time that
     the layer is frozen, `offload` has them wait in pinned host memory (on CUDA; the training is that of `keep`)."""
 
     price: float = 0.0

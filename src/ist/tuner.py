@@ -362,7 +362,7 @@ class SparseTuner:
         self.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on exactly, as plain JSON values.
+        """Everything that a resumed run needs to continue exactly, as plain JSON values.
 
         The generators need no state: each choice depends on the seed and the step alone.
         """
@@ -377,7 +377,7 @@ class SparseTuner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state that `state_dict` returned.
+        """Continue from a state that `state_dict` returned.
 
         Raises:
             ValueError: the state is of another model, configuration or number of processes; nothing has been changed
@@ -408,7 +408,7 @@ class SparseTuner:
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError(
-                "This tuner is closed, and the model is as PEFT made it: make another SparseTuner to go on."
+                "This tuner is closed, and the model is as PEFT made it: make another SparseTuner to continue."
             )
 
 

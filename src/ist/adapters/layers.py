@@ -27,7 +27,7 @@ NO_PROMPTS = (
 # Methods of PEFT whose modules look like adapters of a layer, and why none of a layer can be told apart.
 NOT_BY_LAYER = {
     "ADAPTION_PROMPT": "adds gated prompts inside attention modules that lack peft's switch for adapters, so a layer's "
-    "output without them cannot be had",
+    "output without them is not available",
     "SHADOW": "passes a second hidden state of its own from block to block, so no block has a response of its own",
     "TINYLORA": "keeps the parameters of all modules in one bank, which every layer holds",
     "TRAINABLE_TOKENS": "trains rows of an embedding, which belongs to no layer",
@@ -242,7 +242,7 @@ def make_layer(index: int, name: str, block: nn.Module, adapters: dict[str, nn.M
 def without_shared_modules(stacks: dict[str, nn.Module], adapters: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """The adapters that stand in at most one block.
 
-    One that several blocks call is no layer's own: it trains at every step and is not damped.
+    One that several blocks call is no layer's own: it trains at every step and is not suppressed.
     """
     blocks = [block for stack in stacks.values() for _, block in stack.named_children()]
     places = Counter(id(part) for block in blocks for part in block.modules())

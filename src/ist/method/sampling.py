@@ -87,7 +87,7 @@ def sample_affordable(
 
     Exactly so, by rejection: a set of the policy is taken with probability `(lowest possible cost / its cost)^price`.
     This is no part of the paper. It makes steps cheaper by training upper layers more often and low ones less than
-    their importance says: at a price of 1 by little, since most sets reach far down.
+    their importance says: at an exponent of 1 by little, since most sets reach far down.
 
     Args:
         importance: scores `I`, float64 of shape `[N_L]`.

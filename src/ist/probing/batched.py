@@ -121,7 +121,7 @@ def batched_losses(
 
     Args:
         model: a causal language model of transformers, inside of PEFT's.
-        layers: all layers that carry adapters, each of them computing as one function and frozen.
+        layers: all layers that carry adapters, each of them fused and frozen.
         candidates: `N_c` sets of layers that keep their full response.
         batch: `input_ids`, `labels` and perhaps `attention_mask`, each `[rows, tokens]`.
         beta: factor on the response of the layers outside a candidate set.
@@ -156,10 +156,10 @@ def batched_losses(
 def factors_by_row(
     layers: Sequence[Layer], candidates: Sequence[Collection[int]], beta: float, ids: Tensor
 ) -> Iterator[None]:
-    """Within the context each layer's response is scaled in the rows of the candidates that damp the layer.
+    """Within the context each layer's response is scaled in the rows of the candidates that suppress the layer.
 
     Raises:
-        JoinError: an adapter does not compute as one function.
+        JoinError: an adapter is not fused.
     """
     table = torch.tensor([[1.0 if layer.index in c else beta for c in candidates] for layer in layers])
     table = table.to(ids.device)[..., None, None]

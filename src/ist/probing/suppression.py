@@ -1,4 +1,4 @@
-"""Measure sets of layers: the loss while the adapters of all other layers are damped, equation 8 of the paper."""
+"""Measure sets of layers: the loss while the adapters of all other layers are suppressed, equation 8 of the paper."""
 
 from __future__ import annotations
 

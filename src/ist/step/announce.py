@@ -1,4 +1,4 @@
-"""What is said once, at the start: what is chosen from, how it computes, and what trains besides."""
+"""What is announced once, at the start: what is chosen from, how it computes, and what trains besides."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 def announce(
     model: nn.Module, layers: Sequence[Layer], num_active: int, num_fused: int, not_fused: Mapping[str, int]
 ) -> None:
-    """Say what is chosen from, whether LoRA computes as one function, and what trains at every step.
+    """Say what is chosen from, whether LoRA is fused, and what trains at every step.
 
     Args:
         model: with adapters, or without them where whole layers train.
         layers: what is chosen from.
         num_active: layers of a step.
-        num_fused: modules that compute as one function.
+        num_fused: modules that are fused.
         not_fused: how many do not, by reason.
     """
     how = f"; {describe_fused(num_fused, not_fused)} (fused=False turns it off)" if num_fused else ""
@@ -48,9 +48,9 @@ def announce(
 
 
 def describe_fused(num_fused: int, not_fused: Mapping[str, int]) -> str:
-    """How many adapter modules take the lean step, and why the others do not."""
+    """How many adapter modules are fused, and why the others do not."""
     others = ", ".join(f"{count} not: {reason}" for reason, count in not_fused.items())
-    return f"{num_fused} LoRA modules compute as one function" + (f", {others}" if others else "")
+    return f"{num_fused} LoRA modules are fused" + (f", {others}" if others else "")
 
 
 def warn_of_missing_parameters(optimizer: Any, layers: Sequence[Layer]) -> None:
