@@ -21,6 +21,7 @@ from ..integrations.trainer import IST
 from ..method.registry import make_selector, selector_factory, what_trains
 from ..step.announce import describe_fused
 from .console import PlainConsole
+from .train.header import adapter_line, data_line
 
 __all__ = ["Display", "TrainingProgress", "device_name", "layer_map", "peak_memory"]
 
@@ -51,6 +52,8 @@ class Display:
             f"{total / 1e6:.1f} M parameters, {trainable / 1e6:.2f} M of them trainable, on {trainer.args.device}"
             + (f", {trainer.args.world_size} processes" if trainer.args.world_size > 1 else "")
         )
+        self.console.print(data_line(trainer), soft_wrap=True)
+        self.console.print(adapter_line(model, run.ist.adapter, trainer.args), soft_wrap=True)
         if run.selector or run.ist.method == "greedy":
             self._choice(run, model)
         if run.unused:
