@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ist import discover_layers
+from ist.adapters.outline import outline
 from ist.focusing import Focus, find_focus, layer_scores
 from ist.method.spreading import choose_layers
 
@@ -41,7 +42,7 @@ def chosen_focus(
     normalise, criterion = own.pop("normalise", None), own.get("criterion", "gradient")
     if criterion == "random":
         del own["criterion"]
-        own["scores"] = random_scores(len(discover_layers(model)), seed)
+        own["scores"] = random_scores(len(outline(model, config).layers), seed)
     elif normalise == "weights":
         scores = layer_scores(model, config, batches, criterion=criterion, num_batches=PROBE_BATCHES, seed=seed)
         own["scores"] = [score / size for score, size in zip(scores, weight_sizes(model, config), strict=True)]
@@ -72,14 +73,12 @@ def random_scores(num_layers: int, seed: int) -> list[float]:
 
 def weight_sizes(model: nn.Module, config: Any) -> list[float]:
     """For each layer the sum of the squared norms of the weights that the configuration adapts."""
-    return [
-        sum(
-            float(module.weight.detach().float().square().sum())
-            for name, module in layer.module.named_modules()
-            if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in config.target_modules
-        )
-        for layer in discover_layers(model)
-    ]
+    found = outline(model, config)
+    sizes = [0.0] * len(found.layers)
+    for module in found.modules:
+        weight = model.get_submodule(module.name).weight
+        sizes[module.layer] += float(weight.detach().float().square().sum())
+    return sizes
 
 
 class WarmStart:
