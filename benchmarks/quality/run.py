@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from commit import commit  # noqa: E402
+from step_time.shares import time_shares  # noqa: E402
 from quality.plan import Expansion, Training, describe, expand, read_plan, select, settings  # noqa: E402
 from quality.pool import Home, Inline, Pool  # noqa: E402
 
@@ -229,6 +230,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="trainings side by side; 0: one, in this process")
     parser.add_argument("--seconds", type=float, default=420.0, help="start no training after these")
     parser.add_argument("--limit", type=float, default=560.0, help="give up what still runs after these")
+    parser.add_argument("--step-time", type=Path, help="JSON of step_time with the group focused: its ratios of time count")
     parser.add_argument("--tasks", nargs="+", help="of each plan's tasks these alone")
     parser.add_argument("--methods", nargs="+", help="of each plan's methods these alone")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of what is left these kinds alone")
@@ -251,6 +253,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin = time.monotonic()
     options = parse(arguments)
     plans = [load_plan(argument, options.tasks, options.methods) for argument in options.plans]
+    if options.step_time and options.step_time.is_file():
+        shares = time_shares(json.loads(options.step_time.read_text(encoding="utf-8")))
+        print(f"time of a step to LoRA's, from {options.step_time}: {shares}", flush=True)
+        plans = [{**plan, "time_shares": {**plan.get("time_shares", {}), **shares}} for plan in plans]
     files = [file for folder in options.results for file in sorted(folder.glob("*.jsonl"))]
     lines = read_lines([*files, *([options.output] if options.output.is_file() else [])])
     if options.retry:
