@@ -95,7 +95,9 @@ GROUPS: dict[str, tuple[Case, ...]] = {
         Case("LoRA, Liger, no dropout", **FAST),
         Case("LoRA in our step, Liger, no dropout", ALL, **FAST),
         *focused(ALL, "focused {}, Liger, no dropout"),
-        *focused({**ALL, "recompute": "frozen"}, "focused {}, Liger, no dropout, layers without adapters recomputed")[2:],
+        *focused({**ALL, "recompute": "frozen"}, "focused {}, Liger, no dropout, layers without adapters recomputed")[
+            2:
+        ],
     ),
     "focused-peft": focused(None, "focused {} in PEFT's step, Liger, no dropout"),
     "seven-liger": (Case("IST, Liger, seven modules, no dropout", {}, modules=SEVEN, dropout=0.0, liger=True),),
