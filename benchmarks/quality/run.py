@@ -35,14 +35,21 @@ SHOWN = 5
 WORK = Path(tempfile.gettempdir()) / "ist-quality"
 
 
-def read_lines(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """The lines of result files by id; a good one counts before one with an error, and a cut-off last line for none."""
+def read_lines(files: Iterable[Path], model: str | None = None) -> dict[str, dict[str, Any]]:
+    """The lines of result files by id; a good one counts before one with an error, and a cut-off last line for none.
+
+    Args:
+        files: of JSON lines.
+        model: whose lines alone count, since an id does not name the model; None is every model's.
+    """
     lines: dict[str, dict[str, Any]] = {}
     for file in files:
         for text in file.read_text(encoding="utf-8").splitlines():
             try:
                 line = json.loads(text)
             except json.JSONDecodeError:
+                continue
+            if model is not None and line.get("model", model) != model:
                 continue
             if line["id"] not in lines or "error" in lines[line["id"]]:
                 lines[line["id"]] = line
@@ -260,7 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"time of a step to LoRA's, from {options.step_time}: {shares}", flush=True)
         plans = [{**plan, "time_shares": {**plan.get("time_shares", {}), **shares}} for plan in plans]
     files = [file for folder in options.results for file in sorted(folder.glob("*.jsonl"))]
-    lines = read_lines([*files, *([options.output] if options.output.is_file() else [])])
+    name = options.name or Path(options.model).name
+    lines = read_lines([*files, *([options.output] if options.output.is_file() else [])], name)
     if options.retry:
         lines = {name: line for name, line in lines.items() if "error" not in line}
     prepared = prepare_all(plans, options)
@@ -272,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         home = Home(
             options.model,
-            options.name or Path(options.model).name,
+            name,
             prepared,
             options.device or device(),
             commit(),

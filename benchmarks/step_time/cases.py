@@ -59,6 +59,7 @@ def focused(options: dict[str, Any] | None, name: str, **more: Any) -> tuple[Cas
 
 
 GROUPS: dict[str, tuple[Case, ...]] = {
+    "lora": (Case("LoRA"),),
     "plain": (
         Case("floor", floor=True),
         Case("LoRA"),
