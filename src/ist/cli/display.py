@@ -21,6 +21,7 @@ from ..integrations.trainer import IST
 from ..method.registry import make_selector, selector_factory, what_trains
 from ..step.announce import describe_fused
 from .console import PlainConsole
+from .train.header import adapter_line, data_line
 
 __all__ = ["Display", "TrainingProgress", "device_name", "layer_map", "peak_memory"]
 
@@ -37,6 +38,11 @@ class Display:
     def __init__(self, quiet: bool = False) -> None:
         self.console = PlainConsole(quiet=quiet)
 
+    def placed(self, folder: Path, asked_for: str | None) -> None:
+        """Say where the run is, where that is not the folder that was asked for."""
+        if str(folder) != str(Path(asked_for or folder)):
+            self.console.print(f"{asked_for} holds another run, this one is in {folder}", soft_wrap=True)
+
     def begin(self, run: Any, trainer: Any) -> None:
         """What is about to be trained."""
         model = trainer.model
@@ -51,6 +57,8 @@ class Display:
             f"{total / 1e6:.1f} M parameters, {trainable / 1e6:.2f} M of them trainable, on {trainer.args.device}"
             + (f", {trainer.args.world_size} processes" if trainer.args.world_size > 1 else "")
         )
+        self.console.print(data_line(trainer), soft_wrap=True)
+        self.console.print(adapter_line(model, run.ist.adapter, trainer.args), soft_wrap=True)
         if run.selector or run.ist.method == "greedy":
             self._choice(run, model)
         if run.unused:
@@ -201,7 +209,7 @@ def device_name() -> str:
 
 def label(name: str) -> str:
     """The words for a figure."""
-    return {"loss": "validation loss", "accuracy": "exact answers, held-out problems"}.get(name, name)
+    return {"loss": "validation loss", "accuracy": "exact match, held-out problems"}.get(name, name)
 
 
 def number(name: str, value: float) -> str:

@@ -21,6 +21,7 @@ from ..method.registry import SelectorFactory, selector_factory
 from ..probing.probes import DatasetProbes, ProbeStream
 from ..probing.suppression import LossFunction
 from ..runs.checkpoints import check_checkpoint, write_manifest
+from ..runs.fingerprint import data_fingerprint
 from ..runs.history import HISTORY_FILE, History
 from ..runs.resume import COURSE, changed_course
 from ..runtime.distributed import current_ranks
@@ -122,6 +123,8 @@ class IST(TrainerCallback, ExportableState):
             tuner.attach_optimizer(kwargs["optimizer"])
             given = args.to_dict()
             self._course = {name: given[name] for name in COURSE if name in given}
+            if (rows := data_fingerprint(kwargs["train_dataloader"].dataset)) is not None:
+                self._course["train_dataset"] = rows
             self._resume(tuner, args, state)
             if tuner.ranks.is_main:
                 history = History(Path(args.output_dir or ".") / HISTORY_FILE, resume_step=state.global_step or None)

@@ -26,6 +26,7 @@ from ...runs.files import RESULT_FILE, write_json
 from ...runs.history import HISTORY_FILE, read_history
 from ..checkout import commit
 from ..display import device_name
+from ..recipes.renamed import rename_arguments
 from ..recipes.safety import without_authority
 from ..train.arguments import parse_arguments
 from ..train.command import make_trainer, quiet_libraries
@@ -110,7 +111,7 @@ def read_command(folder: Path) -> list[str]:
     result = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(result, dict) or "arguments" not in result:
         raise ValueError(f"{file} does not say how the run was made: train it anew with this version.")
-    return without_authority(result["arguments"], str(file))
+    return rename_arguments(without_authority(result["arguments"], str(file)))[0]
 
 
 def load_adapter(model: Any, folder: Path) -> None:

@@ -104,13 +104,10 @@ def clean_rows(rows: list[dict[str, Any]], run: RunArguments) -> datasets.Datase
 
 def hold_out(rows: datasets.Dataset, run: RunArguments) -> TaskData:
     """Keep `validation_size` rows for the loss before and after."""
-    if run.ist.validation_size == 0:
+    num_held_out = run.ist.num_held_out(len(rows))
+    if num_held_out == 0:
         return TaskData(rows, None)
-    if run.ist.validation_size >= len(rows):
-        raise ValueError(
-            f"validation_size={run.ist.validation_size} leaves nothing of {len(rows)} rows to train on: give less."
-        )
-    split = rows.train_test_split(test_size=run.ist.validation_size, seed=run.training.seed)
+    split = rows.train_test_split(test_size=num_held_out, seed=run.training.seed)
     return TaskData(split["train"], split["test"])
 
 
