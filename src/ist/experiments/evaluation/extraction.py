@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from ..data.numbers import find_numbers, first_result
 from ..data.task_rows import TaskRow
 
-__all__ = ["EXTRACTIONS", "Extraction", "extract_answer", "is_correct"]
+__all__ = ["EXTRACTIONS", "Extraction", "extract_answer", "find_label", "is_correct", "own_response"]
 
 Extraction = Literal["careful", "paper"]
 EXTRACTIONS: tuple[Extraction, ...] = get_args(Extraction)
@@ -64,6 +64,21 @@ def extract_label(response: str, labels: Sequence[str]) -> str | None:
     pattern = rf"\b(?:{'|'.join(map(re.escape, labels))})\b"
     match = re.search(pattern, text) or re.search(pattern, text, re.IGNORECASE)
     return match and next(label for label in labels if label.lower() == match[0].lower())
+
+
+def find_label(response: str, labels: Sequence[str]) -> str | None:
+    """The first of a user's labels that stands in a response, the longest of those that begin there.
+
+    Where none stands as it is written, one in other letters counts.
+    """
+    text = own_response(response)
+    longest_first = sorted(labels, key=len, reverse=True)
+    pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)"
+    match = re.search(pattern, text)
+    if match:
+        return match[0]
+    match = re.search(pattern, text, re.IGNORECASE)
+    return match and next(label for label in longest_first if label.lower() == match[0].lower())
 
 
 def extract_letter(response: str) -> str | None:
