@@ -37,7 +37,10 @@ def changed_course(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list
     return [
         f"{name} was {saved[name]!r} and is {current[name]!r}"
         for name in COURSE
-        if name in saved and name in current and None not in (own := (saved[name], current[name])[: 2 * (name == "train_dataset")]) and saved[name] != current[name]
+        if name in saved
+        and name in current
+        and None not in (own := (saved[name], current[name])[: 2 * (name == "train_dataset")])
+        and saved[name] != current[name]
     ]
 
 

@@ -17,7 +17,7 @@ from ..recipes.renamed import rename_arguments, rename_keys, warn_of_old_names
 from ..recipes.safety import COMMAND_LINE_ONLY, check_safe
 from ..recipes.values import convert_values
 from .adapters import adapter_config
-from .defaults import DEFAULTS, check_local_model, check_reporters, settle_learning_rate
+from .defaults import DEFAULTS, check_local_model, check_mappings, check_reporters, settle_learning_rate
 from .help import HELP_TEXTS, print_help
 from .methods import ADAPTERS, METHODS, check_checkpointing, check_method, selector_of, settle_adapter, unused_flags
 from .numbers import check_numbers, check_validation_size, count_held_out
@@ -245,9 +245,10 @@ def parse_flags(parser: FlagParser, flags: Sequence[str]) -> tuple[Any, ...]:
     Raises:
         ValueError: a flag is unknown, or a value is not allowed.
     """
-    _, unknown = parser.parse_known_args(flags)
+    namespace, unknown = parser.parse_known_args(flags)
     names = [flag.lstrip("-").split("=")[0].replace("-", "_") for flag in unknown]
     check_keys("the command line", names, parser.flags())
+    check_mappings(vars(namespace), SFTConfig._VALID_DICT_FIELDS)
     try:
         return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     except ValueError as error:
