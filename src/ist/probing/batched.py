@@ -139,7 +139,7 @@ def batched_losses(
 def factors_by_row(
     layers: Sequence[Layer], candidates: Sequence[Collection[int]], beta: float, ids: Tensor
 ) -> Iterator[None]:
-    """Within the context each layer's response is scaled in the rows of the candidates that damp the layer.
+    """Within the context each layer's response is scaled in the rows of the candidates that suppress the layer.
 
     Raises:
         JoinError: an adapter does not compute as one function.

@@ -239,7 +239,9 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
     check_local_model(model.model_name_or_path)
     check_reporters(training.report_to)
     check_numbers(training, model, ist)
-    config = ISTConfig(**values_of(options, ISTConfig), seed=training.seed)
+    # Only what was named: options that were not are the preset's.
+    chosen = {option: value for option, value in values_of(options, ISTConfig).items() if option in named}
+    config = ISTConfig(**chosen, seed=training.seed)
     check_checkpointing(ist.method, config.recompute, training)
     settle_learning_rate(ist.adapter, training, named)
     unused = tuple(unused_flags(ist.method, ist.adapter, given))

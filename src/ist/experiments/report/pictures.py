@@ -97,7 +97,7 @@ def draw_losses(axes: Any, events: list[dict[str, Any]], updates: list[dict[str,
         if None not in update["losses"]
     ]
     if means:
-        axes.plot(*zip(*means, strict=True), color="0.7", linewidth=1, label="probe, some layers damped")
+        axes.plot(*zip(*means, strict=True), color="0.7", linewidth=1, label="probe, some layers suppressed")
     axes.set(title="Loss", xlabel="optimizer step", ylabel="nats a token")
     if axes.has_data():
         axes.legend(frameon=False)
