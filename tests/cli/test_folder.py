@@ -105,10 +105,9 @@ def test_what_torchrun_may_restart_keeps_its_folder(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("leave", [False, True])
 def test_an_empty_folder_goes_again(leave: bool) -> None:
-    with pytest.raises(RuntimeError), run_folder(parse("--output_dir=a/b/c"), Ranks()) as folder:
+    with run_folder(parse("--output_dir=a/b/c"), Ranks()) as folder:
         if leave:
             (folder / "file").touch()
-        raise RuntimeError
     assert [str(path) for path in Path().rglob("*")] == (["a", "a/b", "a/b/c", "a/b/c/file"] if leave else [])
 
 
@@ -156,9 +155,9 @@ def test_two_runs_at_once_get_two_folders() -> None:
 
 def test_two_quickstarts_at_once_get_two_folders() -> None:
     quickstart = ["--bf16=false", "--use_cpu"]
-    with run_folder(parse_arguments(quickstart), Ranks()) as first:
-        with run_folder(parse_arguments(quickstart), Ranks()) as second:
-            assert (first, second) == (Path("runs/quickstart"), Path("runs/quickstart-2"))
+    first, second = (parse_arguments(quickstart) for _ in range(2))
+    with run_folder(first, Ranks()) as one, run_folder(second, Ranks()) as other:
+        assert (one, other) == (Path("runs/quickstart"), Path("runs/quickstart-2"))
     assert not Path("runs").exists()
 
 
@@ -242,24 +241,21 @@ def test_the_main_process_chooses_for_all() -> None:
             assert other == Path("runs/ist-2")
 
 
-def test_what_the_main_process_refuses_is_an_error_for_all() -> None:
+@pytest.mark.parametrize(
+    ("folder", "ranks", "message"),
+    [
+        ("mine", TwoRanks(0, [0.0]), "mine holds another run"),
+        ("mine", TwoRanks(1, [0.0]), "The main process could not take the run's folder"),
+        ("new", TwoRanks(0, [0.0, 0.0]), "Another process cannot write into new"),
+        ("file/run", TwoRanks(1, [1.0, 1.0]), "file/run cannot be written"),
+    ],
+)
+def test_what_one_process_cannot_have_is_an_error_for_all(folder: str, ranks: Ranks, message: str) -> None:
     leave_run("mine")
-    with pytest.raises(ValueError, match="mine holds another run"):
-        with run_folder(parse("--output_dir=mine"), TwoRanks(0, [0.0])):
-            pass
-    with pytest.raises(ValueError, match="The main process could not take the run's folder"):
-        with run_folder(parse("--output_dir=mine"), TwoRanks(1, [0.0])):
-            pass
-
-
-def test_what_one_process_cannot_write_is_an_error_for_all() -> None:
-    with pytest.raises(ValueError, match="Another process cannot write into runs/ist"):
-        with run_folder(parse(), TwoRanks(0, [0.0, 0.0])):
-            pass
     Path("file").touch()
-    with pytest.raises(ValueError, match="file/run cannot be written"):
-        with run_folder(parse("--output_dir=file/run"), TwoRanks(1, [1.0, 1.0])):
-            pass
+    with pytest.raises(ValueError, match=message), run_folder(parse("--output_dir", folder), ranks):
+        pass
+    assert sorted(path.name for path in Path().iterdir()) == ["file", "mine"]
 
 
 def test_numbers() -> None:

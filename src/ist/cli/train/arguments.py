@@ -40,10 +40,10 @@ class ISTArguments:
     """What `ist train` takes beside `ISTConfig`'s options and TRL's flags; these docstrings are the flags' help."""
 
     method: str = "ist"
-    """Which layers train. With adapters `ist` (another set at each step, by importance), `random`, `focused` (a set that
-    stays, by importance; `even` and `top-gradient` choose it otherwise) or `peft` (all layers). With the model's own
-    weights `lisa` or `full` (full fine-tuning). With either `lift-front-to-end`, `lift-end-to-front`, `lift-random`,
-    `fixed` (`--fixed_layers`), `greedy` (searched before the training)."""
+    """Which layers train. With adapters `ist` (another set at each step, by importance), `random`, `focused` (a set
+    that stays, by importance; `even` and `top-gradient` choose it otherwise) or `peft` (all layers). With the model's
+    own weights `lisa` or `full` (full fine-tuning). With either `lift-front-to-end`, `lift-end-to-front`,
+    `lift-random`, `fixed` (`--fixed_layers`), `greedy` (searched before the training)."""
 
     fixed_layers: str | None = None
     """The layers of `--method fixed`. Indices (`0,3,5`), names (`layers.0,layers.3`), `random` (drawn once), `top:FILE`

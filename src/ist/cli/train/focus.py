@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from logging import getLogger
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,45 +23,45 @@ from .arguments import RunArguments
 from .methods import FOCUSED
 from .numbers import parse_focus
 
-__all__ = ["FOCUS_FILE", "focus_adapter"]
-
-logger = getLogger(__name__)
+__all__ = ["FOCUS_FILE", "Look", "focus_adapter"]
 
 FOCUS_FILE = "focus.json"
 NUM_BATCHES = 4
 """Training batches that a look at the data reads, over all processes."""
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a look at the data needs."""
+
+    run: RunArguments
+    model: Any
+    """The base model."""
+    tokenizer: Any
+    rows: Any
+    """The training rows as loaded."""
+    ranks: Ranks
+
+
 def focus_adapter(
-    run: RunArguments,
-    model: Any,
-    tokenizer: Any,
-    peft_config: Any,
-    rows: Any,
-    folder: Path,
-    resumed: bool,
-    ranks: Ranks,
-    display: Display,
+    look: Look, peft_config: Any, folder: Path, resumed: bool, display: Display
 ) -> tuple[Any, dict[str, Any]]:
     """The configuration that puts adapters on the layers that matter, and what `focus.json` holds of it.
 
     A resumed run takes the scores that it began with and measures nothing.
 
     Args:
-        run: what the flags say.
-        model: the base model.
-        tokenizer: its tokenizer.
+        look: the model and the data.
         peft_config: the adapter of all layers.
-        rows: the training rows as loaded.
         folder: of the run.
         resumed: whether the run goes on from a checkpoint.
-        ranks: the processes that train together.
         display: where what was chosen is said.
 
     Raises:
         ValueError: the model has an adapter already, the folder of a resumed run lacks `focus.json`, or an option does
             not fit the model.
     """
+    run, model = look.run, look.model
     if peft_config is None:
         raise ValueError(
             f"--method {run.ist.method} chooses layers before there are adapters, and the model given is an adapter: "
@@ -86,12 +86,12 @@ def focus_adapter(
     else:
         to_device(model, run)
         with display.waiting("importance of the layers"):
-            batches = probe_batches(run, model, tokenizer, rows, ranks)
+            batches = probe_batches(look)
             found = find_focus(model, peft_config, batches, num_batches=NUM_BATCHES, **options)
     told = {**describe(found), "criterion": None if found.scores is None else criterion, "spread": spread}
     if resumed:
         told["seconds"] = json.loads(file.read_text(encoding="utf-8")).get("seconds")
-    elif ranks.is_main:
+    elif look.ranks.is_main:
         write_json(file, told)
     display.focused(told)
     return found.config, told
@@ -128,17 +128,17 @@ def describe(found: Focus) -> dict[str, Any]:
     }
 
 
-def probe_batches(run: RunArguments, model: Any, tokenizer: Any, rows: Any, ranks: Ranks) -> Iterator[Any]:
+def probe_batches(look: Look) -> Iterator[Any]:
     """Random rows of the training set, prepared as TRL prepares them; each process has a share of its own.
 
     The trainer that prepares them has a model without weights, so nothing happens to the real one.
     """
-    args = copy.deepcopy(run.training)
+    ranks, args = look.ranks, copy.deepcopy(look.run.training)
     args.report_to = []
     args.eval_strategy = "no"  # type: ignore[assignment]
     size = args.per_device_train_batch_size
     share = max(1, NUM_BATCHES // ranks.size)
-    stub = weightless(model)
+    stub = weightless(look.model)
     for name in ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
         if hasattr(stub, name):
             setattr(stub, name, False)
@@ -146,12 +146,14 @@ def probe_batches(run: RunArguments, model: Any, tokenizer: Any, rows: Any, rank
     trainer = Preparation(
         model=stub,  # type: ignore[arg-type]
         args=args,
-        train_dataset=sample(rows, num * (8 if args.packing else 1), run.training.seed),
-        processing_class=tokenizer,
+        train_dataset=sample(look.rows, num * (8 if args.packing else 1), args.seed),
+        processing_class=look.tokenizer,
     )
     prepared: Any = trainer.train_dataset
     own = prepared.select(range(ranks.rank, len(prepared), ranks.size)) if hasattr(prepared, "select") else prepared
-    yield from DataLoader(own, batch_size=size, collate_fn=trainer.data_collator)  # type: ignore[arg-type]
+    for batch in DataLoader(own, batch_size=size, collate_fn=trainer.data_collator):  # type: ignore[arg-type]
+        if "labels" not in batch or (batch["labels"] != -100).any():  # else max_length has cut off all its answers
+            yield batch
 
 
 class Preparation(SFTTrainer):
