@@ -19,7 +19,7 @@ NOTES = ROOT / ".matrix" / "methods" / "ddp.json"
 """What `make test-dist` found of each method under DDP."""
 BEGIN = "<!-- methods: made by `make tables` from benchmarks/methods/results -->"
 END = "<!-- end of methods -->"
-HEADER = ("method", "damped by", "error", "active layers only", "AdamW", "save, load", "DDP", "GPU: error", "moved")
+HEADER = ("method", "suppressed by", "error", "active layers only", "AdamW", "save, load", "DDP", "GPU: error", "moved")
 PROMISE = 1e-5
 """The largest error that is called exact."""
 

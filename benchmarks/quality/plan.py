@@ -51,6 +51,9 @@ REFERENCE = "LoRA"
 """The method whose time the others get at equal time."""
 WHOLE = ("lisa", "full")
 """Selectors that train the model's own weights."""
+FIRST_NAMES = {"suppression": "damping", "cost_exponent": "price"}
+FIRST_PRESETS = {"authors": "reference"}
+"""What options were called when the first results were made."""
 KEYS = {"extends", "study", "tasks", "methods", "rates", "seeds", "budgets", "training", "importance"}
 
 
@@ -224,7 +227,8 @@ class TaskPlan:
         num = SPEED_STEPS if kind == "speed" else steps or base
         shared = {key: value for key, value in setting.items() if key not in ("steps", "epochs")}
         matters = {"kind": kind, "task": self.task, "options": dict(options), "setting": shared, "steps": num}
-        code = hashlib.blake2b(json.dumps(matters, sort_keys=True).encode(), digest_size=4).hexdigest()
+        hashed = {**matters, "options": first_names(options)}
+        code = hashlib.blake2b(json.dumps(hashed, sort_keys=True).encode(), digest_size=4).hexdigest()
         at = "" if budget == "steps" else ", equal time"
         return {
             "id": f"{self.task}/{kind}/{name}/lr {rate:g}/seed {seed}/{num} steps{at}/{code}",
@@ -248,6 +252,14 @@ class TaskPlan:
 
     def wait(self, name: str, why: str) -> None:
         self.expansion.waiting.append(f"{self.task}, {name}: {why}")
+
+
+def first_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's options as the first results name them, so that a renamed option does not change an id."""
+    return {
+        FIRST_NAMES.get(name, name): FIRST_PRESETS.get(value, value) if name == "preset" else value
+        for name, value in options.items()
+    }
 
 
 def chosen_rate(grid: Sequence[Training], lines: Lines) -> float | None:

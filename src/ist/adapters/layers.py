@@ -242,7 +242,7 @@ def make_layer(index: int, name: str, block: nn.Module, adapters: dict[str, nn.M
 def without_shared_modules(stacks: dict[str, nn.Module], adapters: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """The adapters that stand in at most one block.
 
-    One that several blocks call is no layer's own: it trains at every step and is not damped.
+    One that several blocks call is no layer's own: it trains at every step and is not suppressed.
     """
     blocks = [block for stack in stacks.values() for _, block in stack.named_children()]
     places = Counter(id(part) for block in blocks for part in block.modules())

@@ -92,6 +92,18 @@ class Display:
             soft_wrap=True,
         )
 
+    def focused(self, focus: dict[str, Any]) -> None:
+        """Which layers a focused training chose, with which ranks, and what it took to find out."""
+        ranks = sorted(set(focus["ranks"].values()))
+        size = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}" if ranks else "size kept"
+        took = f", measured in {focus['seconds']:.0f} s" if focus["scores"] and focus["seconds"] else ""
+        chosen = layer_map(tuple(focus["layers"]), len(focus["names"]))
+        self.console.print(
+            f"focused on {len(focus['layers'])} of {len(focus['names'])} layers {chosen} {size}, "
+            f"{focus['num_parameters']:,} of {focus['num_parameters_before']:,} trainable parameters{took}",
+            soft_wrap=True,
+        )
+
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Say what is being done while it is."""

@@ -41,7 +41,7 @@ def losses_without(
         layers: all layers that carry adapters.
         removed: sets of layers whose response is multiplied by `beta`.
         batches: validation batches on the model's device.
-        beta: 0 takes the response out, 0.25 damps it as the paper's importance loop does.
+        beta: 0 takes the response out, 0.25 suppresses it as the paper's importance loop does.
         loss_function: `(model, batch) -> loss` in nats.
 
     Returns:

@@ -11,6 +11,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
+from ..runtime.collation import private_state
 from ..runtime.randomness import private_randomness
 from ..runtime.sharding import is_sharded
 
@@ -87,7 +88,7 @@ def data_fingerprint(dataset: Any) -> str | None:
         count = len(dataset)
         chosen = sorted({number * (count - 1) // max(1, SAMPLED_ROWS - 1) for number in range(SAMPLED_ROWS)})
         digest = hashlib.blake2b(digest_size=8)
-        with private_randomness(0):
+        with private_randomness(0), private_state(dataset, 0):
             for index in chosen if count else ():
                 for part in canonical(dataset[index]):
                     digest.update(part)

@@ -12,6 +12,8 @@ from trl.scripts.utils import DatasetMixtureConfig
 
 from ...config import ISTConfig, check_choice, check_whole
 from ...experiments.data.tasks import find_tasks
+from ...focusing import CRITERIA, TRAINED
+from ...method.spreading import SPREADS
 from ..recipes.files import check_keys, find_recipe, flag_names, read_recipe, run_name, split_recipe
 from ..recipes.renamed import rename_arguments, rename_keys, warn_of_old_names
 from ..recipes.safety import COMMAND_LINE_ONLY, check_safe
@@ -20,7 +22,7 @@ from .adapters import adapter_config
 from .defaults import DEFAULTS, check_local_model, check_mappings, check_reporters, settle_learning_rate
 from .help import HELP_TEXTS, print_help
 from .methods import ADAPTERS, METHODS, check_checkpointing, check_method, selector_of, settle_adapter, unused_flags
-from .numbers import check_numbers, check_validation_size, count_held_out
+from .numbers import check_numbers, check_validation_size, count_held_out, parse_focus
 from .options import field_docstrings, flags_of, values_of
 from .parser import FlagParser
 
@@ -38,9 +40,10 @@ class ISTArguments:
     """What `ist train` takes beside `ISTConfig`'s options and TRL's flags; these docstrings are the flags' help."""
 
     method: str = "ist"
-    """Which layers a step trains: with adapters `ist` (by importance), `random` or `peft` (all of them, the PEFT method
-    alone); with their own weights `lisa` or `full` (full fine-tuning). With either: `lift-front-to-end`,
-    `lift-end-to-front`, `lift-random`, `fixed` (`--fixed_layers`), `greedy` (searched before the training)."""
+    """Which layers train. With adapters `ist` (another set at each step, by importance), `random`, `focused` (a set
+    that stays, by importance; `even` and `top-gradient` choose it otherwise) or `peft` (all layers). With the model's
+    own weights `lisa` or `full` (full fine-tuning). With either `lift-front-to-end`, `lift-end-to-front`,
+    `lift-random`, `fixed` (`--fixed_layers`), `greedy` (searched before the training)."""
 
     fixed_layers: str | None = None
     """The layers of `--method fixed`. Indices (`0,3,5`), names (`layers.0,layers.3`), `random` (drawn once), `top:FILE`
@@ -51,6 +54,21 @@ class ISTArguments:
 
     greedy_min_gain: float | None = None
     """Stop the greedy search where one more layer lowers the loss by less than this."""
+
+    num_focused_layers: str | None = None
+    """Layers that get adapters with `--method focused`, as a count (12) or as a fraction (0.5); half by default."""
+
+    focused_rank: str = "moved"
+    """Rank with `--method focused`: `moved` raises it so that as many parameters train as in all layers, `uneven` the
+    same and more where layers matter more, `kept` leaves it, and a number sets it."""
+
+    focus_criterion: str = "gradient"
+    """What makes a layer important before training: `gradient` (the size of an adapter's first gradient), `first_step`
+    (what Adam's first step would gain) or `activation` (the size of the layer's output)."""
+
+    focus_spread: str = "parts"
+    """How `--method focused` spreads its layers: `parts` (the best of each equal part of the depth), `distance` (the
+    best sum with bounded gaps), `even` or `anywhere`."""
 
     layers: list[str] | None = None
     """Stack(s) of blocks to choose from, where the model has several."""
@@ -119,6 +137,9 @@ class ISTArguments:
         check_choice("method", self.method, METHODS)
         if self.adapter is not None:
             check_choice("adapter", self.adapter, ADAPTERS)
+        check_choice("focus_criterion", self.focus_criterion, [name for name in CRITERIA if name not in TRAINED])
+        check_choice("focus_spread", self.focus_spread, SPREADS)
+        parse_focus(self.num_focused_layers, self.focused_rank)
         check_whole("greedy_steps", self.greedy_steps, at_least=1, why="a trial is a short training")
         if self.task is not None:
             self.task = [task.name for task in find_tasks(self.task)]
@@ -218,7 +239,9 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
     check_local_model(model.model_name_or_path)
     check_reporters(training.report_to)
     check_numbers(training, model, ist)
-    config = ISTConfig(**values_of(options, ISTConfig), seed=training.seed)
+    # Only what was named: options that were not are the preset's.
+    chosen = {option: value for option, value in values_of(options, ISTConfig).items() if option in named}
+    config = ISTConfig(**chosen, seed=training.seed)
     check_checkpointing(ist.method, config.recompute, training)
     settle_learning_rate(ist.adapter, training, named)
     unused = tuple(unused_flags(ist.method, ist.adapter, given))

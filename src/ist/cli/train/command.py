@@ -29,11 +29,14 @@ from ..display import Display, TrainingProgress, device_name, peak_memory
 from .arguments import RunArguments, parse_arguments
 from .clock import TrainingClock
 from .data import TaskData, load_data, report_cut_rows
+from .focus import Look, focus_adapter
 from .folder import find_checkpoint, run_folder
 from .greedy import search_layers
 from .interrupt import Interrupt, Stopped
+from .methods import FOCUSED
 from .model import load_model
 from .numbers import all_finite
+from .validation import TokenWeightedTrainer
 
 __all__ = ["train"]
 
@@ -72,7 +75,12 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         display.placed(folder, asked_for)
         checkpoint = find_checkpoint(run.training.resume_from_checkpoint, folder)
         data = load_data(run)
-        trainer = make_trainer(run, data)
+        model, tokenizer, peft_config = load_seeded(run)
+        focus: dict[str, Any] = {}
+        if run.ist.method in FOCUSED:
+            look = Look(run, model, tokenizer, data.train, ranks)
+            peft_config, focus["focus"] = focus_adapter(look, peft_config, folder, checkpoint is not None, display)
+        trainer = make_trainer(run, data, model, tokenizer, peft_config)
         display.begin(run, trainer)
         before = judge(trainer, data, display, "before", ranks)
         forget_evaluation(trainer)
@@ -86,6 +94,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
             **dataclasses.asdict(trained),
             "before": before,
             "after": after,
+            **focus,
             **search,
             **describe_steps(trainer),
         }
@@ -182,16 +191,24 @@ def ist_callback(trainer: SFTTrainer) -> IST | None:
     return next((callback for callback in trainer.callback_handler.callbacks if isinstance(callback, IST)), None)
 
 
-def make_trainer(run: RunArguments, data: TaskData) -> SFTTrainer:
+def load_seeded(run: RunArguments) -> tuple[Any, Any, Any]:
+    """The model, its tokenizer and the configuration of a new adapter, with what is drawn at random seeded.
+
+    Raises:
+        ValueError: no model is named, or it does not go with the flags.
+    """
+    transformers.set_seed(run.training.seed)
+    return load_model(run)
+
+
+def make_trainer(run: RunArguments, data: TaskData, model: Any, tokenizer: Any, peft_config: Any) -> SFTTrainer:
     """The model with its adapter, in TRL's trainer, with IST as a callback.
 
     Raises:
-        ValueError: no model is named, it does not go with the flags, or no row is left to train on.
+        ValueError: no row is left to train on.
     """
-    transformers.set_seed(run.training.seed)
-    model, tokenizer, peft_config = load_model(run)
     run.training.disable_tqdm = True
-    trainer = SFTTrainer(
+    trainer = TokenWeightedTrainer(
         model=model,
         args=run.training,
         train_dataset=data.train,

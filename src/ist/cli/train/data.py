@@ -114,7 +114,7 @@ def hold_out(rows: datasets.Dataset, run: RunArguments) -> TaskData:
 def check_columns(rows: Any, text_field: str) -> None:
     """Raise ValueError unless a dataset has the columns that TRL trains on."""
     columns = set(rows.column_names or ())
-    formats = ({text_field}, {"messages"}, {"prompt", "completion"}, {"input_ids"})
+    formats = ({text_field}, {"messages"}, {"conversations"}, {"prompt", "completion"}, {"input_ids"})
     if columns and not any(needed <= columns for needed in formats):
         raise ValueError(
             f"The dataset has the columns {', '.join(sorted(columns))}, and training needs {text_field!r}, 'messages', "

@@ -18,7 +18,7 @@ COMMON: Mapping[str, tuple[str, ...]] = {
     "Model and data": (
         "model_name_or_path", "data_files", "task", "dataset_name", "validation_size", "max_length",
     ),
-    "Method: which layers train": ("method", "num_active_layers", "update_interval", "mu"),
+    "Method: which layers train": ("method", "num_active_layers", "update_interval", "mu", "num_focused_layers"),
     "Adapter": ("adapter", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),
     "Training": (
         "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",

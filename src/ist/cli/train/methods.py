@@ -11,6 +11,7 @@ from ...method.registry import SELECTORS, what_trains
 __all__ = [
     "ADAPTERS",
     "ADAPTER_FLAGS",
+    "FOCUSED",
     "METHODS",
     "check_checkpointing",
     "check_method",
@@ -26,7 +27,10 @@ OTHER_NAMES = {"all": "peft"}
 SELECTOR_OF = {OTHER_NAMES.get(name, name): name for name in SELECTORS}
 """Methods that name a selector of the library, and that selector."""
 
-METHODS = (*SELECTOR_OF, "fixed", "greedy")
+FOCUSED: dict[str, str | None] = {"focused": None, "even": "even", "top-gradient": "anywhere"}
+"""Methods that put adapters on a set of layers that stays, and how each spreads it; None: as `--focus_spread` says."""
+
+METHODS = (*SELECTOR_OF, "fixed", "greedy", *FOCUSED)
 WITHOUT_CHOICE = ("peft", "full")
 """Methods that train every layer at every step."""
 
@@ -46,15 +50,21 @@ def flags(names: str, methods: Collection[str] = METHODS, adapters: Collection[s
 
 
 LIFT = [method for method in METHODS if method.startswith("lift-")]
-CHOOSING = [method for method in METHODS if method not in WITHOUT_CHOICE]
+CHOOSING = [method for method in METHODS if method not in (*WITHOUT_CHOICE, *FOCUSED)]
 LORA_KIN = ("lora", "dora", "adalora")
 EFFECTS = (
-    flags("num_unsuppressed_layers num_candidates beta mu candidate_set score_step damping probe_batch_size", ["ist"]),
-    flags("policy price", ["ist", "random", "lisa"]),
+    flags(
+        "num_unsuppressed_layers num_candidates beta mu candidate_set score_step suppression probe_batch_size", ["ist"]
+    ),
+    flags("policy cost_exponent", ["ist", "random", "lisa"]),
     flags("update_interval", ["ist", "lisa", *LIFT]),
     flags("num_active_layers preset rounding", CHOOSING),
-    flags("frozen_dropout recompute optimizer_state layers", CHOOSING),
-    flags("fused", CHOOSING, ["lora"]),
+    flags("frozen_dropout optimizer_state", CHOOSING),
+    flags("recompute layers", [*CHOOSING, *FOCUSED]),
+    flags("fused", [*CHOOSING, *FOCUSED], ["lora"]),
+    flags("num_focused_layers focused_rank", FOCUSED),
+    flags("focus_criterion", ["focused", "top-gradient"]),
+    flags("focus_spread", ["focused"]),
     flags("fixed_layers", ["fixed"]),
     flags("greedy_steps greedy_min_gain", ["greedy"]),
     flags("lora_r lora_alpha lora_dropout lora_target_modules", adapters=LORA_KIN),
@@ -108,7 +118,7 @@ def settle_adapter(method: str, adapter: str | None, chosen_here: bool) -> str:
         )
     if whole:
         return "none"
-    if adapter == "none" and method in ("ist", "random", "peft"):
+    if adapter == "none" and method in ("ist", "random", "peft", *FOCUSED):
         instead = "--method full" if method == "peft" else "--method lisa"
         raise ValueError(
             f"--method {method} trains adapters, so it does not go with --adapter none: name one, or take {instead}, "
@@ -167,6 +177,8 @@ def selector_of(ist: Any) -> str | None:
         return None
     if ist.method == "fixed":
         return f"fixed:{ist.fixed_layers}"
+    if ist.method in FOCUSED:
+        return "all"
     if ist.method in WITHOUT_CHOICE and ist.adapter != "adalora":
         return None
     return SELECTOR_OF[ist.method]

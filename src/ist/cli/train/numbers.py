@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from ...config import check_layer_number, check_whole
+from ...focusing import Rank
 from .options import parse_number
 
-__all__ = ["all_finite", "check_numbers", "check_validation_size", "count_held_out"]
+__all__ = ["all_finite", "check_numbers", "check_validation_size", "count_held_out", "parse_focus"]
 
 COUNTS = (
     "lora_r", "lora_alpha", "bottleneck_size", "adalora_init_r", "per_device_train_batch_size",
@@ -91,3 +93,19 @@ def count_held_out(size: str | None, num_rows: int) -> int:
     if number and number >= num_rows:
         raise ValueError(f"validation_size={size} leaves nothing of {num_rows} rows to train on: give less.")
     return number
+
+
+def parse_focus(num_layers: str | None, rank: str) -> tuple[int | float | None, Rank]:
+    """The values of `--num_focused_layers` and `--focused_rank`.
+
+    Raises:
+        ValueError: the first is no count and no fraction, or the second no rank and no word for one.
+    """
+    number = None if num_layers is None else parse_number("num_focused_layers", num_layers)
+    if number is not None:
+        check_layer_number("num_focused_layers", number)
+    if rank in ("moved", "kept", "uneven"):
+        return number, cast("Rank", rank)
+    size = int(rank) if rank.lstrip("-").isdecimal() else rank
+    check_whole("focused_rank", size, at_least=1, why="give a rank, or 'moved', 'kept' or 'uneven'")
+    return number, cast("int", size)
