@@ -1,13 +1,15 @@
 """ISTConfig: what it accepts, what it says otherwise, and how fractions become counts."""
 
 import dataclasses
+import json
 import math
 from fractions import Fraction
 from typing import Any
 
+import numpy
 import pytest
 
-from ist.config import PRESETS, ISTConfig, LayerCounts
+from ist.config import PRESETS, ISTConfig, LayerCounts, PaperOptions, StepOptions, resolve_config
 
 NAN, INF = math.nan, math.inf
 LAYER_NUMBER = ("a whole number of at least 1", "a float above 0 and up to 1", "write 8 for eight layers or 0.25")
@@ -28,17 +30,17 @@ BAD_VALUES = [
     *(("num_candidates", value, "at least 2", "compare candidate sets") for value in (1, 0, -3, 3.0, NAN, True, None)),
     *(("seed", value, "at least 0", "random generator") for value in (-1, 0.0, NAN, True, "0", None)),
     *(("probe_batch_size", value, "at least 1", "examples") for value in (0, -16, 16.0, NAN, True, "16")),
-    *(("preset", value, "choose one of", "'paper'", "'reference'") for value in ("papers", "", 1, None)),
+    *(("preset", value, "choose one of", "'paper'", "'authors'") for value in ("papers", "", 1, None)),
     *(("policy", value, "choose one of", "'uniform'", "'proportional'") for value in ("top", "", 1, True)),
     *(("candidate_set", value, "choose one of", "'unsuppressed'", "'suppressed'") for value in ("kept", "")),
     *(("score_step", value, "choose one of", "'additive'", "'sigmoid_gradient'") for value in ("adam", "")),
     *(("rounding", value, "choose one of", "'half_up'", "'truncate'") for value in ("half-up", "")),
-    *(("damping", value, "choose one of", "'response'", "'scaling'") for value in ("scale", 0.25)),
+    *(("suppression", value, "choose one of", "'response'", "'scaling'") for value in ("scale", 0.25)),
     *(("fused", value, "choose one of", "True", "False") for value in ("yes", None)),
     *(("frozen_dropout", value, "choose one of", "True", "False") for value in ("no", 2)),
     *(("recompute", value, "choose one of", "'none'", "'frozen'", "'all'") for value in ("idle", True, None)),
     *(("optimizer_state", value, "choose one of", "'keep'", "'reset'", "'offload'") for value in ("cpu", False)),
-    *(("price", value, "[0, 8]", "exponent") for value in (-0.5, 8.5, NAN, math.inf, True, "1", None)),
+    *(("cost_exponent", value, "[0, 8]", "exponent") for value in (-0.5, 8.5, NAN, math.inf, True, "1", None)),
 ]
 
 
@@ -105,7 +107,7 @@ def test_an_unknown_option_is_refused_with_the_known_ones():
 
 
 def test_from_options_equals_the_constructor_and_checks_values():
-    options = {"preset": "reference", "mu": 3.0, "seed": 7}
+    options = {"preset": "authors", "mu": 3.0, "seed": 7}
     assert ISTConfig.from_options(**options) == ISTConfig(**options)
     with pytest.raises(ValueError, match="mu=-1"):
         ISTConfig.from_options(mu=-1)
@@ -125,21 +127,21 @@ def test_defaults_are_the_papers():
         "candidate_set": "unsuppressed",
         "score_step": "additive",
         "rounding": "half_up",
-        "damping": "response",
+        "suppression": "response",
         "probe_batch_size": None,
         "fused": True,
         "frozen_dropout": False,
         "recompute": "none",
         "optimizer_state": "keep",
-        "price": 0.0,
+        "cost_exponent": 0.0,
     }
 
 
 OPTION_SETS = {
     "paper": ("uniform", "unsuppressed", "additive", "half_up", "response", None),
-    "reference": ("proportional", "suppressed", "sigmoid_gradient", "truncate", "scaling", 16),
+    "authors": ("proportional", "suppressed", "sigmoid_gradient", "truncate", "scaling", 16),
 }
-OPTION_NAMES = ("policy", "candidate_set", "score_step", "rounding", "damping", "probe_batch_size")
+OPTION_NAMES = ("policy", "candidate_set", "score_step", "rounding", "suppression", "probe_batch_size")
 
 
 @pytest.mark.parametrize(("preset", "expected"), OPTION_SETS.items())
@@ -150,7 +152,7 @@ def test_a_preset_is_a_set_of_options(preset, expected):
 
 
 @pytest.mark.parametrize("index", range(len(OPTION_NAMES)), ids=OPTION_NAMES)
-@pytest.mark.parametrize(("preset", "other"), [("paper", "reference"), ("reference", "paper")])
+@pytest.mark.parametrize(("preset", "other"), [("paper", "authors"), ("authors", "paper")])
 def test_each_option_overrides_its_preset_and_no_other(preset, other, index):
     value = OPTION_SETS[other][index] or 4
     options: dict[str, Any] = {OPTION_NAMES[index]: value}
@@ -161,7 +163,7 @@ def test_each_option_overrides_its_preset_and_no_other(preset, other, index):
 
 
 def test_a_config_cannot_be_changed_and_round_trips_through_its_fields():
-    config = ISTConfig(preset="reference", rounding="half_up", seed=3)
+    config = ISTConfig(preset="authors", rounding="half_up", seed=3)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.mu = 1.0  # type: ignore[misc]
     assert ISTConfig(**dataclasses.asdict(config)) == config
@@ -189,8 +191,8 @@ def test_quarter_and_half_are_rounded_as_the_rule_says(num_layers):
     assert counts() == (quarter_up, half_up)
     assert counts(rounding="truncate") == (quarter_down, half_down)
     # The authors' code suppresses int(0.5 * N) layers, so an odd model keeps the larger half.
-    assert counts(preset="reference") == (quarter_down, num_layers - int(0.5 * num_layers))
-    assert counts(preset="reference", rounding="half_up") == (quarter_up, num_layers - half_up)
+    assert counts(preset="authors") == (quarter_down, num_layers - int(0.5 * num_layers))
+    assert counts(preset="authors", rounding="half_up") == (quarter_up, num_layers - half_up)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -223,3 +225,91 @@ def test_counts_pass_through_both_presets(num_layers):
             options: dict[str, Any] = {"preset": preset, "num_active_layers": count, "num_unsuppressed_layers": count}
             config = ISTConfig(**options)
             assert config.layer_counts(num_layers) == LayerCounts(num_layers, count, count)
+
+
+# An old spelling, the present one, and what the warning says.
+OLD_NAMES = [
+    ({"damping": "scaling"}, {"suppression": "scaling"}, "damping is now suppression"),
+    ({"price": 2.0}, {"cost_exponent": 2.0}, "price is now cost_exponent"),
+    ({"preset": "reference"}, {"preset": "authors"}, "preset='reference' is now preset='authors'"),
+    (
+        {"preset": "reference", "price": 1, "mu": 2.0},
+        {"preset": "authors", "cost_exponent": 1, "mu": 2.0},
+        "price is now",
+    ),
+]
+
+
+@pytest.mark.parametrize("make", [ISTConfig, ISTConfig.from_options, lambda **options: resolve_config(None, options)])
+@pytest.mark.parametrize(("old", "new", "said"), OLD_NAMES)
+def test_old_names_are_accepted_with_one_warning(make, old, new, said):
+    with pytest.warns(FutureWarning, match=said) as warned:
+        config = make(**old)
+    assert len(warned) == 1
+    assert str(warned[0].message).endswith("the old names work until version 0.2.")
+    assert config == ISTConfig(**new)
+
+
+def test_an_option_under_both_of_its_names_is_refused():
+    with pytest.raises(ValueError, match="price is the old name of cost_exponent, and both are given: leave price out"):
+        ISTConfig.from_options(price=1.0, cost_exponent=1.0)
+
+
+def test_presets_are_constructors():
+    assert ISTConfig.paper() == ISTConfig()
+    assert ISTConfig.authors(mu=3.0) == ISTConfig(preset="authors", mu=3.0)
+    assert ISTConfig.authors(rounding="half_up").policy == "proportional"
+    with pytest.raises(ValueError, match="Unknown option betta"):
+        ISTConfig.authors(betta=1)
+
+
+def test_the_papers_options_and_how_a_step_is_executed_are_apart():
+    """Each option is in one of the two, and together they are the flat keywords of `ISTConfig`."""
+    paper, step, whole = (
+        [field.name for field in dataclasses.fields(kind)] for kind in (PaperOptions, StepOptions, ISTConfig)
+    )
+    assert [*paper, *step] == whole
+    config = ISTConfig(preset="authors", recompute="all")
+    assert isinstance(config, PaperOptions)
+    assert isinstance(config, StepOptions)
+    assert PaperOptions(preset="authors").policy == config.policy
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(ISTConfig), ids=lambda field: field.name)
+def test_fields_have_plain_defaults_and_none_is_what_the_preset_says(field):
+    """A default is the value itself, so that flags and help can be made from it."""
+    assert getattr(ISTConfig(), field.name) == field.default
+    if field.name in OPTION_NAMES:
+        assert ISTConfig(preset="authors", **{field.name: None}) == ISTConfig(preset="authors")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "plain"),
+    [
+        ("num_active_layers", numpy.int64(8), 8),
+        ("num_active_layers", numpy.float32(0.5), 0.5),
+        ("num_unsuppressed_layers", numpy.uint8(3), 3),
+        ("update_interval", numpy.int32(5), 5),
+        ("num_candidates", numpy.int16(4), 4),
+        ("seed", numpy.int64(7), 7),
+        ("probe_batch_size", numpy.int64(2), 2),
+        ("beta", numpy.float32(0.5), 0.5),
+        ("mu", numpy.int64(3), 3),
+        ("cost_exponent", numpy.float64(1.0), 1.0),
+        ("fused", numpy.bool_(False), False),
+        ("recompute", numpy.str_("all"), "all"),
+    ],
+)
+def test_numpys_numbers_are_numbers(name, value, plain):
+    """They become Python's own, which histories and checkpoints can write."""
+    options: dict[str, Any] = {name: value}
+    found = getattr(ISTConfig(**options), name)
+    assert found == plain
+    assert type(found) is type(plain)
+    json.dumps(dataclasses.asdict(ISTConfig(**options)))
+
+
+@pytest.mark.parametrize("value", [numpy.bool_(True), numpy.float64(8.0), numpy.int64(0)])
+def test_numpys_numbers_are_checked_as_pythons(value):
+    with pytest.raises(ValueError, match=r"update_interval=.* is not a whole number of at least 1"):
+        ISTConfig(update_interval=value)

@@ -48,7 +48,7 @@ def train(model: Any, batches: list[Any], tuner: SparseTuner, steps: int, lr: fl
 
 @pytest.mark.parametrize(
     ("preset", "num_layers", "num_active", "num_drawn"),
-    [("paper", 6, 2, 3), ("reference", 6, 1, 3), ("paper", 5, 1, 3), ("reference", 7, 1, 3)],
+    [("paper", 6, 2, 3), ("authors", 6, 1, 3), ("paper", 5, 1, 3), ("authors", 7, 1, 3)],
 )
 @pytest.mark.parametrize("fused", [False, True], ids=["as PEFT computes", "fused"])
 def test_equals_the_naive_twin_over_100_steps(
@@ -242,7 +242,7 @@ def test_after_closing_the_optimizer_can_be_freed() -> None:
     assert tuner.state_dict()["num_steps"] == 1
 
 
-@pytest.mark.parametrize(("options", "size"), [({}, 4), ({"probe_batch_size": 2}, 2), ({"preset": "reference"}, 16)])
+@pytest.mark.parametrize(("options", "size"), [({}, 4), ({"probe_batch_size": 2}, 2), ({"preset": "authors"}, 16)])
 def test_the_configured_number_of_examples_is_measured(options: dict[str, Any], size: int) -> None:
     seen: set[int] = set()
 

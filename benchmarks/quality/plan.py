@@ -53,6 +53,9 @@ WHOLE = ("lisa", "full")
 """Selectors that train the model's own weights."""
 KEYS = {"extends", "study", "tasks", "methods", "rates", "more_rates", "seeds", "budgets", "time_shares"}
 KEYS |= {"training", "importance"}
+FIRST_NAMES = {"suppression": "damping", "cost_exponent": "price"}
+FIRST_PRESETS = {"authors": "reference"}
+"""What options were called when the first results were made."""
 
 
 @dataclass
@@ -246,7 +249,8 @@ class TaskPlan:
         num = SPEED_STEPS if kind == "speed" else steps or max(1, round(base * (share or 1.0)))
         shared = {key: value for key, value in setting.items() if key not in ("steps", "epochs")}
         matters = {"kind": kind, "task": self.task, "options": dict(options), "setting": shared, "steps": num}
-        code = hashlib.blake2b(json.dumps(matters, sort_keys=True).encode(), digest_size=4).hexdigest()
+        hashed = {**matters, "options": first_names(options)}
+        code = hashlib.blake2b(json.dumps(hashed, sort_keys=True).encode(), digest_size=4).hexdigest()
         at = "" if budget == "steps" else ", equal time"
         return {
             "id": f"{self.task}/{kind}/{name}/lr {rate:g}/seed {seed}/{num} steps{at}/{code}",
@@ -291,6 +295,14 @@ def rate_beyond(rates: Sequence[float], best: float | None) -> float | None:
     if best is None or len(rates) < 2 or best not in (rates[0], rates[-1]):
         return None
     return best / 2 if best == rates[0] else best * 2
+
+
+def first_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's options as the first results name them, so that a renamed option does not change an id."""
+    return {
+        FIRST_NAMES.get(name, name): FIRST_PRESETS.get(value, value) if name == "preset" else value
+        for name, value in options.items()
+    }
 
 
 def chosen_rate(grid: Sequence[Training], lines: Lines) -> float | None:

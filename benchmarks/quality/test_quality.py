@@ -35,7 +35,7 @@ METHODS: dict[str, Any] = {
     "LoRA": {"selector": "all"},
     "random": {"selector": "random", "num_active_layers": 2},
     "IST": {"selector": "ist", "num_active_layers": 2, "update_interval": 1, "mu": 100},
-    "IST, authors' rule": {"selector": "ist", "preset": "reference", "update_interval": 1},
+    "IST, authors' rule": {"selector": "ist", "preset": "authors", "update_interval": 1},
     "LISA": {"selector": "lisa", "num_active_layers": 1, "update_interval": 2},
     "fixed, at random": {"selector": "fixed:random", "num_active_layers": 2},
     "top": {"selector": "fixed:top", "num_active_layers": 1},

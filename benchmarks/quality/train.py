@@ -259,7 +259,7 @@ def make_tuner(training: Mapping[str, Any], model: Any, task: Prepared) -> Spars
     if selector == "all":
         return SparseTuner(model, selector="all") if training["options"].get("own_step") else None
     tuner_options = {"seed": training["seed"], **options}
-    size = options.get("probe_batch_size") or (16 if options.get("preset") == "reference" else None)
+    size = options.get("probe_batch_size") or (16 if options.get("preset") == "authors" else None)
     probes = DatasetProbes(task.train, size or training["setting"]["batch_size"], collate, training["seed"])
     return SparseTuner(model, probe_batches=probes, selector=selector, **tuner_options)
 

@@ -268,14 +268,14 @@ def test_the_response_is_scaled_by_beta(name: str, method: str) -> None:
             assert response.abs().max() > 1e-6
             for beta in BETAS:
                 with scaled_response(adapter, beta):
-                    damped = run_and_record(model, adapter, batch)[2]
-                assert (damped - base - beta * response).abs().max() < TOLERANCE * response.abs().max(), beta
+                    suppressed = run_and_record(model, adapter, batch)[2]
+                assert (suppressed - base - beta * response).abs().max() < TOLERANCE * response.abs().max(), beta
     assert hub_traces(model) == before
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)
 @torch.no_grad()
-def test_damping_to_nothing_is_leaving_the_layers_out(name: str, method: str) -> None:
+def test_suppressing_to_nothing_is_leaving_the_layers_out(name: str, method: str) -> None:
     """With beta = 0 a model computes what the library computes where it skips adapters in these layers."""
     model = make(name, method).double().eval()
     batch = make_batch(name)
@@ -286,9 +286,9 @@ def test_damping_to_nothing_is_leaving_the_layers_out(name: str, method: str) ->
         expected = model(**batch).logits
         model.set_active_adapters("a")
         with suppress(layers, kept, 0.0):
-            damped = model(**batch).logits
-        assert (damped - expected).abs().max() < 1e-12
-        assert (damped - whole).abs().max() > 1e-6
+            suppressed = model(**batch).logits
+        assert (suppressed - expected).abs().max() < 1e-12
+        assert (suppressed - whole).abs().max() > 1e-6
     assert torch.equal(model(**batch).logits, whole)
 
 

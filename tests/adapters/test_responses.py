@@ -446,8 +446,8 @@ def test_attention_of_torch(beta: float) -> None:
     ("kind", "exact"),
     [("LoRA", True), ("AdaLoRA", True), ("DoRA", False), ("IA3", True), ("bottleneck, parallel", True)],
 )
-def test_damping_the_factor(kind: str, exact: bool) -> None:
-    """It differs for DoRA, whose factor enters the weight's norm; where there is none, the response is damped."""
+def test_suppressing_the_factor(kind: str, exact: bool) -> None:
+    """It differs for DoRA, whose factor enters the weight's norm; where there is none, the response is suppressed."""
     target, _, build = ADAPTERS[kind]
     model, x = build(), make_input(target)
     adapter = adapter_of(model, target)
@@ -459,7 +459,7 @@ def test_damping_the_factor(kind: str, exact: bool) -> None:
     assert everything(model) == before
 
 
-def test_damping_the_factor_of_dora_is_multiplying_it() -> None:
+def test_suppressing_the_factor_of_dora_is_multiplying_it() -> None:
     model, x = ADAPTERS["DoRA"][2](), make_input("linear")
     adapter: Any = adapter_of(model, "linear")
     with torch.no_grad(), scaled_response(adapter, 0.25, "scaling"):

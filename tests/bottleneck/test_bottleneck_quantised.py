@@ -168,7 +168,7 @@ def test_pruning_by_data(folder):
 
 @pytest.mark.parametrize("adapter", ["lora", "series", "parallel"])
 @pytest.mark.parametrize("beta", [0.0, 0.25])
-def test_damped_response_is_the_bases_output_and_beta_times_the_rest(folder, bits, adapter, beta):
+def test_suppressed_response_is_the_bases_output_and_beta_times_the_rest(folder, bits, adapter, beta):
     model = load(folder, bits)
     if adapter == "lora":
         model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "up_proj"]))
@@ -183,7 +183,7 @@ def test_damped_response_is_the_bases_output_and_beta_times_the_rest(folder, bit
             handle = module.base_layer.register_forward_hook(lambda *_, calls=calls: calls.append(1))
             x = torch.randn(2, 5, module.in_features, dtype=torch.bfloat16)
             with torch.no_grad(), scaled_response(module, beta):
-                damped = module(x)
+                suppressed = module(x)
             assert len(calls) == 1  # the factor alone: the base is not run once more
             handle.remove()
             with torch.no_grad():
@@ -191,10 +191,10 @@ def test_damped_response_is_the_bases_output_and_beta_times_the_rest(folder, bit
             assert not torch.equal(full, base)
             if getattr(module, "bottleneck_position", {}).get("default") == "input":
                 inside = x + (beta * module.response("default", x)).to(x.dtype)
-                assert torch.equal(damped, module.base_layer(inside))
+                assert torch.equal(suppressed, module.base_layer(inside))
             else:
                 bound = 0.02 * full.abs().max().item()  # bfloat16 carries 8 bits
-                torch.testing.assert_close(damped.float(), base + beta * (full - base), rtol=0, atol=bound)
+                torch.testing.assert_close(suppressed.float(), base + beta * (full - base), rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("adapter", ["lora", "series"])

@@ -344,7 +344,7 @@ MISTAKES = [
     (["--mu=-1"], "mu=-1.0 is not a finite number of at least 0"),
     (["--update_interval=0"], "update_interval=0 is not a whole number of at least 1"),
     (["--num_candidates=1"], "num_candidates=1 is not a whole number of at least 2"),
-    (["--preset=robust"], "preset='robust' is unknown: choose one of 'paper', 'reference'."),
+    (["--preset=robust"], "preset='robust' is unknown: choose one of 'paper', 'authors'."),
     (["--method=lift"], "method='lift' is unknown: choose one of 'ist', 'random', 'lisa', 'lift-front-to-end',"),
     (["--adapter=prefix"], "adapter='prefix' is unknown"),
     (["--validation_size=-1"], "validation_size=-1 is neither a count of rows nor a fraction below 1"),

@@ -278,7 +278,7 @@ def test_what_does_not_go_together_is_one_line(
 # fmt: off
 UNUSED: list[tuple[str, str, str, str]] = [
     ("peft", "lora", "mu beta lora_r learning_rate num_active_layers", "--mu --beta --num_active_layers"),
-    ("random", "lora", "mu update_interval price num_active_layers", "--mu --update_interval"),
+    ("random", "lora", "mu update_interval cost_exponent num_active_layers", "--mu --update_interval"),
     ("lisa", "none", "update_interval num_active_layers lora_r fused mu", "--lora_r --fused --mu"),
     ("ist", "series", "lora_r bottleneck_size lora_modules_to_save mu", "--lora_r"),
     ("ist", "lora", "bottleneck_size adalora_init_r fixed_layers", "--bottleneck_size --adalora_init_r --fixed_layers"),

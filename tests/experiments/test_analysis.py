@@ -40,11 +40,13 @@ def test_a_removed_layer_is_one_without_its_adapter() -> None:
         assert losses[:, 1].tolist() == pytest.approx([float(model(**batch).loss) for batch in batches])
 
 
-def test_beta_damps_instead() -> None:
+def test_beta_suppresses_instead() -> None:
     model, batches = tiny_lora(), tiny_batches(1)
     layers = discover_layers(model)
-    full, damped, out = (losses_without(model, layers, [[0, 1, 2, 3]], batches, beta).item() for beta in (1, 0.5, 0))
-    assert len({full, damped, out}) == 3
+    full, suppressed, out = (
+        losses_without(model, layers, [[0, 1, 2, 3]], batches, beta).item() for beta in (1, 0.5, 0)
+    )
+    assert len({full, suppressed, out}) == 3
 
 
 def test_batches_count_by_their_tokens() -> None:

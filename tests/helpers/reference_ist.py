@@ -24,7 +24,7 @@ class ReferenceIST:
         self, model: Any, num_layers: int, num_active: int, num_drawn: int, preset: str, **config: Any
     ) -> None:
         self.model, self.num_layers, self.num_active, self.num_drawn = model, num_layers, num_active, num_drawn
-        self.authors = preset == "reference"
+        self.authors = preset == "authors"
         self.config = config
         # The authors keep scores of unimportance; the paper keeps scores of importance.
         self.scores = [0.0] * num_layers

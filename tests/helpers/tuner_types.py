@@ -256,7 +256,7 @@ def record_inputs(model: PeftModel, layers: Iterable[Layer], inputs: Mapping[str
 
 @torch.no_grad()
 def forward_error(entry: Method, device: str = "cpu") -> float:
-    """The largest deviation of a damped module's output from `base + β·(full − base)`, relative to its response.
+    """The largest deviation of a suppressed module's output from `base + β·(full − base)`, relative to its response.
 
     The base is what the module gave in the model before an adapter was there, or, where the method changes the wrapped
     weights, with the adapter switched off by peft.
@@ -285,7 +285,7 @@ def forward_error(entry: Method, device: str = "cpu") -> float:
 
 
 def uses_factor(entry: Method) -> bool:
-    """Whether all modules of a method are damped by their factor; the same for all."""
+    """Whether all modules of a method are suppressed by their factor; the same for all."""
     layers = discover_layers(make_adapted(entry))
     ways = {has_exact_factor(adapter) for layer in layers for adapter in layer.adapters.values()}
     assert len(ways) == 1

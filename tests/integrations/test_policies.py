@@ -1,4 +1,4 @@
-"""Several adapters, mixtures and shared weights: what trains when, and what is damped; the rows of docs/policies.md."""
+"""Several adapters, mixtures and shared weights: what trains when, what is suppressed; the rows of docs/policies.md."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ def check(steps: list[Step], own: set[str], always: set[str] | frozenset[str] = 
     assert len(set().union(*(step.blocks for step in steps))) > 1
 
 
-def damped_equals(model: Any, names: tuple[str, ...], beta: float = 0.0) -> bool:
-    """Whether damping all layers by 0 gives the outputs of the model without the adapters `names`."""
+def suppressed_equals(model: Any, names: tuple[str, ...], beta: float = 0.0) -> bool:
+    """Whether suppressing all layers by 0 gives the outputs of the model without the adapters `names`."""
     batch = {"input_ids": tiny_batches(1)[0]["input_ids"]}
     layers = discover_layers(model)
     with torch.no_grad():
         full = model(**batch).logits
         with suppress(layers, [], beta):
-            damped = model(**batch).logits
+            suppressed = model(**batch).logits
         for module in model.modules():
             if hasattr(module, "_disable_adapters") and set(module.active_adapters) & set(names):
                 module._disable_adapters = True
         without = model(**batch).logits
     assert not torch.allclose(full, without)
-    return torch.allclose(damped, without, atol=1e-5)
+    return torch.allclose(suppressed, without, atol=1e-5)
 
 
 # ---- Several adapters
@@ -70,18 +70,18 @@ def test_an_adapter_that_is_not_active_never_moves_and_is_not_damped() -> None:
     assert not any(p.requires_grad for name, p in model.named_parameters() if ".second." in name)
     check(train_sparsely(model, tiny_batches(2)), names_with(model, ".default."))
     assert not any(p.requires_grad for name, p in model.named_parameters() if ".second." in name)
-    assert damped_equals(model, ("default",))
+    assert suppressed_equals(model, ("default",))
 
 
 def test_two_active_adapters_train_and_are_damped_together() -> None:
     model = two_loras()
     model.base_model.set_adapter(["default", "second"])
     check(train_sparsely(model, tiny_batches(2)), names_with(model, ".default.", ".second."))
-    assert damped_equals(model, ("default", "second"))
+    assert suppressed_equals(model, ("default", "second"))
 
 
 def test_an_active_adapter_that_does_not_train_is_damped_and_stays() -> None:
-    """Eq. 8 damps what a layer's adapters add together; which of them train is the user's to say."""
+    """Eq. 8 suppresses what a layer's adapters add together; which of them train is the user's to say."""
     model = two_loras()
     model.base_model.set_adapter(["default", "second"])
     for name, parameter in model.named_parameters():
@@ -99,7 +99,7 @@ def test_an_active_adapter_that_does_not_train_is_damped_and_stays() -> None:
     moved = {name for name, value in snapshot(model).items() if not torch.equal(value, before[name])}
     assert moved
     assert moved <= names_with(model, ".default.")
-    assert damped_equals(model, ("default", "second"))
+    assert suppressed_equals(model, ("default", "second"))
 
 
 def test_another_adapter_is_trained_after_the_first() -> None:
@@ -127,7 +127,7 @@ def test_mixed_tuner_types(targets: list[str]) -> None:
     model.set_adapter(["default", "second"])
     randomise(model)
     check(train_sparsely(model, tiny_batches(2)), names_with(model, ".default", ".second"))
-    assert damped_equals(model, ("default", "second"))
+    assert suppressed_equals(model, ("default", "second"))
 
 
 def test_what_is_refused_by_peft_is_not_ours_to_mix() -> None:
@@ -149,7 +149,7 @@ def test_ranks_and_factors_of_each_layer_its_own() -> None:
     before = [dict(adapter.scaling) for layer in layers for adapter in layer.adapters.values()]  # type: ignore[call-overload]
     assert len({value for scaling in before for value in scaling.values()}) > 1
     check(train_sparsely(model, tiny_batches(2)), names_with(model, "lora_"))
-    assert damped_equals(model, ("default",))
+    assert suppressed_equals(model, ("default",))
 
 
 def test_layers_without_adapters_are_not_chosen_from() -> None:
@@ -217,7 +217,7 @@ def test_parameters_that_two_layers_share_train_at_every_step() -> None:
 
 
 def test_a_module_that_two_blocks_call_trains_at_every_step_and_is_not_damped() -> None:
-    """Damping it in one block would damp it in the other too."""
+    """Suppressing it in one block would suppress it in the other too."""
     stack = Stack(blocks=nn.ModuleList(ToyBlock() for _ in range(3)))
     model = wrap(stack, LoraConfig(r=2, target_modules=["up", "down"]))
     blocks: Any = model.get_submodule("base_model.model.blocks")

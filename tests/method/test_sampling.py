@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ist.method.sampling import sample_affordable, sample_candidates, sample_layers, step_cost
+from ist.method.sampling import sample_candidates, sample_cost_aware, sample_layers, step_cost
 from ist.runtime.randomness import keyed_generator, keyed_seed
 
 POLICIES = ("uniform", "proportional")
@@ -283,20 +283,20 @@ def test_cost_of_a_step_is_the_forward_and_the_backward_down_to_the_lowest_layer
     assert step_cost((7,), 8) == 9 / 16
 
 
-def test_without_a_price_a_set_is_the_policys():
+def test_without_a_cost_exponent_a_set_is_the_policys():
     for step in range(50):
         scores = as_scores(0.3, -0.4, 1.0, 0.0, 2.0)
-        drawn = sample_affordable(scores, 2, keyed_generator(1, "test", step))
+        drawn = sample_cost_aware(scores, 2, keyed_generator(1, "test", step))
         assert drawn == sample_layers(scores, 2, keyed_generator(1, "test", step))
 
 
-@pytest.mark.parametrize("price", [1.0, 8.0])
-def test_sets_are_drawn_by_policy_and_cost(price):
+@pytest.mark.parametrize("exponent", [1.0, 8.0])
+def test_sets_are_drawn_by_policy_and_cost(exponent):
     """Six layers all alike: each pair has the same probability under the policy, so the cost alone decides."""
     sets = list(itertools.combinations(range(6), 2))
-    weights = [((12 - min(drawn)) / 12) ** -price for drawn in sets]
+    weights = [((12 - min(drawn)) / 12) ** -exponent for drawn in sets]
     counts = Counter(
-        sample_affordable(torch.zeros(6, dtype=torch.float64), 2, keyed_generator(0, "test", step), "uniform", price)
+        sample_cost_aware(torch.zeros(6, dtype=torch.float64), 2, keyed_generator(0, "test", step), "uniform", exponent)
         for step in range(NUM_DRAWS)
     )
     assert set(counts) == set(sets)
@@ -305,13 +305,13 @@ def test_sets_are_drawn_by_policy_and_cost(price):
         assert abs(counts[drawn] - NUM_DRAWS * p) < BOUND * math.sqrt(NUM_DRAWS * p * (1 - p))
 
 
-def test_importance_and_price_multiply():
-    """One layer of three: its probability under the policy over its cost to the power of the price."""
-    scores, price = as_scores(1.5, 0.0, -0.2), 4.0
+def test_importance_and_cost_exponent_multiply():
+    """One layer of three: its probability under the policy over its cost to the power of the exponent."""
+    scores, exponent = as_scores(1.5, 0.0, -0.2), 4.0
     shares = [sigmoid(score) for score in scores.tolist()]
-    weights = [share * (1 - layer / 6) ** -price for layer, share in enumerate(shares)]
+    weights = [share * (1 - layer / 6) ** -exponent for layer, share in enumerate(shares)]
     counts = Counter(
-        sample_affordable(scores, 1, keyed_generator(3, "test", step), "proportional", price)
+        sample_cost_aware(scores, 1, keyed_generator(3, "test", step), "proportional", exponent)
         for step in range(NUM_DRAWS)
     )
     for layer, weight in enumerate(weights):

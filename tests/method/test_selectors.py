@@ -24,7 +24,7 @@ from ist.method.registry import (
 from ist.runtime.randomness import keyed_generator
 
 EFFECTS = (0.01, 0.3, 0.0, 0.02, 0.35, 0.0, 0.01, 0.25)
-"""Nats that damping each layer of the simulated model costs."""
+"""Nats that suppressing each layer of the simulated model costs."""
 
 
 class AdditiveModel:
@@ -55,9 +55,9 @@ def fixed_losses(*losses: float) -> Measure:
     [
         # Likelihoods 1/2 and 1/4 give rewards 1/8 and -1/8; mu is 10, and p (1 - p) is 1/4 at score 0.
         ({"preset": "paper"}, 1.25, -1.25),
-        ({"preset": "reference"}, 0.3125, -0.3125),
+        ({"preset": "authors"}, 0.3125, -0.3125),
         ({"preset": "paper", "candidate_set": "suppressed"}, 1.25, -1.25),
-        ({"preset": "reference", "candidate_set": "unsuppressed"}, 0.3125, -0.3125),
+        ({"preset": "authors", "candidate_set": "unsuppressed"}, 0.3125, -0.3125),
         ({"preset": "paper", "mu": 100.0}, 12.5, -12.5),
     ],
     ids=str,
@@ -84,7 +84,7 @@ def test_the_first_update_by_hand(options, kept_by_first_alone, kept_by_second_a
 
 
 class NaiveTwin:
-    """The algorithm straight from its equations and, for `reference`, from the list of what the authors' code does."""
+    """The algorithm straight from its equations and, for `authors`, from the list of what the authors' code does."""
 
     def __init__(self, preset: str, num_layers: int, active: int, kept: int, mu: float, seed: int) -> None:
         self.preset, self.num_layers, self.active, self.kept, self.mu, self.seed = (
@@ -106,7 +106,7 @@ class NaiveTwin:
 
     def learn(self, step: int, measure: AdditiveModel) -> None:
         generator = keyed_generator(self.seed, "candidates", step)
-        reference = self.preset == "reference"
+        reference = self.preset == "authors"
         scores = [-score for score in self.scores] if reference else self.scores
         size = self.num_layers - self.kept if reference else self.kept
         drawn: list[tuple[int, ...]] = []
@@ -209,7 +209,7 @@ def test_nothing_to_suppress_warns_and_never_measures(options):
 
 def test_a_count_of_all_layers_warns_under_the_reference_preset_too():
     with pytest.warns(UserWarning, match="leaves no layer to suppress"):
-        LearnedSelector(ISTConfig(preset="reference", num_unsuppressed_layers=4), 4)
+        LearnedSelector(ISTConfig(preset="authors", num_unsuppressed_layers=4), 4)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -260,13 +260,13 @@ def test_no_batch_learns_nothing():
     [
         *({"preset": preset} for preset in PRESETS),
         {"preset": "paper", "candidate_set": "suppressed"},
-        {"preset": "reference", "candidate_set": "unsuppressed"},
+        {"preset": "authors", "candidate_set": "unsuppressed"},
     ],
     ids=str,
 )
 def test_the_layers_that_matter_rise_and_are_chosen_more_often(options, seed):
-    """Importance has one sign whatever the sets are called: a layer whose damping costs much ends above zero and
-    above every layer whose damping costs nothing, and is trained more often."""
+    """Importance has one sign whatever the sets are called: a layer whose suppression costs much ends above zero and
+    above every layer whose suppression costs nothing, and is trained more often."""
     effects = (0.0, 0.0, 0.0, 0.6, 0.0, 0.0)
     selector = LearnedSelector(ISTConfig(**options, num_active_layers=2, update_interval=1, mu=1.0, seed=seed), 6)
     for step in range(1, 101):

@@ -15,31 +15,31 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..config import Damping
+from ..config import Suppression
 from . import adapterhub
 
-__all__ = ["damping_factors", "has_exact_factor", "scaled_response"]
+__all__ = ["has_exact_factor", "response_factors", "scaled_response"]
 
 
 @contextmanager
-def scaled_response(adapter: nn.Module, beta: float, damping: Damping = "response") -> Iterator[None]:
+def scaled_response(adapter: nn.Module, beta: float, suppression: Suppression = "response") -> Iterator[None]:
     """Within the context, `adapter` returns `base + β·(full − base)`; afterwards it is as it was.
 
     Args:
         adapter: an adapter layer of PEFT or AdapterHub, or one with adapter layers inside itself.
         beta: factor on the response of its active adapters, in [0, 1].
-        damping: `response` is the above. `scaling` multiplies the factor `scaling` wherever a module has one, as the
-            paper's authors' code does, whether or not the response follows; modules without one follow the above.
+        suppression: `response` is the above. `scaling` multiplies the factor `scaling` wherever a module has one, as
+            the paper's authors' code does, whether or not the response follows; modules without one follow the above.
     """
     if beta == 1:
         yield
         return
-    factors = damping_factors(adapter)
+    factors = response_factors(adapter)
     if factors is not None:
         scaled = scaled_factors(factors, beta)
     elif adapterhub.is_adapter(adapter):
         scaled = adapterhub.scaled_response(adapter, beta)
-    elif damping == "scaling" and has_factor(adapter):
+    elif suppression == "scaling" and has_factor(adapter):
         scaled = scaled_factors(adapter.scaling, beta)  # type: ignore[arg-type]
     else:
         scaled = blended_output(adapter, beta)
@@ -49,7 +49,7 @@ def scaled_response(adapter: nn.Module, beta: float, damping: Damping = "respons
 
 def has_exact_factor(adapter: nn.Module) -> bool:
     """Whether the response of `adapter` is proportional to a factor that it keeps, which makes scaling it free."""
-    return damping_factors(adapter) is not None
+    return response_factors(adapter) is not None
 
 
 def has_factor(adapter: nn.Module) -> bool:
@@ -57,7 +57,7 @@ def has_factor(adapter: nn.Module) -> bool:
     return not is_nested(adapter) and isinstance(getattr(adapter, "scaling", None), dict)
 
 
-def damping_factors(adapter: nn.Module) -> dict[str, Any] | None:
+def response_factors(adapter: nn.Module) -> dict[str, Any] | None:
     """The factors by adapter name to which a module's response is proportional, or None where there are none.
 
     Adapter layers outside of PEFT promise it with a true attribute `scaling_is_exact`, as this library's bottleneck

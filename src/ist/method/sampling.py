@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "sample_affordable",
     "sample_candidates",
+    "sample_cost_aware",
     "sample_layers",
     "step_cost",
 ]
@@ -26,7 +26,7 @@ MAX_DRAWS_PER_CANDIDATE = 64
 """Draws from the policy before a distinct candidate set is drawn uniformly (a sharp policy repeats itself)."""
 
 MAX_REJECTIONS = 1000
-"""Sets that may be too dear before one is taken whatever it costs; at the highest price one in 256 or more is not."""
+"""Sets that may be rejected before one is taken whatever it costs; at the highest exponent one in 256 or more is not."""
 
 
 def sample_layers(
@@ -80,12 +80,13 @@ def step_cost(layers: Collection[int], num_layers: int) -> float:
     return 1 - min(layers) / (2 * num_layers)
 
 
-def sample_affordable(
-    importance: Tensor, num_layers: int, generator: torch.Generator, policy: str = "uniform", price: float = 0.0
+def sample_cost_aware(
+    importance: Tensor, num_layers: int, generator: torch.Generator, policy: str = "uniform", cost_exponent: float = 0.0
 ) -> tuple[int, ...]:
-    """Draw a set of layers with the probability that the policy gives it, times `cost^-price`.
+    """Draw a set of layers with the probability that the policy gives it, times `cost^-cost_exponent`.
 
-    Exactly so, by rejection: a set of the policy is taken with probability `(lowest possible cost / its cost)^price`.
+    Exactly so, by rejection: a set of the policy is taken with probability
+    `(lowest possible cost / its cost)^cost_exponent`.
     This is no part of the paper. It makes steps cheaper by training upper layers more often and low ones less than
     their importance says: at an exponent of 1 by little, since most sets reach far down.
 
@@ -94,14 +95,14 @@ def sample_affordable(
         num_layers: how many to draw, from 1 to `N_L`.
         generator: source of the randomness.
         policy: see `sample_layers`.
-        price: exponent of the cost, at least 0; 0 is the policy itself.
+        cost_exponent: exponent of the cost, at least 0; 0 is the policy itself.
     """
     total = len(importance)
     drawn = sample_layers(importance, num_layers, generator, policy)
-    if price:
+    if cost_exponent:
         lowest_cost = step_cost(range(total - num_layers, total), total)
         for _ in range(MAX_REJECTIONS):
-            accepted = (lowest_cost / step_cost(drawn, total)) ** price
+            accepted = (lowest_cost / step_cost(drawn, total)) ** cost_exponent
             if float(torch.rand((), generator=generator, dtype=torch.float64)) < accepted:
                 break
             drawn = sample_layers(importance, num_layers, generator, policy)

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from logging import getLogger
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..adapters.view import ModelView
-from ..config import Damping, ISTConfig
+from ..config import ISTConfig
 from ..runtime.distributed import Ranks
 from ..runtime.modes import to_device
 from ..runtime.randomness import keyed_seed, private_randomness
@@ -69,7 +69,7 @@ class Measurement:
             view.layers,
             beta=config.beta,
             loss_function=loss_function if loss_function is model_loss else with_own_batch(loss_function),
-            damping=cast("Damping", config.damping),
+            suppression=config.suppression,
         )
         self._batched = BatchedLosses(view, config.beta, self._one_by_one) if batched else None
         self._warned: set[str] = set()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..adapters.adalora import without_orthogonality_loss
 from ..adapters.layers import Layer
-from ..adapters.responses import Damping, scaled_response
+from ..adapters.responses import Suppression, scaled_response
 from ..runtime.modes import evaluation_mode
 
 __all__ = ["LossFunction", "candidate_losses", "model_loss", "suppress"]
@@ -23,7 +23,7 @@ LossFunction = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 
 @contextmanager
 def suppress(
-    layers: Sequence[Layer], unsuppressed: Collection[int], beta: float, damping: Damping = "response"
+    layers: Sequence[Layer], unsuppressed: Collection[int], beta: float, suppression: Suppression = "response"
 ) -> Iterator[None]:
     """Within the context, layer i returns `m_i + a_i` for i in `unsuppressed` and `m_i + β·a_i` elsewhere (eq. 8).
 
@@ -31,13 +31,13 @@ def suppress(
         layers: all layers of the model that carry adapters.
         unsuppressed: indices of the layers that keep their full response.
         beta: factor on the other layers' response, in [0, 1].
-        damping: what beta multiplies, see `ist.adapters.responses.scaled_response`.
+        suppression: what beta multiplies, see `ist.adapters.responses.scaled_response`.
     """
     with ExitStack() as stack:
         for layer in layers:
             if layer.index not in unsuppressed:
                 for adapter in layer.adapters.values():
-                    stack.enter_context(scaled_response(adapter, beta, damping))
+                    stack.enter_context(scaled_response(adapter, beta, suppression))
         yield
 
 
@@ -85,7 +85,7 @@ def candidate_losses(
     batch: Mapping[str, Any],
     beta: float,
     loss_function: LossFunction = model_loss,
-    damping: Damping = "response",
+    suppression: Suppression = "response",
 ) -> Tensor:
     """The loss of each candidate set on one batch, without gradient and in evaluation mode.
 
@@ -98,7 +98,7 @@ def candidate_losses(
         batch: what the model takes, on the model's device.
         beta: factor on the response of the layers outside a candidate set, in [0, 1].
         loss_function: `(model, batch) -> loss`, a scalar in nats.
-        damping: what beta multiplies, see `ist.adapters.responses.scaled_response`.
+        suppression: what beta multiplies, see `ist.adapters.responses.scaled_response`.
 
     Returns:
         Losses in nats, float64 of shape `[N_c]` on the CPU.
@@ -106,7 +106,7 @@ def candidate_losses(
     losses = []
     with evaluation_mode(model), without_orthogonality_loss(model):
         for candidate in candidates:
-            with suppress(layers, candidate, beta, damping):
+            with suppress(layers, candidate, beta, suppression):
                 losses.append(check_scalar(loss_function(model, batch)))
     return torch.stack(losses).cpu()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..config import current_names
 from .damage import is_count, shown
 
 __all__ = ["COURSE", "STATE_FORMAT", "changed_course", "check_same_run"]
@@ -122,7 +123,7 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
             f"The run began with {saved['selector_type']} and would resume with {current['selector_type']}: give the "
             "former selector, or begin a new run from the saved adapter."
         )
-    config = {"damping": "response", **saved["config"]}  # Before it was an option, responses were damped.
+    config = {"suppression": "response", **current_names(saved["config"])}  # It was no option at first.
     changed = [
         f"{name} was {value!r} and is {current['config'].get(name)!r}"
         for name, value in config.items()

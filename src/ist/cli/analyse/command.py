@@ -26,6 +26,7 @@ from ...runs.files import RESULT_FILE, write_json
 from ...runs.history import HISTORY_FILE, read_history
 from ..checkout import commit
 from ..display import device_name
+from ..parsing import OneLineParser
 from ..recipes.renamed import rename_arguments
 from ..recipes.safety import without_authority
 from ..train.arguments import parse_arguments
@@ -77,12 +78,11 @@ def analyse(arguments: Sequence[str]) -> dict[str, Any]:
 
 def parse_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options of `ist analyse`, and what is left for `ist train`."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="ist analyse",
         usage="ist analyse FOLDER [--order greedy] [--FLAG VALUE …]",
         description="Every other flag is one of `ist train`, over those that the run was made with.",
         allow_abbrev=False,
-        exit_on_error=False,
     )
     parser.add_argument("folder", help="of a finished run of `ist train`")
     parser.add_argument("--order", choices=ORDERS, default="greedy", help="greedy, or by each layer's own importance")
@@ -90,10 +90,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[st
     parser.add_argument("--num_batches", type=int, help="validation batches of everything else; all without it")
     parser.add_argument("--num_problems", type=int, default=40, help="problems answered after each removal; 0 for none")
     parser.add_argument("--beta", type=float, default=0.0, help="factor on a layer that is suppressed")
-    try:
-        options, more_flags = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{error}; `ist analyse --help` lists the flags.") from error
+    options, more_flags = parser.parse_known_args(arguments)
     for name, least in (("search_batches", 1), ("num_batches", 1), ("num_problems", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
@@ -108,7 +105,10 @@ def read_command(folder: Path) -> list[str]:
     file = folder / RESULT_FILE
     if not file.is_file() or not (folder / "adapter_config.json").is_file():
         raise ValueError(f"{folder} holds no finished run with an adapter: give the folder of one of `ist train`.")
-    result = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): train the run anew.") from error
     if not isinstance(result, dict) or "arguments" not in result:
         raise ValueError(f"{file} does not say how the run was made: train it anew with this version.")
     return rename_arguments(without_authority(result["arguments"], str(file)))[0]

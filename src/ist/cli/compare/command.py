@@ -14,6 +14,7 @@ from ...experiments.comparison import best_rate, figures_of, steps_in_time, tabu
 from ...runs.files import write_json
 from ...runs.history import HISTORY_FILE, read_history
 from ..checkout import commit
+from ..parsing import OneLineParser
 from ..train.command import quiet_libraries
 from .display import CompareDisplay
 from .recipe import BUDGETS, CompareRecipe, Method, find_comparison, read_comparison, to_arguments
@@ -57,12 +58,11 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
 
 def parse_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options of `ist compare`, and what is left for `ist train`."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="ist compare",
         usage=USAGE,
         description="Every other flag is one of `ist train`, for all methods.",
         allow_abbrev=False,
-        exit_on_error=False,
     )
     parser.add_argument("--recipe", default="quick", help="a YAML file, or a name that `ist recipes` lists")
     parser.add_argument("--trust_recipe", action="store_true", help="the recipe is your own: it may set paths as well")
@@ -73,10 +73,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[st
     parser.add_argument(
         "--evaluation", nargs="+", default=[], metavar="FLAG=VALUE", help="flags of `ist eval`, beside the recipe's"
     )
-    try:
-        return parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ValueError(f"{error}; `ist compare --help` lists the flags.") from error
+    return parser.parse_known_args(arguments)
 
 
 def read_pair(text: str) -> tuple[str, Any]:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
-from ...config import PRESETS, ISTConfig
+from ...config.presets import RENAMED, RENAMED_PRESETS
 
 __all__ = ["rename_arguments", "rename_keys", "warn_of_old_names"]
 
 logger = logging.getLogger(__name__)
 
-OPTIONS = {field.name for field in fields(ISTConfig)}
-FLAGS = {old: new for old, new in {"damping": "suppression", "price": "cost_exponent"}.items() if new in OPTIONS}
+FLAGS = RENAMED
 """Flags: the old name, and the present one."""
 
-VALUES = {("method", "all"): "peft"} | ({("preset", "reference"): "authors"} if "authors" in PRESETS else {})
+VALUES = {("method", "all"): "peft", **{("preset", old): new for old, new in RENAMED_PRESETS.items()}}
 """Values: the flag and the old value, and the present one."""
 
 

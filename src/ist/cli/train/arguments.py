@@ -19,7 +19,7 @@ from ..recipes.renamed import rename_arguments, rename_keys, warn_of_old_names
 from ..recipes.safety import COMMAND_LINE_ONLY, check_safe
 from ..recipes.values import convert_values
 from .adapters import adapter_config
-from .defaults import DEFAULTS, check_local_model, check_reporters, settle_learning_rate
+from .defaults import DEFAULTS, check_local_model, check_mappings, check_reporters, settle_learning_rate
 from .help import HELP_TEXTS, print_help
 from .methods import ADAPTERS, METHODS, check_checkpointing, check_method, selector_of, settle_adapter, unused_flags
 from .numbers import check_numbers, check_validation_size, count_held_out, parse_focus
@@ -242,7 +242,9 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
     check_local_model(model.model_name_or_path)
     check_reporters(training.report_to)
     check_numbers(training, model, ist)
-    config = ISTConfig(**values_of(options, ISTConfig), seed=training.seed)
+    # Only what was named: options that were not are the preset's.
+    chosen = {option: value for option, value in values_of(options, ISTConfig).items() if option in named}
+    config = ISTConfig(**chosen, seed=training.seed)
     check_checkpointing(ist.method, config.recompute, training)
     settle_learning_rate(ist.adapter, training, named)
     unused = tuple(unused_flags(ist.method, ist.adapter, given))
@@ -269,9 +271,10 @@ def parse_flags(parser: FlagParser, flags: Sequence[str]) -> tuple[Any, ...]:
     Raises:
         ValueError: a flag is unknown, or a value is not allowed.
     """
-    _, unknown = parser.parse_known_args(flags)
+    namespace, unknown = parser.parse_known_args(flags)
     names = [flag.lstrip("-").split("=")[0].replace("-", "_") for flag in unknown]
     check_keys("the command line", names, parser.flags())
+    check_mappings(vars(namespace), SFTConfig._VALID_DICT_FIELDS)
     try:
         return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     except ValueError as error:

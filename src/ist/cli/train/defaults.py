@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 __all__ = [
     "DEFAULTS",
     "check_local_model",
+    "check_mappings",
     "check_reporters",
     "settle_learning_rate",
 ]
@@ -40,6 +42,10 @@ REPORTERS = {
 """Names for `--report_to`, and the module that each one needs."""
 
 
+OBJECT_FILES = ("accelerator_config", "deepspeed", "fsdp_config")
+"""Flags that take a JSON object or the file of one."""
+
+
 def settle_learning_rate(adapter: str, training: Any, named: Collection[str]) -> None:
     """Give adapters their own learning rate, unless the command line or the recipe names one."""
     if adapter != "none" and "learning_rate" not in named:
@@ -62,9 +68,46 @@ def check_reporters(names: Any) -> None:
             )
 
 
+def check_mappings(flags: Mapping[str, Any], names: Collection[str]) -> None:
+    """Raise ValueError where a flag that takes a JSON object has none; some take the file of one instead.
+
+    Args:
+        flags: parsed ones, by name.
+        names: of the flags that take an object.
+    """
+    for name in names:
+        text = flags.get(name)
+        if not isinstance(text, str) or (name in OBJECT_FILES and not text.startswith("{")):
+            continue
+        try:
+            fits = isinstance(json.loads(text), dict)
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"{name}={text} is no JSON object: write it as --{name} '{{\"key\": 1}}'.")
+
+
 def check_local_model(name: str | None) -> None:
-    """Raise ValueError where a model's name can only be a path, and nothing is there; the hub is not asked for it."""
-    if not name or Path(name).expanduser().exists():
+    """Raise ValueError where a model's name can only be a path and nothing is there, or its folder's configuration is
+    damaged; the hub is not asked for it.
+    """
+    if not name:
         return
-    if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.endswith("/"):
-        raise ValueError(f"There is no model at {name}: give a folder that exists, or OWNER/NAME on the hub.")
+    if not Path(name).expanduser().exists():
+        if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.endswith("/"):
+            raise ValueError(f"There is no model at {name}: give a folder that exists, or OWNER/NAME on the hub.")
+        return
+    for file, key in (("config.json", None), ("adapter_config.json", "peft_type")):
+        check_configuration(Path(name).expanduser() / file, key)
+
+
+def check_configuration(file: Path, key: str | None) -> None:
+    """Raise ValueError where a file is there and is no JSON object, or lacks a key."""
+    if not file.is_file():
+        return
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({error}): take the file that came with the model.") from error
+    if not isinstance(content, dict) or (key and not content.get(key)):
+        raise ValueError(f"{file} is no JSON object with {key or 'keys'}: take the file that came with the model.")

@@ -53,8 +53,10 @@ LIFT = [method for method in METHODS if method.startswith("lift-")]
 CHOOSING = [method for method in METHODS if method not in (*WITHOUT_CHOICE, *FOCUSED)]
 LORA_KIN = ("lora", "dora", "adalora")
 EFFECTS = (
-    flags("num_unsuppressed_layers num_candidates beta mu candidate_set score_step damping probe_batch_size", ["ist"]),
-    flags("policy price", ["ist", "random", "lisa"]),
+    flags(
+        "num_unsuppressed_layers num_candidates beta mu candidate_set score_step suppression probe_batch_size", ["ist"]
+    ),
+    flags("policy cost_exponent", ["ist", "random", "lisa"]),
     flags("update_interval", ["ist", "lisa", *LIFT]),
     flags("num_active_layers preset rounding", CHOOSING),
     flags("frozen_dropout optimizer_state", CHOOSING),

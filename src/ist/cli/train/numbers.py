@@ -14,6 +14,11 @@ from .options import parse_number
 
 __all__ = ["all_finite", "check_numbers", "check_validation_size", "count_held_out", "parse_focus"]
 
+COUNTS = (
+    "lora_r", "lora_alpha", "bottleneck_size", "adalora_init_r", "per_device_train_batch_size",
+    "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length", "save_total_limit",
+)  # fmt: skip
+PERIODS = ("logging_steps", "eval_steps", "save_steps")
 RANGES: dict[str, tuple[float, float, str]] = {
     "learning_rate": (0.0, math.inf, "a finite number of at least 0, such as 2e-4"),
     "weight_decay": (0.0, math.inf, "a finite number of at least 0, such as 0.01"),
@@ -27,6 +32,8 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "neftune_noise_alpha": (0.0, math.inf, "a finite number of at least 0"),
     "lora_dropout": (0.0, 1.0, "a number from 0 to 1"),
     "bottleneck_dropout": (0.0, 1.0, "a number from 0 to 1"),
+    **dict.fromkeys(COUNTS, (1.0, math.inf, "a whole number of at least 1")),
+    **dict.fromkeys(PERIODS, (math.ulp(0.0), math.inf, "a count of steps, or a fraction of all steps below 1")),
     "greedy_min_gain": (-math.inf, math.inf, "a finite number"),
 }
 """The least, the most, and what is allowed in words; the ends are allowed where they are finite."""

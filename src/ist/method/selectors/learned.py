@@ -12,7 +12,7 @@ from torch import Tensor
 from ...config import ISTConfig
 from ...runtime.randomness import keyed_generator
 from ..importance import ImportanceState, candidate_rewards, init_importance, update_importance
-from ..sampling import sample_affordable, sample_candidates
+from ..sampling import sample_candidates, sample_cost_aware
 from .base import ImportanceUpdate, Measure
 
 __all__ = ["LearnedSelector"]
@@ -47,8 +47,8 @@ class LearnedSelector:
     def choose(self, step: int) -> tuple[int, ...]:
         """The `N_u` layers of a step, eq. 6 and 7."""
         generator = keyed_generator(self._config.seed, "active", step, self._generator)
-        return sample_affordable(
-            self._state.scores, self._counts.active, generator, str(self._config.policy), self._config.price
+        return sample_cost_aware(
+            self._state.scores, self._counts.active, generator, str(self._config.policy), self._config.cost_exponent
         )
 
     def learn(self, step: int, measure: Measure) -> ImportanceUpdate | None:

@@ -6,7 +6,7 @@ import torch
 
 from ...config import ISTConfig
 from ...runtime.randomness import keyed_generator
-from ..sampling import sample_affordable
+from ..sampling import sample_cost_aware
 from .base import Unlearned
 
 __all__ = ["RandomSelector", "random_set"]
@@ -25,7 +25,7 @@ def random_set(config: ISTConfig, num_layers: int, num_active: int, turn: int) -
     """
     alike = torch.zeros(num_layers, dtype=torch.float64)
     generator = keyed_generator(config.seed, "active", turn)
-    return sample_affordable(alike, num_active, generator, str(config.policy), config.price)
+    return sample_cost_aware(alike, num_active, generator, str(config.policy), config.cost_exponent)
 
 
 class RandomSelector(Unlearned):

@@ -1,0 +1,21 @@
+"""The hyperparameters of Importance-aware Sparse Tuning: the paper's options, and how a step is executed."""
+
+from .checks import check_choice, check_layer_number, check_whole, is_number
+from .options import ISTConfig, LayerCounts, PaperOptions, StepOptions, Suppression, Trains, resolve_config
+from .presets import PRESETS, current_names
+
+__all__ = [
+    "PRESETS",
+    "ISTConfig",
+    "LayerCounts",
+    "PaperOptions",
+    "StepOptions",
+    "Suppression",
+    "Trains",
+    "check_choice",
+    "check_layer_number",
+    "check_whole",
+    "current_names",
+    "is_number",
+    "resolve_config",
+]
