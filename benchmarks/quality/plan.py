@@ -227,8 +227,7 @@ class TaskPlan:
         num = SPEED_STEPS if kind == "speed" else steps or base
         shared = {key: value for key, value in setting.items() if key not in ("steps", "epochs")}
         matters = {"kind": kind, "task": self.task, "options": dict(options), "setting": shared, "steps": num}
-        hashed = {**matters, "options": first_names(options)}
-        code = hashlib.blake2b(json.dumps(hashed, sort_keys=True).encode(), digest_size=4).hexdigest()
+        code = code_of(matters)
         at = "" if budget == "steps" else ", equal time"
         return {
             "id": f"{self.task}/{kind}/{name}/lr {rate:g}/seed {seed}/{num} steps{at}/{code}",
@@ -252,6 +251,12 @@ class TaskPlan:
 
     def wait(self, name: str, why: str) -> None:
         self.expansion.waiting.append(f"{self.task}, {name}: {why}")
+
+
+def code_of(matters: Mapping[str, Any]) -> str:
+    """The end of an id, 8 hexadecimal digits: a digest of all that a training depends on but rate and seed."""
+    hashed = {**matters, "options": first_names(matters["options"])}
+    return hashlib.blake2b(json.dumps(hashed, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 def first_names(options: Mapping[str, Any]) -> dict[str, Any]:
