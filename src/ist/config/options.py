@@ -34,10 +34,10 @@ def settled(options_class: type[Options]) -> type[Options]:
     declared: Callable[..., None] = options_class.__init__
 
     @wraps(declared)
-    def __init__(self: Options, **options: Any) -> None:
+    def constructor(self: Options, **options: Any) -> None:
         declared(self, **settle_options(options))
 
-    options_class.__init__ = __init__  # type: ignore[method-assign]
+    options_class.__init__ = constructor  # type: ignore[method-assign]
     return options_class
 
 
