@@ -64,7 +64,7 @@ def draw_times(axes: Any, result: dict[str, Any]) -> None:
     for place, (name, value) in enumerate(zip(names, times, strict=True)):
         held = step_time.middle(rows[name], "activation_gib")
         axes.text(value, place, f" {value:.0f} ms, {held:.1f} GiB", va="center")
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [name.replace("floor", "frozen base") for name in names])
     axes.invert_yaxis()
     config = result["config"]
     title = f"A step and its activations, {config['rows']} × {config['tokens']} tokens"

@@ -269,13 +269,13 @@ def test_the_summary_says_what_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
         "rows": [],
     }
     found = {target.name: summary.find(target, [old, new, tiny, work]) for target in summary.TARGETS}
-    cells = found["step time, 16 × 256, lean path, to LoRA"].cells()
+    cells = found["step time, 16 × 256, IST, to LoRA"].cells()
     assert cells[1:] == ("0.55", "≤ 0.67", "met", "new.json", "def")
-    assert found["activations, 16 × 256, lean path, to LoRA"].verdict == "not met"
-    assert found["step time, 16 × 256, IST, to the floor"].figure == pytest.approx(220 / 170)
-    assert found["step time, 16 × 256, IST, to the floor"].verdict == "not met"
+    assert found["activations, 16 × 256, IST, to LoRA"].verdict == "not met"
+    assert found["step time, 16 × 256, IST, to the frozen base"].figure == pytest.approx(220 / 170)
+    assert found["step time, 16 × 256, IST, to the frozen base"].verdict == "not met"
     assert found["importance loop's share, 16 × 256, IST"].cells()[1:4] == ("5.0%", "≤ 6.0%", "met")
-    assert found["step time, 1 × 1024, lean path, to LoRA"].verdict == "not measured"
+    assert found["step time, 1 × 1024, IST, to LoRA"].verdict == "not measured"
     assert found["the library's own work a step, 80 layers, ms, on a CPU"].verdict == "met"
     assert len([*summary.lines([*found.values()])]) == len(names)
 
@@ -298,13 +298,19 @@ def test_docs_hold_what_the_json_files_say(monkeypatch: pytest.MonkeyPatch) -> N
     table = load("step_time/table.py", monkeypatch)
     memory = load("memory/table.py", monkeypatch)
     probes = load("probes/table.py", monkeypatch)
-    page = pages.COST_PAGE.read_text(encoding="utf-8")
+    summary = load("summary.py", monkeypatch)
     results = pages.load_results(table.RESULTS)
-    tables = [table.step_table(result) for result in results if result["kind"] == "step_time"]
+    steps = [result for result in results if result["kind"] == "step_time"]
+    tables = [table.step_table(result) for result in steps]
     tables += [table.iteration_table(result) for result in results if result["kind"] == "iterations"]
-    tables += [probes.probe_table(r) for r in pages.load_results(probes.HERE / "results") if "reference" in r]
+    assert all(text in table.PAGE.read_text(encoding="utf-8") for text in tables)
+    measured = [probes.probe_table(r) for r in pages.load_results(probes.HERE / "results") if "reference" in r]
+    assert all(text in (probes.HERE / "README.md").read_text(encoding="utf-8") for text in measured)
     rows = memory.merge(pages.load_results(memory.HERE / "results"))
-    tables += [memory.totals_table(rows, attention) for attention in ("eager", "sdpa") if rows]
-    assert all(text in page for text in tables)
+    totals = [memory.totals_table(rows, attention) for attention in ("eager", "sdpa")]
+    assert all(text in (memory.HERE / "README.md").read_text(encoding="utf-8") for text in totals)
+    page = pages.COST_PAGE.read_text(encoding="utf-8")
+    findings = [summary.find(target, pages.load_results(summary.RESULTS)) for target in summary.TARGETS]
+    assert all(text in page for text in [totals[1], summary.missed(findings), *map(table.cost_table, steps)])
     short = [table.short_table(r) for r in results if r["kind"] == "step_time" and r["config"]["rows"] == 16]
     assert short[-1] in table.README.read_text(encoding="utf-8")

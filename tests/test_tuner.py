@@ -353,7 +353,7 @@ def test_parameters_outside_the_layers_are_said_once(caplog: pytest.LogCaptureFi
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "; 16 LoRA modules compute as one function (fused=False turns it off)."),
+        ({}, "; 16 LoRA modules are fused (fused=False turns it off)."),
         ({"fused": False}, "."),
     ],
 )
@@ -388,7 +388,7 @@ def test_a_selector_of_ones_own() -> None:
     [
         ({"format": 0}, "format 0"),
         ({"layers": ["a", "b"]}, "of 2 layers with adapters, a in the place of base_model"),
-        ({"selector_type": "RandomSelector"}, "began with RandomSelector and would go on with LearnedSelector"),
+        ({"selector_type": "RandomSelector"}, "began with RandomSelector and would resume with LearnedSelector"),
         ({"config": {"mu": 3.0}}, r"mu was 3.0 and is 10.0"),
         ({"config": {"optimizer_state": "reset"}}, r"optimizer_state was 'reset' and is 'keep'"),
         ({"config": {"fused": False}}, r"fused was False and is True"),

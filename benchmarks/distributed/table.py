@@ -1,4 +1,4 @@
-"""Make the tables in docs/distributed.md: what the distributed tests saw, and what a step costs.
+"""Make the tables of several processes, all here and the main ones in docs/distributed.md.
 
 The first comes from the notes that `make test-dist` leaves in `.matrix`, which are gathered into
 `results/matrix.json` (`matrix-NAME.json` for other machines); the second from the JSON files of run.py.
@@ -21,11 +21,18 @@ from pages import fill, source  # noqa: E402
 
 ROOT = HERE.parents[1]
 PAGE = ROOT / "docs" / "distributed.md"
+FULL_PAGE = HERE / "README.md"
+GROUPS = ("DDP", "FSDP2", "FSDP1", "Trainer")
+"""Backends; all other rows of the tests are launchers and what is refused."""
 NOTES = ROOT / ".matrix"
 MATRIX = HERE / "results" / "matrix.json"
 MATRIX_MARKS = (
     "<!-- matrix: made by `make tables` from the notes of `make test-dist` -->",
     "<!-- end of matrix -->",
+)
+OVERVIEW_MARKS = (
+    "<!-- overview: made by `make tables` from the notes of `make test-dist` -->",
+    "<!-- end of overview -->",
 )
 KILL_MARKS = (
     "<!-- kills: made by `make tables` from the figures of `make test-nightly` -->",
@@ -50,7 +57,7 @@ def gather(notes: Path, file: Path, device: str = "CPU, gloo") -> None:
 
 
 def matrix_table(result: dict[str, Any]) -> str:
-    """Engine × option: with how many processes each was trained, or that it was refused."""
+    """Backend × option: with how many processes each was trained, or that it was refused."""
     grid: dict[str, dict[str, dict[str, set[int]]]] = {}
     others: dict[tuple[str, str], dict[str, set[int]]] = {}
     for row in result["rows"]:
@@ -63,7 +70,7 @@ def matrix_table(result: dict[str, Any]) -> str:
         )
         cell.setdefault(row["outcome"], set()).add(row["processes"])
     columns = [name for name in ("none", "non-reentrant", "reentrant") if any(name in cells for cells in grid.values())]
-    lines = ["| engine | " + " | ".join(f"checkpointing: {name}" for name in columns) + " |"]
+    lines = ["| backend | " + " | ".join(f"checkpointing: {name}" for name in columns) + " |"]
     lines.append("|---" * (1 + len(columns)) + "|")
     for engine, cells in grid.items():
         lines.append(f"| {engine} | {' | '.join(shown(cells.get(name, {})) for name in columns)} |")
@@ -72,6 +79,22 @@ def matrix_table(result: dict[str, Any]) -> str:
         lines += ["", "| what | how | outcome |", "|---|---|---|"]
         lines += [f"| {engine} | {option} | {shown(cell)} |" for (engine, option), cell in others.items()]
     return "\n".join([*lines, "", f"Tested: {source(result)}."])
+
+
+def overview(results: list[dict[str, Any]]) -> str:
+    """A row for each backend: the settings tried, and how many trainings were right on each device."""
+    rows = [{**row, "device": result["device"]} for result in results for row in result["rows"]]
+    devices = [*dict.fromkeys(row["device"] for row in rows)]
+    lines = [f"| backend | settings | {' | '.join(devices)} |", "|---" * (2 + len(devices)) + "|"]
+    for group in GROUPS:
+        own = [row for row in rows if row["engine"].startswith(f"{group},") and row["outcome"] != "refused"]
+        names = (row["engine"].removesuffix(", on a GPU").removeprefix(f"{group}, ") for row in own)
+        cells = []
+        for device in devices:
+            here = [row for row in own if row["device"] == device]
+            cells.append(f"{sum(row['outcome'] == 'right' for row in here)} of {len(here)}" if here else "–")
+        lines.append(f"| {group} | {'; '.join(dict.fromkeys(names))} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"{source(result)}." for result in results)])
 
 
 def shown(outcomes: dict[str, set[int]]) -> str:
@@ -117,7 +140,7 @@ def megabytes(count: float) -> str:
 
 def cost_table(result: dict[str, Any]) -> str:
     """Time, bytes and memory of a step."""
-    header = ("processes", "engine", "method", "step", "step with probes", "gradients sent", "memory of each rank")
+    header = ("processes", "backend", "method", "step", "step with probes", "gradients sent", "memory of each rank")
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for row in result["rows"]:
         cells = (
@@ -143,18 +166,20 @@ def cost_table(result: dict[str, Any]) -> str:
 def main() -> None:
     if NOTES.is_dir():
         gather(NOTES, MATRIX)
-    page = PAGE.read_text(encoding="utf-8")
+    page, full = PAGE.read_text(encoding="utf-8"), FULL_PAGE.read_text(encoding="utf-8")
     matrices = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(HERE.glob("results/matrix*.json"))]
     if matrices:
-        page = fill(page, MATRIX_MARKS, "\n\n".join(matrix_table(result) for result in matrices))
+        page = fill(page, OVERVIEW_MARKS, overview(matrices))
+        full = fill(full, MATRIX_MARKS, "\n\n".join(matrix_table(result) for result in matrices))
     results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((HERE / "results").glob("*.json"))]
     if (NOTES / "kills").is_dir():
         gather_kills(NOTES / "kills", HERE / "results")
     kills = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((HERE / "results").glob("kills-*.json"))]
     if kills:
-        page = fill(page, KILL_MARKS, kill_table(kills))
+        full = fill(full, KILL_MARKS, kill_table(kills))
     costs = [cost_table(result) for result in results if result.get("name")]
-    PAGE.write_text(fill(page, COST_MARKS, "\n\n".join(costs)), encoding="utf-8")
+    PAGE.write_text(page, encoding="utf-8")
+    FULL_PAGE.write_text(fill(full, COST_MARKS, "\n\n".join(costs)), encoding="utf-8")
 
 
 if __name__ == "__main__":

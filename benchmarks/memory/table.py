@@ -37,6 +37,23 @@ PAPER_COLUMNS = ("Full", "Series", "Parallel", "LoRA", "Series + IST", "Parallel
 """The paper's step of LoRA + IST is PEFT's forward with most layers frozen."""
 
 
+INTRODUCTION = """Made by `make tables` from `results/*.json`; [docs/cost.md](../../docs/cost.md) has the summary.
+
+One row of 1024 tokens, AdamW, no activation checkpointing, as in table 1 of the paper, whose numbers (in GB) are in
+brackets. Its models hold the scores of their attention (`eager`); the second table does without (`sdpa`). Weights of
+the model are in bfloat16, as are gradients and moments of full fine-tuning; PEFT makes adapters in float32. The total
+is the highest peak of a few steps, the importance loop included. `fused=False` is the step as the paper has it: PEFT's
+forward with most layers frozen.
+
+- *weights*: of the model and the adapters.
+- *activations*: what is allocated between the start and the end of the forward pass.
+- *gradients*: of the weights that the step trains. With IST these are the active layers'.
+- *moments*: of AdamW. With IST those of all layers count, as after many steps; `optimizer_state="reset"` or `"offload"`
+  keep those of the active layers only.
+- *other*: the rest of the peak. It is negative where the parts are not in memory at one time: gradients come while
+  activations go."""
+
+
 def split(row: dict[str, Any]) -> dict[str, float]:
     """GiB at the step with the highest peak: the total, and what it consists of.
 
@@ -115,12 +132,13 @@ def split_table(rows: dict[tuple[str, str, str], dict[str, Any]], model: str) ->
 
 def all_splits(results: list[dict[str, Any]], rows: dict[tuple[str, str, str], dict[str, Any]]) -> str:
     """The page of this folder."""
-    tables = [split_table(rows, model) for model in MODELS if any(key[0] == model for key in rows)]
+    tables = [totals_table(rows, attention) for attention in ("eager", "sdpa")] if rows else []
+    tables += [split_table(rows, model) for model in MODELS if any(key[0] == model for key in rows)]
     sources = sorted({source(result) for result in results})
     return "\n\n".join(
         [
             "# Memory of a training step, in parts",
-            "Made by `make tables` from `results/*.json`; [docs/cost.md](../../docs/cost.md) says what the parts are.",
+            INTRODUCTION,
             *(tables or ["Not measured yet."]),
             *(f"{line}." for line in sources),
         ]
@@ -130,9 +148,7 @@ def all_splits(results: list[dict[str, Any]], rows: dict[tuple[str, str, str], d
 def main() -> None:
     results = load_results(HERE / "results")
     rows = merge(results)
-    tables = [totals_table(rows, attention) for attention in ("eager", "sdpa")] if rows else []
-    if any(key[0] == "7b" for key in rows):
-        tables.append(split_table(rows, "7b"))
+    tables = [totals_table(rows, "sdpa")] if rows else []
     write_section("memory", [*tables, *sorted({f"{source(result)}." for result in results})])
     (HERE / "README.md").write_text(all_splits(results, rows) + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Make the table of probe batches in docs/cost.md, from the JSON files in `results` alone."""
+"""Make the table of probe batches, in this folder, from the JSON files in `results` alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def probe_table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     results = [result for result in load_results(HERE / "results") if "reference" in result]
-    write_section("probes", [probe_table(result) for result in results])
+    write_section("probes", [probe_table(result) for result in results], HERE / "README.md")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from quality.paper import paper_section  # noqa: E402
 from quality.plan import final_loss  # noqa: E402
 from quality.questions import question_section  # noqa: E402
 from quality.repeats import repeat_section  # noqa: E402
-from quality.verdict import verdict_section  # noqa: E402
+from quality.verdict import README_QUESTIONS, verdict_section  # noqa: E402
 
 RESULTS = HERE / "results"
 PAPER = HERE / "paper.json"
@@ -31,6 +31,8 @@ PAGE = HERE / "RESULTS.md"
 """Every comparison."""
 SUMMARY_PAGE = HERE.parents[1] / "docs" / "results.md"
 """The verdicts."""
+README = HERE.parents[1] / "README.md"
+"""A few of them."""
 ORDINALS = ("lowest rate", "second", "third", "fourth", "fifth", "sixth", "seventh")
 IST = ("IST, mu 10", "IST, mu 100", "IST, authors' rule")
 
@@ -242,10 +244,12 @@ def sections(results: Path, paper: Mapping[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def main(results: Path = RESULTS, page: Path = PAGE, summary: Path = SUMMARY_PAGE) -> None:
-    """Fill both pages."""
+def main(results: Path = RESULTS, page: Path = PAGE, summary: Path = SUMMARY_PAGE, readme: Path = README) -> None:
+    """Fill the pages."""
     paper = json.loads(PAPER.read_text(encoding="utf-8"))
-    write_section("quality verdict", [*verdict_section(compare(load_lines(results)))], summary)
+    comparisons = compare(load_lines(results))
+    write_section("quality verdict", [*verdict_section(comparisons)], summary)
+    write_section("quality short", [*verdict_section(comparisons, README_QUESTIONS)], readme)
     for name, tables in sections(results, paper).items():
         write_section(name, tables, page)
 

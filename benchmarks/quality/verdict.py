@@ -1,4 +1,4 @@
-"""The verdict table of docs/results.md: a question a row, a task a column, paired differences from the JSON alone."""
+"""The verdict tables of docs/results.md and of the README: a question a row, a task a column, paired differences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pages import markdown
 from .cells import percent, show
 from .figures import FIGURES, Comparison
 
-__all__ = ["QUESTIONS", "Question", "verdict_section"]
+__all__ = ["QUESTIONS", "README_QUESTIONS", "Question", "verdict_section"]
 
 TASKS = {
     "gsm8k": "GSM8K, loss",
@@ -57,6 +57,10 @@ QUESTIONS = (
     Question("focused half − even half", "focused, half", "even, half"),
 )
 """In the order of the table; a question that a model has no trainings for is left out."""
+README_QUESTIONS = tuple(
+    question for question in QUESTIONS if question.one == "IST, mu 100" and question.budget == "steps"
+)
+"""What the README shows of them."""
 
 
 def cell(difference: dict[str, Any] | None, task: str) -> str:
@@ -75,7 +79,7 @@ def cell(difference: dict[str, Any] | None, task: str) -> str:
     return f"**{text}** {'↑' if better else '↓'}"
 
 
-def verdict_section(comparisons: Sequence[Comparison]) -> Iterator[str]:
+def verdict_section(comparisons: Sequence[Comparison], questions: Sequence[Question] = QUESTIONS) -> Iterator[str]:
     """A table for each model, of the trainings of the fewest steps on each task."""
     for model in dict.fromkeys(comparison.model for comparison in comparisons):
         of_task = {}
@@ -87,7 +91,7 @@ def verdict_section(comparisons: Sequence[Comparison]) -> Iterator[str]:
                     of_task[comparison.task] = comparison
         tasks = [task for task in TASKS if task in of_task]
         rows = []
-        for question in QUESTIONS:
+        for question in questions:
             found = {
                 task: of_task[task].difference(question.one, question.other, METRICS[task], question.budget)
                 for task in tasks

@@ -1,4 +1,4 @@
-"""Make the tables of step time in docs/cost.md, from the JSON files in `results` alone."""
+"""Make the tables of step time from the JSON files in `results`: all here, some rows in docs/cost.md and the README."""
 
 from __future__ import annotations
 
@@ -14,15 +14,31 @@ sys.path.insert(0, str(HERE.parent))
 from pages import load_results, markdown, source, write_section  # noqa: E402
 
 RESULTS = HERE / "results"
+PAGE = HERE / "README.md"
+"""Every table."""
 README = HERE.parents[1] / "README.md"
 SHORT_LIST = {
     "LoRA": "LoRA, by PEFT",
-    "IST": "the same with IST",
+    "IST": "IST",
     "LoRA, Liger": "LoRA, by PEFT, with Liger's kernels",
-    "IST, Liger": "the same with IST",
-    "IST, Liger, frozen layers recomputed": 'and `recompute="frozen"`',
+    "IST, Liger": "IST, with Liger's kernels",
+    "IST, Liger, frozen layers recomputed": 'IST, with Liger\'s kernels and `recompute="frozen"`',
 }
 """The cases that the README shows."""
+COST_LIST = {
+    "floor": "frozen base (lower bound)",
+    "LoRA": "LoRA",
+    "IST, PEFT's forward": "IST, `fused=False`",
+    "IST": "IST",
+    "IST, probes of 256 tokens": "IST, probes of 256 tokens",
+    "IST, frozen layers recomputed": 'IST, `recompute="frozen"`',
+    "LoRA, Liger": "LoRA, Liger",
+    "IST, Liger": "IST, Liger",
+    "LoRA, compiled by layer": "LoRA, compiled by layer",
+    "IST, compiled by layer": "IST, compiled by layer",
+    "IST, compiled by layer, probes of 256 tokens": "IST, compiled by layer, probes of 256 tokens",
+}
+"""The cases that docs/cost.md shows."""
 PAPER_13 = {"LoRA": (135, 184, 31.9), "LISA": (101, 225, 32.6), "LoRA + IST, PEFT's forward": (135, 150, 32.6)}
 """Table 13 of the paper, one RTX 4090: forward and backward in ms, seconds for 100 steps."""
 
@@ -33,7 +49,7 @@ def middle(row: dict[str, Any] | None, name: str) -> float | None:
 
 
 def partner(rows: dict[str, Any], row: dict[str, Any], floor: bool) -> dict[str, Any] | None:
-    """What a row is compared with: PEFT's LoRA as it is, on the same modules; or the floor of the same kernels."""
+    """What a row is compared with: PEFT's LoRA on the same modules, or the frozen base with the same kernels."""
     case = row.get("case")
     if case is None:
         return None
@@ -70,7 +86,7 @@ def step_rows(rows: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             continue
         lora, floor = partner(rows, row, floor=False), partner(rows, row, floor=True)
         yield (
-            name,
+            name.replace("floor", "frozen base"),
             number(middle(row, "step_ms"), ".1f"),
             number(ratio(row, lora, "step_ms"), ".2f"),
             number(ratio(row, floor, "step_ms"), ".2f"),
@@ -88,13 +104,13 @@ def share(row: dict[str, Any] | None) -> float | None:
 
 
 def step_table(result: dict[str, Any]) -> str:
-    """Time and memory of every case of a run, with the ratios to its LoRA and to its floor."""
+    """Time and memory of every case of a run, with the ratios to its LoRA and to the frozen base."""
     config = result["config"]
     header = (
         f"{config['rows']} × {config['tokens']} tokens",
         "ms a step",
         "÷ LoRA",
-        "÷ floor",
+        "÷ frozen base",
         "importance loop",
         "activations, GiB",
         "÷ LoRA",
@@ -116,9 +132,31 @@ def short_table(result: dict[str, Any]) -> str:
             for figure, form in (("step_ms", ".0f"), ("activation_gib", ".1f"))
         ]
         lines.append((SHORT_LIST[name], *cells))
-    return (
-        f"{markdown(('', 'ms a step', 'activations, GiB'), lines)}\n\n{source(result)}; in brackets, to LoRA by PEFT."
-    )
+    origin = f"{source(result)}; in brackets, the ratio to LoRA by PEFT."
+    return f"{markdown(('', 'ms a step', 'activations, GiB'), lines)}\n\n{origin}"
+
+
+def cost_table(result: dict[str, Any]) -> str:
+    """What docs/cost.md shows of a run: time, the importance loop's share, activations."""
+    rows = result["rows"]
+    lines = []
+    for name, shown in COST_LIST.items():
+        if not middle(row := rows.get(name), "step_ms"):
+            continue
+        lora = partner(rows, row, floor=False)
+        lines.append(
+            (
+                shown,
+                number(middle(row, "step_ms"), ".0f"),
+                number(ratio(row, lora, "step_ms"), ".2f"),
+                number(share(row), ".1%") if row["case"]["options"] is not None else "–",
+                number(middle(row, "activation_gib"), ".1f"),
+                number(ratio(row, lora, "activation_gib"), ".2f"),
+            )
+        )
+    header = (f"{result['config']['rows']} × {result['config']['tokens']} tokens", "ms a step", "÷ LoRA")
+    table = markdown((*header, "importance loop", "activations, GiB", "÷ LoRA"), lines)
+    return f"{table}\n\n{source(result)}."
 
 
 def iteration_table(result: dict[str, Any]) -> str:
@@ -190,13 +228,14 @@ def own_work_table(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     steps = sorted(load_results(RESULTS, "step_time"), key=lambda result: -result["config"]["rows"])
-    write_section("step time", [step_table(result) for result in steps])
+    write_section("step time", [step_table(result) for result in steps], PAGE)
+    write_section("step cost", [cost_table(result) for result in steps])
     write_section("step", [short_table(result) for result in steps[:1]], README)
-    write_section("iterations", [iteration_table(result) for result in load_results(RESULTS, "iterations")])
+    write_section("iterations", [iteration_table(result) for result in load_results(RESULTS, "iterations")], PAGE)
     growth = load_results(RESULTS, "growth")
     grown = [table for result in growth if result["rows"] for table in growth_tables(result)]
     worked = [result for result in growth if "own_work" in result]
-    write_section("growth", [*grown, *([own_work_table(worked)] if worked else [])])
+    write_section("growth", [*grown, *([own_work_table(worked)] if worked else [])], PAGE)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def quickstart_table(result: dict[str, Any]) -> str:
     """The figures before and after, and where they come from."""
     before, after = result["before"], result["after"]
     rows = [
-        ("exact answers to 100 held-out problems", f"{before['accuracy']:.0%}", f"{after['accuracy']:.0%}"),
+        ("exact match on 100 held-out problems", f"{before['accuracy']:.0%}", f"{after['accuracy']:.0%}"),
         ("validation loss, nats a token", f"{before['loss']:.2f}", f"{after['loss']:.2f}"),
     ]
     lines = ["| | before | after |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]

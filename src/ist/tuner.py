@@ -99,7 +99,7 @@ class SparseTuner(SparseSteps):
         self._measurement = Measurement(view, probes, self.config, loss_function or model_loss, ranks)
         self._open()
         if ranks.is_main:
-            announce(view.model, view.layers, len(self.selector.choose(0)), self.num_fused, self.not_fused)
+            announce(view.model, view.layers, self.selector, self.num_fused, self.not_fused)
         if history is not None:
             self.record_to(history)
 
@@ -165,7 +165,7 @@ class SparseTuner(SparseSteps):
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on exactly, as plain JSON values.
+        """Everything that a resumed run needs to continue exactly, as plain JSON values.
 
         The generators need no state: each choice depends on the seed and the step alone.
         """
@@ -180,7 +180,7 @@ class SparseTuner(SparseSteps):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state that `state_dict` returned.
+        """Continue from a state that `state_dict` returned.
 
         Raises:
             ValueError: the state is of another model, configuration or number of processes; nothing has been changed

@@ -63,7 +63,7 @@ def test_a_run_says_what_it_does_and_what_it_brought(finished: tuple[Path, str])
     assert result["fused"]["modules"] > 0
     assert not result["fused"]["others"]
     assert 0 < result["probe_share"] < 1
-    assert f"{result['fused']['modules']} LoRA modules compute as one function; measuring took" in console
+    assert f"{result['fused']['modules']} LoRA modules are fused; measuring took" in console
     assert "6 steps in" in console
     assert "peak memory" in console
     assert "exact match, held-out problems" in console
@@ -121,7 +121,7 @@ def test_a_folder_with_another_run_is_refused(
         "train", "--model_name_or_path", str(tiny_model_folder), "--task=word-problems", "--num_train_problems=40",
         "--num_test_problems=0", *QUICK, "--save_strategy=steps", "--save_steps=3", "--output_dir", str(folder),
     ]  # fmt: skip
-    ways = "go on with it by --resume_from_checkpoint last, give another --output_dir, or --overwrite."
+    ways = "resume it by --resume_from_checkpoint last, give another --output_dir, or --overwrite."
     assert main(arguments) == 0
     before = snapshot_files(folder)
     assert main(arguments) == 2

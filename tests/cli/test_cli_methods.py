@@ -196,7 +196,7 @@ def test_training_goes_on_from_a_saved_adapter(
     assert second["before"] == first["after"]
     assert second["after"]["loss"] < second["before"]["loss"]
     assert second["adapter"] == adapter
-    assert f"Training goes on from the adapter in {tmp_path / 'a'} ({adapter})" in caplog.text
+    assert f"Training continues from the adapter in {tmp_path / 'a'} ({adapter})" in caplog.text
     saved = [PeftConfig.from_pretrained(str(tmp_path / name)) for name in "ab"]
     assert saved[0].base_model_name_or_path == saved[1].base_model_name_or_path == str(tiny_model_folder)
 
@@ -212,7 +212,7 @@ def saved_adapter(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFact
     ("arguments", "message"),
     [
         (["--lora_r=8", "--lora_alpha=2"], "leave out --lora_r, --lora_alpha, or give its base"),
-        (["--adapter=series"], "is an adapter (lora) that training goes on from as it is: leave out --adapter"),
+        (["--adapter=series"], "is an adapter (lora) that training continues from as it is: leave out --adapter"),
         (["--method=full"], "--method full without an adapter trains the model's own weights: give its base"),
         (["--method=lisa"], "--method lisa without an adapter trains the model's own weights: give its base"),
         (["--method=lift-random", "--adapter=none"], "--method lift-random without an adapter trains"),

@@ -148,7 +148,7 @@ def test_an_interrupted_evaluation_says_how_to_go_on(
             *flags,
         ]
         assert main(command) == 130
-    assert "the same command goes on from the answers" in capsys.readouterr().err
+    assert "the same command continues from the answers" in capsys.readouterr().err
     assert len((tmp_path / "out" / "answers" / "boolq.jsonl").read_text().splitlines()) == 2
     assert run(tiny_model_folder, tmp_path / "out", *flags)["tasks"]["boolq"]["total"] == 6
 

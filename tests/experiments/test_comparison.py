@@ -51,7 +51,7 @@ def test_a_method_without_runs_has_no_row() -> None:
     ("after", "tasks", "figures"),
     [
         ({"loss": 1.0}, {}, {"validation loss": 1.0}),
-        ({"loss": 1.0, "accuracy": 0.5}, {}, {"validation loss": 1.0, "exact answers": 0.5}),
+        ({"loss": 1.0, "accuracy": 0.5}, {}, {"validation loss": 1.0, "exact match": 0.5}),
         ({}, {"boolq": {"accuracy": 0.5, "low": 0.4}}, {"boolq": 0.5}),
         ({}, {"a": {"accuracy": 0.5}, "b": {"accuracy": 0.75}}, {"a": 0.5, "b": 0.75, "average": 0.625}),
         ({}, {"wikitext": {"loss": 3.0, "perplexity": 20.1, "tokens": 5}}, {"wikitext loss": 3.0}),

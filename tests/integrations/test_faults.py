@@ -7,7 +7,7 @@
 | a reporter raises | the last checkpoint; the model is as PEFT made it | here |
 | a probe dataset that raises, a probe loader whose workers die, an empty one | training, without updates | here |
 | losses that are not finite | training; the update is recorded as skipped | here, test_measurement.py |
-| out of memory inside a probe | training, with the same batches as without | test_measurement.py |
+| out of memory in a probe | training, with the same batches as without | test_measurement.py |
 | Ctrl-C, SIGTERM | a checkpoint is written, then out | here |
 | SIGKILL at any moment | the last checkpoint, to the bit | distributed/test_kill.py |
 | a damaged checkpoint | it is named, the one before is offered | test_checkpoints.py |
@@ -252,7 +252,7 @@ def test_nothing_to_resume_from_is_one_line(tmp_path: Path) -> None:
 
     assert find_checkpoint("auto", tmp_path) is None
     assert find_checkpoint(None, tmp_path) is None
-    with pytest.raises(ValueError, match="holds no whole checkpoint to resume from"):
+    with pytest.raises(ValueError, match="holds no complete checkpoint"):
         find_checkpoint("last", tmp_path)
     with pytest.raises(
         ValueError, match=r"There is no folder .*checkpoint-1: give a checkpoint-N folder, `last` or `auto`"

@@ -131,10 +131,10 @@ def ranks_left(model: nn.Module) -> int:
 
 
 RESUMED_AS_ANOTHER = [
-    ("lisa", "full", tiny_llama, "The run began with LisaSelector and would go on with FullSelector"),
-    ("lift-random", "lift-end-to-front", tiny_lora, "began with lift-random and would go on with lift-end-to-front"),
-    ("fixed:0,1", "fixed:random", tiny_lora, "The run began with the layers [0, 1] and would go on with"),
-    ("random", "all", tiny_lora, "The run began with RandomSelector and would go on with EverySelector"),
+    ("lisa", "full", tiny_llama, "The run began with LisaSelector and would resume with FullSelector"),
+    ("lift-random", "lift-end-to-front", tiny_lora, "began with lift-random and would resume with lift-end-to-front"),
+    ("fixed:0,1", "fixed:random", tiny_lora, "The run began with the layers [0, 1] and would resume with"),
+    ("random", "all", tiny_lora, "The run began with RandomSelector and would resume with EverySelector"),
 ]
 
 

@@ -222,7 +222,7 @@ def test_losses_that_are_not_finite_skip_the_update_with_one_warning(preset, bad
         warnings.simplefilter("always")
         updates = [selector.learn(step, fixed_losses(0.5, bad, 0.25)) for step in range(2, 7)]
     assert [str(warning.message) for warning in caught] == [
-        f"An importance update was skipped (losses not finite: 0.5, {bad:g}, 0.25); training goes on."
+        f"An importance update was skipped (losses not finite: 0.5, {bad:g}, 0.25); training continues."
     ]
     assert selector.state_dict() == before
     for update in updates:

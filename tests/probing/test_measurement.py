@@ -37,7 +37,7 @@ def test_a_gpu_out_of_memory_in_a_probe_skips_the_update() -> None:
         loss = model(**batch).loss
         return loss + torch.empty(2**50, dtype=torch.uint8, device="cuda").sum()
 
-    with pytest.warns(UserWarning, match="out of memory inside a probe, so this importance update is skipped") as said:
+    with pytest.warns(UserWarning, match="out of memory in a probe, so this importance update is skipped") as said:
         tuner, weights, updates = train(
             tiny_lora(lora_dropout=0.1).cuda(), "cuda", probe_batches=tiny_batches(2), loss_function=greedy
         )

@@ -198,7 +198,7 @@ def test_nothing_whole(run: Path, tmp_path: Path) -> None:
         cut(run / f"checkpoint-{step}" / ADAPTER)
     with pytest.warns(UserWarning, match="checkpoint-9: .*; checkpoint-6: .*; checkpoint-3: .*no checkpoint is left"):
         assert last_checkpoint(run) is None
-    with pytest.raises(ValueError, match=r"checkpoint-6 is damaged .*: none before it is whole"):
+    with pytest.raises(ValueError, match=r"checkpoint-6 is damaged .*: none before it is complete"):
         check_checkpoint(run / "checkpoint-6")
     assert last_checkpoint(tmp_path / "no such run") is None
     with pytest.raises(ValueError, match="there is no such folder"):
@@ -247,7 +247,7 @@ def other_base() -> Any:
         (
             IST(update_interval=2, selector="random"),
             tiny_lora,
-            "with LearnedSelector and would go on with Random",
+            "with LearnedSelector and would resume with Random",
         ),
         (IST(update_interval=2), other_base, "The frozen weights under the adapter are not those"),
     ],
@@ -265,7 +265,7 @@ def test_another_number_of_processes_is_refused(run: Path) -> None:
     state["stateful_callbacks"]["IST"]["tuner"]["num_processes"] = 4
     file.write_text(json.dumps(state))
     write_manifest(file.parent)  # as the four processes would have
-    with pytest.raises(ValueError, match="began with 4 processes and would go on with 1"):
+    with pytest.raises(ValueError, match="began with 4 processes and would resume with 1"):
         make_trainer(run).train(resume_from_checkpoint=str(run / "checkpoint-6"))
 
 

@@ -1,4 +1,4 @@
-"""AdaLoRA under sparse tuning: its rank allocation goes on while layers are frozen, its own loss is no reward.
+"""AdaLoRA under sparse tuning: its rank allocation continues while layers are frozen, its own loss is no reward.
 
 AdaLoRA (Zhang et al., 2023) writes an adapter as `P·diag(λ)·Q`, measures while training how much the loss would feel
 each singular value (the running average of `|w·∂L/∂w|` and of its spread), and step by step switches the least felt

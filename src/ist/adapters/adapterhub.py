@@ -2,7 +2,7 @@
 
 They are known by their protocol (a layer names the attribute that holds its adapters, and says which are active), so
 nothing is imported from that library. Prefixes lengthen the keys and values of an attention module: what they add can
-be told apart in the attention's output only, so the attention module is the adapter there.
+be separated in the attention's output only, so the attention module is the adapter there.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ NO_PROMPTS = (
 # Methods of PEFT whose modules look like adapters of a layer, and why none of a layer can be told apart.
 NOT_BY_LAYER = {
     "ADAPTION_PROMPT": "adds gated prompts inside attention modules that lack peft's switch for adapters, so a layer's "
-    "output without them cannot be had",
+    "output without them is not available",
     "SHADOW": "passes a second hidden state of its own from block to block, so no block has a response of its own",
     "TINYLORA": "keeps the parameters of all modules in one bank, which every layer holds",
     "TRAINABLE_TOKENS": "trains rows of an embedding, which belongs to no layer",

@@ -99,9 +99,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "report": report,
 }
 GOES_ON = {
-    "train": "--resume_from_checkpoint last goes on from the last checkpoint",
-    "eval": "the same command goes on from the answers that are there",
-    "compare": "the same command goes on where it was",
+    "train": "--resume_from_checkpoint last resumes from the last checkpoint",
+    "eval": "the same command continues from the answers that are there",
+    "compare": "the same command continues where it was",
 }
 
 

@@ -24,7 +24,7 @@ def figures_of(result: Mapping[str, Any], evaluation: Mapping[str, Any] | None =
         evaluation: of `ist eval`; each task gives its accuracy or its loss, and two accuracies or more their mean as
             `average`.
     """
-    names = {"loss": "validation loss", "accuracy": "exact answers"}
+    names = {"loss": "validation loss", "accuracy": "exact match"}
     figures: dict[str, float] = {names.get(name) or name: value for name, value in result["after"].items()}
     tasks = (evaluation or {}).get("tasks", {})
     accuracies = {name: task["accuracy"] for name, task in tasks.items() if "accuracy" in task}

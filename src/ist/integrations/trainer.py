@@ -296,8 +296,8 @@ class IST(TrainerCallback, ExportableState):
         tuner.load_state_dict(saved)
         if changed := changed_course(own.get("course") or {}, self._course):
             warnings.warn(
-                f"The run began with other arguments ({'; '.join(changed)}): it goes on with the new ones, and not as "
-                "it would have gone on.",
+                f"The run began with other arguments ({'; '.join(changed)}): it resumes with the new ones, and not as "
+                "it would have continued.",
                 stacklevel=2,
             )
 

@@ -122,7 +122,7 @@ def batched_losses(
 
     Args:
         model: a causal language model of transformers, inside of PEFT's.
-        layers: all layers that carry adapters, each of them computing as one function and frozen.
+        layers: all layers that carry adapters, each of them fused and frozen.
         candidates: `N_c` sets of layers that keep their full response.
         batch: `input_ids`, `labels` and perhaps `attention_mask`, each `[rows, tokens]`.
         beta: factor on the response of the layers outside a candidate set.
@@ -160,7 +160,7 @@ def factors_by_row(
     """Within the context each layer's response is scaled in the rows of the candidates that suppress the layer.
 
     Raises:
-        JoinError: an adapter does not compute as one function.
+        JoinError: an adapter is not fused.
     """
     table = torch.tensor([factors_of(layers, candidate, beta) for candidate in candidates]).T.contiguous()
     table = table.to(ids.device)[..., None, None]

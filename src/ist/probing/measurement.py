@@ -30,7 +30,7 @@ logger = getLogger(__name__)
 
 
 class Measurement:
-    """Measures candidate sets for a selector; what fails skips the update, is said once, and training goes on.
+    """Measures candidate sets for a selector; what fails skips the update, is reported once, and training continues.
 
     The mean over ranks is taken of the losses, before they become rewards: two ranks with batches of 4 then learn what
     one rank learns from a batch of 8. The mean of the rewards `exp(−L)` would be another number.
@@ -106,7 +106,7 @@ class Measurement:
         return None if self._batched is None else self._batched.trusted
 
     def resume(self, num_probes: int, batched_trusted: bool | None) -> None:
-        """Go on after so many probes, in the way that was found right then: another one would round otherwise."""
+        """Continue after so many probes, in the way that was found right then: another one would round otherwise."""
         self.num_probes = num_probes
         if num_probes:
             self.watch.resume()
@@ -138,8 +138,8 @@ class Measurement:
         except Exception as error:  # Whatever a user's dataset or collator raises, or workers that were killed.
             self._warn(
                 "batch",
-                f"No probe batch could be read ({shorten(error)}), so this importance update is skipped; training goes "
-                "on. Further ones will be skipped without a word.",
+                f"No probe batch could be read ({shorten(error)}), so this importance update is skipped; training "
+                "continues. Further ones will be skipped without a word.",
             )
             return None
 
@@ -153,7 +153,7 @@ class Measurement:
                 raise  # The other ranks wait in this forward for this one's part of the weights.
         self._warn(
             "memory",
-            "The GPU ran out of memory inside a probe, so this importance update is skipped; training goes on. Further "
+            "The GPU ran out of memory in a probe, so this importance update is skipped; training continues. Further "
             "ones will be skipped without a word: set probe_batch_size to less than the training's batch size.",
         )
         torch.cuda.empty_cache()

@@ -45,7 +45,7 @@ class ProbeStream(Protocol):
 
 
 class DatasetProbes:
-    """Probe batches drawn from a map-style dataset: whole epochs in an own shuffled order.
+    """Probe batches drawn from a map-style dataset: whole epochs in a separate shuffled order.
 
     Several processes take turns in that order, so that two with batches of 4 draw what one draws with batches of 8.
 

@@ -22,17 +22,17 @@ def probe_stream(
     num_ranks: int = 1,
     batch_size: int | None = None,
 ) -> ProbeStream:
-    """The stream that `source` means: itself, an own pass over its data, or the last training batch where it is None.
+    """The stream that `source` means: itself, a separate pass over its data, or the last batch where it is None.
 
     Args:
         source: a `ProbeStream` (which gives each process what it should have), a `DataLoader`, another iterable of
             batches, or None.
         model: whose training batches are recorded where there is no source.
-        seed: of an own pass.
+        seed: of a separate pass.
         rank: of this process.
         num_ranks: processes that train together; each measures on a share of its own.
         batch_size: examples in a batch, where batches are drawn here; where they come ready-made with another number,
-            that is said. None is what the source has.
+            a warning says so. None is what the source has.
 
     Raises:
         ValueError: the source cannot be iterated.

@@ -1,4 +1,4 @@
-"""Whole checkpoints told from damaged ones, so that a run which died resumes from the last good state.
+"""Complete checkpoints told from damaged ones, so that a run which died resumes from the last good state.
 
 A process can be killed, or a disk be full, while a checkpoint is being written. When all ranks have written their files
 of a checkpoint, `IST` adds a checksum manifest: a list of the files that a resume needs, put in place at once.
@@ -54,21 +54,21 @@ def check_checkpoint(folder: Folder) -> None:
         folder: of the checkpoint.
 
     Raises:
-        ValueError: it is damaged; the message says where, names the last whole checkpoint before it, and how to resume
+        ValueError: it is damaged; the message says where, names the last complete one before it, and how to resume
             from files that were changed on purpose.
     """
     fault = find_fault(Path(folder))
     if fault is None:
         return
     earlier = next((path for path in earlier_checkpoints(Path(folder)) if find_fault(path) is None), None)
-    way_out = f"resume from {earlier}, the last whole one before it" if earlier else "none before it is whole"
+    way_out = f"resume from {earlier}, the last complete one before it" if earlier else "none before it is complete"
     if CHANGED in fault:
         way_out += f"; where the change was meant, remove its {MANIFEST_FILE}"
     raise ValueError(f"The checkpoint {folder} is damaged ({fault}): {way_out}.")
 
 
 def last_checkpoint(folder: Folder) -> Path | None:
-    """The newest whole checkpoint of a run, for `trainer.train(resume_from_checkpoint=…)`.
+    """The newest complete checkpoint of a run, for `trainer.train(resume_from_checkpoint=…)`.
 
     Args:
         folder: the run's output folder, with `checkpoint-N` in it.

@@ -1,4 +1,4 @@
-"""What a resumed run has to have in common with the run that it goes on from."""
+"""What a resumed run has to have in common with the run that it resumes."""
 
 from __future__ import annotations
 
@@ -115,12 +115,12 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
     ranks = saved.get("num_processes", current["num_processes"]), current["num_processes"]
     if ranks[0] != ranks[1]:
         raise ValueError(
-            f"The run began with {ranks[0]} processes and would go on with {ranks[1]}, which see other batches and "
+            f"The run began with {ranks[0]} processes and would resume with {ranks[1]}, which see other batches and "
             f"other probes: resume with {ranks[0]}, or begin a new run from the saved adapter."
         )
     if saved["selector_type"] != current["selector_type"]:
         raise ValueError(
-            f"The run began with {saved['selector_type']} and would go on with {current['selector_type']}: give the "
+            f"The run began with {saved['selector_type']} and would resume with {current['selector_type']}: give the "
             "former selector, or begin a new run from the saved adapter."
         )
     config = {"suppression": "response", **current_names(saved["config"])}  # It was no option at first.

@@ -12,7 +12,7 @@ it is dropped before an optimizer's step.
 
 Layers that train whole are frozen alike, around the forward of each part of their blocks.
 
-LoRA modules that compute as one function (`ist.step.fused`) take care of the same by themselves, and save more.
+Fused LoRA modules (`ist.step.fused`) take care of the same by themselves, and save more.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LayerActivation(Part):
     Args:
         view: the model in training. AdaLoRA's model computes with the adapters' weights itself, for its orthogonality
             loss: frozen layers are frozen during its whole forward.
-        fused: whether LoRA modules compute as one function where they can.
+        fused: whether LoRA modules are fused where they can be.
         frozen_dropout: whether those of frozen layers keep the dropout of their adapters.
     """
 
@@ -178,7 +178,7 @@ class LayerParts(NamedTuple):
     """The layer's index."""
     switches: list[Switch]
     fused: list[FusedLora]
-    """LoRA modules that compute as one function."""
+    """Fused LoRA modules."""
     parameters: Sequence[nn.Parameter]
 
 

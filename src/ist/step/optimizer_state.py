@@ -1,4 +1,4 @@
-"""What becomes of the optimizer's moments of a layer while it is frozen.
+"""What happens to the optimizer's moments of a layer while it is frozen.
 
 A frozen layer's adapters have no gradient, so the optimizer passes them by and their moments wait (`keep`). They can be
 forgotten instead (`reset`: the layer starts afresh when its turn comes, with AdamW's bias correction), or wait in the

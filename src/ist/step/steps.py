@@ -281,7 +281,7 @@ class SparseSteps:
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError(
-                "This tuner is closed, and the model is as PEFT made it: make another SparseTuner to go on."
+                "This tuner is closed, and the model is as PEFT made it: make another SparseTuner to continue."
             )
 
 

@@ -107,7 +107,7 @@ def test_a_word_problem_is_a_row() -> None:
             "names the options answer1, answer3 where answer1, answer2 belong",
         ),
         ("AQuA", {"instruction": "Q? Answer Choices: (A) 1 (C) 2"}, "names the options A, C where A, B belong"),
-        ("mawps", {"answer": "seven"}, "has the answer 'seven', which is no number"),
+        ("mawps", {"answer": "seven"}, "has the answer 'seven', which is not a number"),
         ("mawps", {"answer": None}, r"lacks answer \(it has .*\)"),
         ("mawps", {"answer": math.nan}, r"lacks answer \(it has .*\)"),
         ("mawps", {"answer": "nan"}, "has the answer 'nan', which is no number"),

@@ -47,7 +47,7 @@ def analyse(arguments: Sequence[str]) -> dict[str, Any]:
         What is in `analysis.json`: `importance` is the list that `--fixed_layers top:FILE` reads.
 
     Raises:
-        ValueError: the folder holds no finished run with an adapter, or its data cannot be had.
+        ValueError: the folder holds no finished run with an adapter, or its data is not available.
     """
     quiet_libraries()
     options, more_flags = parse_options(arguments)
@@ -190,7 +190,7 @@ class Analysis:
             return removal_order(len(self.layers), measure, most_first)
 
     def remove(self, order: list[int], name: str) -> dict[str, Any]:
-        """The loss, and the share of exact answers, with 0, 1, 2, … layers taken out in this order."""
+        """The loss, and the exact match, with 0, 1, 2, … layers taken out in this order."""
         taken = [order[:number] for number in range(len(order) + 1)]
         with self.display.waiting(f"the loss after each removal, {name}"):
             losses = weighted_mean(self.losses(taken), self.weights).tolist()
@@ -201,7 +201,7 @@ class Analysis:
         return {"order": order, "loss": losses, "accuracy": accuracy or None}
 
     def accuracy(self, removed: Sequence[int]) -> float:
-        """The share of exact answers without these layers."""
+        """The exact match without these layers."""
         kept = {layer.index for layer in self.layers} - set(removed)
         with suppress(self.layers, kept, self.options.beta):
             answers = exact_answers(self.model, self.trainer.processing_class, self.problems)

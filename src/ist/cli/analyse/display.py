@@ -42,7 +42,7 @@ class AnalyseDisplay:
             print_line(correlation_text(correlation), soft_wrap=True)
         print_line(Text(f"\nlayers taken out one after the other ({result['order']})", "bold"))
         print_line(removal_table(result["removal"]))
-        print_line(f"\nall figures: {folder / 'analysis.json'}", soft_wrap=True)
+        print_line(f"\nall numbers: {folder / 'analysis.json'}", soft_wrap=True)
         print_line(f"to tune only the most or least important layers: {further}", soft_wrap=True)
         if picture:
             print_line(f"picture: {picture}", soft_wrap=True)
@@ -70,7 +70,7 @@ def correlation_text(correlation: Mapping[str, Any]) -> str:
 
 
 def removal_table(removal: Mapping[str, Any]) -> Table:
-    """Losses and exact answers at a few points of both removals."""
+    """Losses and exact match at a few points of both removals."""
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("layers removed")
     for name in removal:

@@ -68,9 +68,10 @@ class CompareDisplay:
         self.console.print(Text("\ncost", "bold"))
         self.console.print(cost_table(summary["runs"]))
         self.console.print(
-            "± is the deviation over seeds; [ ] the 95% interval of the difference, paired over seeds.", soft_wrap=True
+            "± is the standard deviation over seeds; [ ] the 95% interval of the difference, paired over seeds.",
+            soft_wrap=True,
         )
-        self.console.print(f"all figures: {folder / 'compare.json'}", soft_wrap=True)
+        self.console.print(f"all numbers: {folder / 'compare.json'}", soft_wrap=True)
         for picture in pictures:
             self.console.print(f"picture: {picture}", soft_wrap=True)
 

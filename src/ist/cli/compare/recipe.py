@@ -63,12 +63,12 @@ class CompareRecipe:
     budget: str = "steps"
     """`steps`: all methods at equal steps. `seconds`: then also for the seconds that the first of `against` took."""
     evaluation: Mapping[str, Any] = field(default_factory=dict)
-    """Flags of `ist eval`, which then judges each run; empty for the figures of `ist train` alone."""
+    """Flags of `ist eval`, which then judges each run; empty for the results of `ist train` alone."""
     more_flags: tuple[str, ...] = ()
     """Flags of `ist train` from the command line, which override the recipe's."""
 
     def arguments(self, method: Method, seed: int, folder: Path, changes: Mapping[str, Any] | None = None) -> list[str]:
-        """The arguments of `ist train` for one run; a run that was cut off goes on from its last checkpoint."""
+        """The arguments of `ist train` for one run; a run that was cut off resumes from its last checkpoint."""
         own = {"seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "auto", **(changes or {})}
         return [*to_arguments(method.flags), *self.more_flags, *to_arguments(own)]
 
@@ -184,7 +184,7 @@ def read_methods(recipe: Mapping[str, Any], where: str, chosen: Sequence[str] | 
         methods.append(Method(name, entry, tuple(o for o in against if o != name), check_rates(grid)))
     folders = [method.folder for method in methods]
     if len(set(folders)) < len(folders) or not all(re.match(r"\w", folder) for folder in folders):
-        raise ValueError(f"The methods of {where} cannot be told apart as folders ({', '.join(folders)}): rename them.")
+        raise ValueError(f"The methods of {where} have the same folder ({', '.join(folders)}): rename them.")
     return tuple(method for method in methods if not chosen or method.name in chosen)
 
 

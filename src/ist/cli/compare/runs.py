@@ -1,4 +1,4 @@
-"""One training after the other, each in a process of its own: done once, and gone on with where it was cut off."""
+"""One training after the other, each in a process of its own: done once, and resumed where it was cut off."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..recipes.renamed import rename_arguments
 __all__ = ["evaluate_once", "train_once"]
 
 RUN_FILE = "run.json"
-"""What a run was begun with: it goes on with the same, or not at all."""
+"""What a run was begun with: it is resumed with the same, or not at all."""
 
 OnLine = Callable[[str], None]
 """Called with each line that a run prints."""

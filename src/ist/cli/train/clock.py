@@ -35,7 +35,7 @@ class TrainingClock(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start, or go on from the checkpoint's count."""
+        """Start, or continue from the checkpoint's count."""
         saved: Any = state.stateful_callbacks
         if state.global_step:
             own = saved.get(type(self).__name__) or {}

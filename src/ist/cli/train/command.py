@@ -232,7 +232,7 @@ def make_callback(run: RunArguments, selector: str) -> IST:
 
 
 def judge(trainer: SFTTrainer, data: TaskData, display: Display, when: str, ranks: Ranks) -> dict[str, float]:
-    """The validation loss and, for word problems, the share of exact answers; the same on every rank."""
+    """The validation loss and, for word problems, the exact match; the same on every rank."""
     figures: dict[str, float] = {}
     if data.evaluation is not None:
         with display.waiting(f"validation loss {when} training"):

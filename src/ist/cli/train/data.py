@@ -29,7 +29,7 @@ class TaskData:
     train: Any
     evaluation: Any | None
     problems: tuple[WordProblem, ...] = ()
-    """Held-out problems for exact answers; empty for other datasets."""
+    """Held-out problems for exact match; empty for other datasets."""
 
 
 def load_data(run: RunArguments) -> TaskData:

@@ -136,7 +136,7 @@ def holds_run(folder: Path) -> bool:
 
 def settle_former_run(run: RunArguments, folder: Path) -> None:
     """Keep a run from being overwritten by another one, unless `--overwrite` says so; then its checkpoints go, so that
-    nothing goes on from them by mistake. The quickstart in its own folder is made anew each time.
+    nothing resumes from them by mistake. The quickstart in its own folder is made anew each time.
 
     Raises:
         ValueError: the folder holds another run, and none is resumed.
@@ -152,7 +152,7 @@ def settle_former_run(run: RunArguments, folder: Path) -> None:
         return
     if run.recipe == QUICKSTART_RECIPE and "output_dir" not in run.given:
         return
-    go_on = "go on with it by --resume_from_checkpoint last, " if found else ""
+    go_on = "resume it by --resume_from_checkpoint last, " if found else ""
     raise ValueError(f"{folder} holds another run: {go_on}give another --output_dir, or --overwrite.")
 
 
@@ -167,11 +167,11 @@ def may_restart() -> bool:
 
 
 def find_checkpoint(value: str | None, folder: Path) -> Path | None:
-    """The checkpoint to go on from.
+    """The checkpoint to resume from.
 
     Args:
-        value: a checkpoint's folder; `last` (or `true`): the last whole one in the run's folder; `auto`: the same, or a
-            fresh start where there is none. A process that torchrun starts again goes on as with `auto`.
+        value: a checkpoint's folder; `last` (or `true`): the last complete one in its folder; `auto`: the same, or a
+            fresh start where there is none. A process that torchrun starts again resumes as with `auto`.
         folder: of the run.
 
     Raises:
@@ -187,7 +187,7 @@ def find_checkpoint(value: str | None, folder: Path) -> Path | None:
     checkpoint = last_checkpoint(folder)
     if checkpoint is None and value.lower() != "auto":
         raise ValueError(
-            f"{folder} holds no whole checkpoint to resume from: leave --resume_from_checkpoint out, or give `auto`, "
+            f"{folder} holds no complete checkpoint: leave --resume_from_checkpoint out, or give `auto`, "
             "which then starts afresh."
         )
     return checkpoint

@@ -26,7 +26,7 @@ class Stopped(Exception):  # noqa: N818  (nothing went wrong)
 
     def __init__(self, step: int, folder: Any, number: int) -> None:
         super().__init__(
-            f"stopped after step {step}; the same command with --resume_from_checkpoint last goes on from "
+            f"stopped after step {step}; the same command with --resume_from_checkpoint last continues from "
             f"{folder}/checkpoint-{step}"
         )
         self.status = 128 + number

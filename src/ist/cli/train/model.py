@@ -1,4 +1,4 @@
-"""The model that `--model_name_or_path` names: one to put a new adapter on, or a saved adapter to go on with."""
+"""The model that `--model_name_or_path` names: one to put a new adapter on, or a saved adapter to train further."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
         load_base(run, base, revision), source, is_trainable=True, revision=run.model.model_revision
     )
     run.ist.adapter = kind_of(saved)
-    logger.warning("Training goes on from the adapter in %s (%s), on %s.", source, run.ist.adapter, base)
+    logger.warning("Training continues from the adapter in %s (%s), on %s.", source, run.ist.adapter, base)
     return model, tokenizer, None
 
 
@@ -85,7 +85,7 @@ def kind_of(saved: Any) -> str:
 
 
 def check_saved(saved: Any, source: str, run: RunArguments) -> None:
-    """Raise ValueError where training cannot go on from a saved adapter, or flags describe another one."""
+    """Raise ValueError where training cannot continue from a saved adapter, or flags describe another one."""
     kind = kind_of(saved)
     if run.ist.adapter == "none":
         raise ValueError(
@@ -102,7 +102,7 @@ def check_saved(saved: Any, source: str, run: RunArguments) -> None:
     described = [f"--{flag}" for flag in adapter_flags(run, kind)]
     if described:
         raise ValueError(
-            f"{source} is an adapter ({kind}) that training goes on from as it is: leave out {', '.join(described)}, "
+            f"{source} is an adapter ({kind}) that training continues from as it is: leave out {', '.join(described)}, "
             f"or give its base, {saved.base_model_name_or_path}, for a new one."
         )
 

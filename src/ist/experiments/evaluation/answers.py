@@ -1,4 +1,4 @@
-"""Answers as JSON lines, one file a task: an interrupted evaluation goes on from them, and another one is refused."""
+"""Answers as JSON lines, one file a task: an interrupted evaluation resumes from them, and another one is refused."""
 
 from __future__ import annotations
 

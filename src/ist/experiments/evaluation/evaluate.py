@@ -47,7 +47,7 @@ def evaluate(
         protocol: `generate` (let it answer, find the answer in what it says), `likelihood` (of the row's options),
             `loss` (of completions or of text), or `lm-eval` (lm-evaluation-harness).
         settings: how; single ones can be given as keywords instead.
-        folder: takes the answers, `answers/<task>.jsonl`; an evaluation that was interrupted goes on from them.
+        folder: takes the answers, `answers/<task>.jsonl`; an interrupted evaluation resumes from them.
         progress: called with the task's name, the rows done and all rows.
 
     Returns:

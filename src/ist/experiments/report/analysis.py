@@ -31,7 +31,7 @@ def draw_analysis(result: Mapping[str, Any], folder: Path) -> Path:
         panels = figure.subplot_mosaic([["loss", "answers" if answered else "loss"], ["importance", "learned"]])
         draw_removal(panels["loss"], result["removal"], "loss", "Loss without layers", "nats a token")
         if answered:
-            draw_removal(panels["answers"], result["removal"], "accuracy", "Exact answers without layers", "share")
+            draw_removal(panels["answers"], result["removal"], "accuracy", "Exact match without layers", "share")
         draw_importance(panels["importance"], result)
         draw_learned(panels["learned"], result)
         picture = folder / ANALYSIS_PICTURE

@@ -56,7 +56,7 @@ class FixedSelector(Unlearned):
         """
         if list(state["layers"]) != list(self._layers):
             raise ValueError(
-                f"The run began with the layers {state['layers']} and would go on with {list(self._layers)}: give the "
+                f"The run began with the layers {state['layers']} and would resume with {list(self._layers)}: give the "
                 "former ones, or begin a new run from the saved adapter."
             )
 

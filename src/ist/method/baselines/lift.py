@@ -58,7 +58,7 @@ class LiftSelector(Unlearned):
         """
         if state["order"] != self._order:
             raise ValueError(
-                f"The run began with lift-{state['order']} and would go on with lift-{self._order}: give the former, "
+                f"The run began with lift-{state['order']} and would resume with lift-{self._order}: give the former, "
                 "or begin a new run from the saved adapter."
             )
 

@@ -70,7 +70,7 @@ class Selector(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state that `state_dict` returned."""
+        """Continue from a state that `state_dict` returned."""
         ...
 
 

@@ -97,7 +97,7 @@ class LearnedSelector:
         reason = f"losses not finite: {', '.join(f'{loss:g}' for loss in losses.tolist())}"
         if not self._warned:
             self._warned = True
-            warnings.warn(f"An importance update was skipped ({reason}); training goes on.", stacklevel=4)
+            warnings.warn(f"An importance update was skipped ({reason}); training continues.", stacklevel=4)
         return reason
 
     def state_dict(self) -> dict[str, Any]:

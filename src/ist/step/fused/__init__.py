@@ -1,4 +1,4 @@
-"""The lean step: LoRA as one autograd function, which keeps nothing of frozen layers."""
+"""Fused LoRA: one autograd function, which keeps nothing of frozen layers."""
 
 from .modules import FusedLora, JoinError, RowFactors, Switch, reason_against, remove_fused
 

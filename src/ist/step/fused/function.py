@@ -1,4 +1,4 @@
-"""LoRA on a linear module as one function: `y = x Wᵀ + b + s (D(x) Aᵀ) Bᵀ`, with D the adapter's dropout.
+"""LoRA on a linear module in one operation: `y = x Wᵀ + b + s (D(x) Aᵀ) Bᵀ`, with D the adapter's dropout.
 
 Autograd's own graph of the same expression keeps the input in two precisions, the dropped-out input, its mask and the
 adapter's output of every module, frozen or not. Here nothing is kept where A and B are frozen, and the input alone

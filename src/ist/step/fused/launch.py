@@ -208,7 +208,7 @@ def tiles(size: int, tile: int) -> int:
 
 
 def draw(device: torch.device, dropout: float) -> Draw:
-    """A draw of dropout, from where the generator stands. It goes on, as after any draw; whoever restores its state
+    """A draw of dropout, from where the generator stands. It advances, as after any draw; whoever restores its state
     gets the same draw again.
     """
     generator = torch.cuda.default_generators[device.index]

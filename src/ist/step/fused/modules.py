@@ -1,4 +1,4 @@
-"""Which of PEFT's LoRA modules compute as one function, and how they are switched over and back.
+"""Which of PEFT's LoRA modules are fused, and how they are switched over and back.
 
 A module that is taken keeps its class, its parameters and its place; only its own `forward` goes before that of its
 class, and hands every call that it cannot take (adapters off, merged, several at once, …) to PEFT's.
@@ -50,7 +50,7 @@ class Switch:
 
 
 class FusedLora:
-    """One LoRA module that computes as one function, until `remove`.
+    """One fused LoRA module, until `remove`.
 
     Args:
         module: a module for which `reason_against` has no reason.
@@ -220,7 +220,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def reason_against(module: nn.Module, own: Collection[int]) -> str | None:
-    """Why a module cannot compute as one function; None if it can.
+    """Why a module cannot be fused; None if it can.
 
     Args:
         module: with adapters.

@@ -1,0 +1,76 @@
+"""The pages agree with the code and with each other: links lead somewhere, and quoted messages are the library's."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
+
+
+def links(text: str) -> list[str]:
+    """Relative links, without those in code."""
+    text = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def messages(text: str) -> list[str]:
+    """What stands in code in the first column of the tables."""
+    return re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
+
+
+def source_strings() -> list[str]:
+    """Every string of the library, with `·` for the values in it."""
+    found = []
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "·" for part in node.values)
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(re.sub(r"%\S?\w", "·", node.value))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in links(page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_every_page_of_docs_is_linked_from_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in readme]
+    assert missing == []
+
+
+def test_a_page_has_one_title_and_begins_with_it() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert re.findall(r"^# ", text, re.MULTILINE) == ["# "], page
+        assert text.startswith("# "), page
+
+
+def test_messages_to_look_up_are_the_librarys() -> None:
+    """`…` stands for any value."""
+    strings = source_strings()
+    quoted = messages(TROUBLESHOOTING.read_text(encoding="utf-8"))
+    assert len(quoted) > 30
+    for message in quoted:
+        pattern = re.compile(".*?".join(re.escape(part.strip()) for part in message.split("…")), re.DOTALL)
+        assert any(pattern.search(string) for string in strings), message
