@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,27 @@ def test_a_circle_is_found(tmp_path: Path) -> None:
     (tmp_path / "b.py").write_text("from .a import f\n")
     (tmp_path / "c.py").write_text("from .a import f\n")
     assert house.circles(tmp_path) == [("a", "b")]
+
+
+MAX_FUNCTION, MAX_TUNER = 60, 250
+"""Lines."""
+
+
+def long_functions() -> dict[str, int]:
+    """The lines of each function of the library that is longer than `MAX_FUNCTION`."""
+    found = {}
+    for file in sorted(house.SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > MAX_FUNCTION:
+                    found[f"{file.relative_to(house.SOURCE)}: {node.name}"] = lines
+    return found
+
+
+def test_no_function_is_long() -> None:
+    assert long_functions() == {}
+
+
+def test_the_tuner_ties_the_parts_together_and_does_nothing_else() -> None:
+    assert len((house.SOURCE / "tuner.py").read_text(encoding="utf-8").splitlines()) < MAX_TUNER

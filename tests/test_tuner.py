@@ -10,6 +10,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -441,3 +442,40 @@ def test_bad_arguments_change_nothing(arguments: dict[str, Any], message: str) -
         SparseTuner(model, **arguments)
     assert "\n" not in str(error.value)
     assert traces(model) == before
+
+
+class Chooser:
+    """A selector that cannot be saved."""
+
+    def choose(self, step: int) -> tuple[int, ...]:
+        """Always the first layer."""
+        return (0,)
+
+    def learn(self, step: int, measure: Any) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"history": "x"}, r"^history='x' is a str: give a History, as in history=ist\.History\('runs/mine/"),
+        ({"history": Path("x")}, r"^history=.* is a .*Path: give a History"),
+        ({"selector": lambda config, num_layers: None}, "returned nothing, which has no choose"),
+        ({"selector": lambda config, num_layers: [0, 1]}, "returned a list, which has no choose"),
+        ({"selector": lambda config, num_layers: Chooser()}, "returned a Chooser, which has no state_dict"),
+    ],
+    ids=["history: text", "history: path", "nothing", "list", "half a selector"],
+)
+def test_wrong_arguments_are_refused_before_anything_is_hooked(arguments: dict[str, Any], message: str) -> None:
+    model = tiny_lora()
+    before = traces(model)
+    with pytest.raises(ValueError, match=message):
+        SparseTuner(model, **arguments)
+    assert traces(model) == before
+
+
+def test_numpys_numbers_are_options_that_a_history_and_a_state_can_hold(tmp_path: Path) -> None:
+    with SparseTuner(tiny_lora(), num_active_layers=numpy.int64(2), seed=numpy.int32(3)) as tuner:
+        tuner.record_to(History(tmp_path / "history.jsonl"))
+        json.dumps(tuner.state_dict())
+    assert read_history(tmp_path / "history.jsonl")[0]["config"]["num_active_layers"] == 2

@@ -51,11 +51,11 @@ REFERENCE = "LoRA"
 """The method whose time the others get at equal time."""
 WHOLE = ("lisa", "full")
 """Selectors that train the model's own weights."""
-KEYS = {"extends", "study", "tasks", "methods", "rates", "more_rates", "seeds", "budgets", "time_shares"}
-KEYS |= {"training", "importance"}
 FIRST_NAMES = {"suppression": "damping", "cost_exponent": "price"}
 FIRST_PRESETS = {"authors": "reference"}
 """What options were called when the first results were made."""
+KEYS = {"extends", "study", "tasks", "methods", "rates", "more_rates", "seeds", "budgets", "time_shares"}
+KEYS |= {"training", "importance"}
 
 
 @dataclass
@@ -249,8 +249,7 @@ class TaskPlan:
         num = SPEED_STEPS if kind == "speed" else steps or max(1, round(base * (share or 1.0)))
         shared = {key: value for key, value in setting.items() if key not in ("steps", "epochs")}
         matters = {"kind": kind, "task": self.task, "options": dict(options), "setting": shared, "steps": num}
-        hashed = {**matters, "options": first_names(options)}
-        code = hashlib.blake2b(json.dumps(hashed, sort_keys=True).encode(), digest_size=4).hexdigest()
+        code = code_of(matters)
         at = "" if budget == "steps" else ", equal time"
         return {
             "id": f"{self.task}/{kind}/{name}/lr {rate:g}/seed {seed}/{num} steps{at}/{code}",
@@ -290,11 +289,10 @@ class TaskPlan:
         self.expansion.waiting.append(f"{self.task}, {name}: {why}")
 
 
-def rate_beyond(rates: Sequence[float], best: float | None) -> float | None:
-    """Half of the lowest rate or twice the highest, if that is the best so far; None where it is inside, or unknown."""
-    if best is None or len(rates) < 2 or best not in (rates[0], rates[-1]):
-        return None
-    return best / 2 if best == rates[0] else best * 2
+def code_of(matters: Mapping[str, Any]) -> str:
+    """The end of an id, 8 hexadecimal digits: a digest of all that a training depends on but rate and seed."""
+    hashed = {**matters, "options": first_names(matters["options"])}
+    return hashlib.blake2b(json.dumps(hashed, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 def first_names(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -303,6 +301,13 @@ def first_names(options: Mapping[str, Any]) -> dict[str, Any]:
         FIRST_NAMES.get(name, name): FIRST_PRESETS.get(value, value) if name == "preset" else value
         for name, value in options.items()
     }
+
+
+def rate_beyond(rates: Sequence[float], best: float | None) -> float | None:
+    """Half of the lowest rate or twice the highest, if that is the best so far; None where it is inside, or unknown."""
+    if best is None or len(rates) < 2 or best not in (rates[0], rates[-1]):
+        return None
+    return best / 2 if best == rates[0] else best * 2
 
 
 def chosen_rate(grid: Sequence[Training], lines: Lines) -> float | None:

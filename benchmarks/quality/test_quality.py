@@ -504,3 +504,18 @@ def test_what_is_no_number_is_none_in_json() -> None:
     assert run.finite(line) == {
         "test": {"a": {"loss": None, "perplexity": None}}, "curve": [[0, 0.0, 1.0]], "error": "x",
     }  # fmt: skip
+
+
+def test_renamed_options_leave_the_ids_of_results() -> None:
+    """A plan with today's names comes to the ids of the committed results, so nothing is measured again."""
+    files = sorted((BENCHMARKS / "quality" / "results").glob("*-h200.jsonl"))
+    lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    named = [line for line in lines if line["options"].get("preset") == "reference"]
+    assert len(named) > 10
+    for line in named:
+        matters = {key: line[key] for key in ("kind", "task", "options", "setting", "steps")}
+        today = {**matters, "options": {**line["options"], "preset": "authors"}}
+        assert line["id"].endswith("/" + plan.code_of(today))
+    other = {**today, "options": {"selector": "ist", "suppression": "scaling", "cost_exponent": 1.0}}
+    before = {**today, "options": {"selector": "ist", "damping": "scaling", "price": 1.0}}
+    assert plan.code_of(other) == plan.code_of(before) != plan.code_of(today)

@@ -150,20 +150,27 @@ def find_focus(
         raise ValueError(f"scores has {len(known)} numbers, and {len(full.layers)} layers get adapters: give one each.")
     kept = choose_layers(known, num, spread)
     config = write_config(model, peft_config, full, kept, rank, scaling, known)
+    found = focus_of(model, config, full, kept, None if scores is None else tuple(known), start)
+    logger.info(describe(found))
+    return found
+
+
+def focus_of(
+    model: nn.Module, config: Any, full: Outline, kept: tuple[int, ...], scores: tuple[float, ...] | None, start: float
+) -> Focus:
+    """What was found, with the adapters that `config` makes; `start` is when the search began."""
     own = {module.name for module in full.modules if module.layer in kept}
     after = [module for module in adapted_modules(model, config) if module.name in own]
-    found = Focus(
+    return Focus(
         config=config,
         layers=kept,
         names=full.layers,
-        scores=None if scores is None else tuple(known),
+        scores=scores,
         ranks={module.name: module.rank for module in after if module.rank is not None},
         num_parameters=sum(module.num_parameters for module in after),
         num_parameters_before=full.num_parameters,
         seconds=time.perf_counter() - start,
     )
-    logger.info(describe(found))
-    return found
 
 
 def layer_scores(

@@ -31,7 +31,8 @@ from peft.helpers import DoraCaching
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ist.adapters.responses import blend, has_exact_factor, scaled_response
+from ist.adapters.blending import blend
+from ist.adapters.responses import has_exact_factor, scaled_response
 from ist.bottleneck import BottleneckConfig
 from tests.helpers.models import make_lora, make_model, randomise, wrap
 from tests.helpers.tiny import traces

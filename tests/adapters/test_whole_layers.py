@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from ist import IST, SparseTuner
-from ist.adapters import whole_layers
+from ist.adapters import view
 from ist.adapters.view import view_model
 from ist.adapters.whole_layers import discover_whole_layers
 from ist.step.activation import LayerActivation
@@ -150,9 +150,9 @@ def test_what_does_not_fit_is_refused_and_left_as_it_was(
 
 
 def test_sharded_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole_layers, "is_sharded", lambda model: True)
+    monkeypatch.setattr(view, "is_sharded", lambda model: True)
     with pytest.raises(ValueError, match="the model's weights are sharded by FSDP, which was not tried"):
-        discover_whole_layers(tiny_llama())
+        SparseTuner(tiny_llama(), selector="lisa")
 
 
 # ---- What moves

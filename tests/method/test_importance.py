@@ -125,7 +125,7 @@ def test_a_reward_for_each_candidate_is_required():
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("score_step", "mu"), [("additive", 1.0), ("sigmoid_gradient", 10.0)])
 def test_the_layers_that_matter_end_with_the_highest_scores(score_step, mu, seed):
-    """Twelve layers; suppressing layer i costs effects[i] nats; each update has a batch of another loss; uniform sets."""
+    """Twelve layers; suppressing layer i costs effects[i] nats; each update has another batch loss; uniform sets."""
     effects = [0.01, 0.3, 0.0, 0.02, 0.35, 0.0, 0.01, 0.4, 0.02, 0.0, 0.01, 0.0]
     generator = random.Random(seed)
     state = init_importance(len(effects))

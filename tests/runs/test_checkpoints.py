@@ -305,3 +305,15 @@ def test_states_of_before_the_fingerprint_are_read() -> None:
     old = {k: v for k, v in tuner.state_dict().items() if k not in ("base_fingerprint", "num_processes")}
     tuner.load_state_dict(old)
     assert tuner.num_steps == 0
+
+
+def test_a_state_with_the_names_that_options_had_before_is_taken_up() -> None:
+    """Old checkpoints say `damping`, `price` and the preset `reference`; nothing is said about it."""
+    tuner = SparseTuner(tiny_lora(), preset="authors", cost_exponent=1.0)
+    state = tuner.state_dict()
+    config = dict(state["config"])
+    old = {"preset": "reference", "damping": config.pop("suppression"), "price": config.pop("cost_exponent")}
+    tuner.load_state_dict({**state, "num_steps": 4, "config": {**config, **old}})
+    assert tuner.num_steps == 4
+    with pytest.raises(ValueError, match="suppression was 'response' and is 'scaling'"):
+        tuner.load_state_dict({**state, "config": {**config, **old, "damping": "response"}})

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .blending import blend
+
 __all__ = ["check_adapters", "is_adapter", "pooled_parameters", "scaled_response"]
 
 PROMPTS = ("prefixes", "prompt_tunings")
@@ -92,8 +94,8 @@ def scaled_response(adapter: nn.Module, beta: float) -> Iterator[None]:
             base = forward(*map(copy_cache, args), **{name: copy_cache(value) for name, value in kwargs.items()})
         full = forward(*args, **kwargs)
         if isinstance(full, tuple):
-            return (blend(base[0], full[0], beta), *full[1:])
-        return blend(base, full, beta)
+            return (blend_output(base[0], full[0], beta), *full[1:])
+        return blend_output(base, full, beta)
 
     try:
         adapter.forward = blended
@@ -105,15 +107,19 @@ def scaled_response(adapter: nn.Module, beta: float) -> Iterator[None]:
             adapter.forward = own
 
 
-def blend(base: Any, full: Any, beta: float) -> Tensor:
-    """`base + β·(full − base)`."""
+def blend_output(base: Any, full: Any, beta: float) -> Tensor:
+    """`base + β·(full − base)` of one tensor.
+
+    Raises:
+        ValueError: the module returned something else, or its adapters change the shape.
+    """
     if not isinstance(full, Tensor) or base.shape != full.shape:
         found = f"tensors of shapes {list(base.shape)} and {list(full.shape)}" if isinstance(full, Tensor) else "none"
         raise ValueError(
             f"A module must return one tensor of one shape without and with its adapters, and gave {found}, so its "
             "response cannot be scaled: train one adapter, or a Stack, rather than adapters in Parallel."
         )
-    return base + beta * (full - base)
+    return blend(base, full, beta)
 
 
 @contextmanager

@@ -8,15 +8,16 @@ adapters off: `base + β·(full − base)`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..config import Suppression
 from . import adapterhub
+from .blending import blend
 
 __all__ = ["has_exact_factor", "response_factors", "scaled_response"]
 
@@ -140,27 +141,6 @@ def blended_output(adapter: nn.Module, beta: float) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def blend(base: Any, full: Any, beta: float) -> Any:
-    """`base + β·(full − base)` of a tensor, or of each floating-point tensor in a tuple or list.
-
-    What is no such tensor (a cache, a shape, None) has no response and is returned as the full module gave it.
-
-    Raises:
-        ValueError: the output is a mapping, in which nothing tells what the response is.
-    """
-    if isinstance(full, Mapping) and any(isinstance(v, Tensor) and v.is_floating_point() for v in full.values()):
-        raise ValueError(
-            f"An adapted module returned a {type(full).__name__}, whose response cannot be scaled: adapt modules that "
-            "return tensors, such as linear ones with LoRA."
-        )
-    if isinstance(full, (tuple, list)):
-        parts = [blend(b, f, beta) for b, f in zip(base, full, strict=True)]
-        return type(full)(*parts) if hasattr(full, "_fields") else type(full)(parts)
-    if isinstance(full, Tensor) and full.is_floating_point():
-        return base + beta * (full - base)
-    return full
 
 
 @contextmanager

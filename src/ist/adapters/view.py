@@ -63,7 +63,13 @@ def view_model(model: Any, layers: str | Sequence[str] | None, trains: Trains) -
         raise ValueError(f"model is a {type(model).__name__}: give a model, such as get_peft_model returns.")
     model = unwrap_ddp(model)
     check_backend(model)
-    return ModelView(model, layers_to_train(model, layers, trains), is_sharded(model))
+    found, sharded = layers_to_train(model, layers, trains), is_sharded(model)
+    if sharded and not any(layer.adapters for layer in found):
+        raise ValueError(
+            "Whole layers are to be trained, and the model's weights are sharded by FSDP, which was not tried with "
+            "that: use one process, or adapters."
+        )
+    return ModelView(model, found, sharded)
 
 
 def is_compiled(block: nn.Module) -> bool:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from ..config import Trains
-from ..runtime.sharding import is_sharded
 from .layers import Layer, base_name, choose_stacks, discover_layers, find_adapters, find_stacks
 
 __all__ = ["discover_whole_layers", "layers_to_train"]
@@ -51,7 +50,7 @@ def discover_whole_layers(model: nn.Module, names: str | Sequence[str] | None = 
         `parameters` are all that requires a gradient in the block.
 
     Raises:
-        ValueError: the model has adapters, is sharded, has nothing to train, no block repeats, or several stacks do and
+        ValueError: the model has adapters, has nothing to train, no block repeats, or several stacks do and
             `names` does not say which one is meant.
     """
     check_whole(model)
@@ -91,11 +90,6 @@ def check_whole(model: nn.Module) -> None:
         raise ValueError(
             "Whole layers are to be trained, and this model has adapters: give the model without them (LISA and full "
             "fine-tuning train its own weights), or choose among adapters with selector='ist' or 'random'."
-        )
-    if is_sharded(model):
-        raise ValueError(
-            "Whole layers are to be trained, and the model's weights are sharded by FSDP, which was not tried with "
-            "that: use one process, or adapters."
         )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(

@@ -34,10 +34,10 @@ def settled(options_class: type[Options]) -> type[Options]:
     declared: Callable[..., None] = options_class.__init__
 
     @wraps(declared)
-    def __init__(self: Options, **options: Any) -> None:
+    def constructor(self: Options, **options: Any) -> None:
         declared(self, **settle_options(options))
 
-    options_class.__init__ = __init__  # type: ignore[method-assign]
+    options_class.__init__ = constructor  # type: ignore[method-assign]
     return options_class
 
 
@@ -171,7 +171,7 @@ class StepOptions:
     """How a step is executed, and what its cost counts. Nothing here is in the paper; the defaults train as it does."""
 
     fused: bool = True
-    """Whether LoRA modules run fused, which keeps nothing of frozen layers in memory; those that cannot (DoRA, another
+    """Whether LoRA modules are fused, which keeps nothing of frozen layers in memory; those that cannot (DoRA, another
     tuner, …) run as PEFT has them. Outputs and gradients are PEFT's within rounding."""
 
     frozen_dropout: bool = False
@@ -184,7 +184,7 @@ class StepOptions:
     `all`, as gradient checkpointing does. Layers below the lowest active one are never computed twice."""
 
     optimizer_state: FrozenMoments = "keep"
-    """What becomes of the optimizer's moments of frozen layers: `keep` leaves them, `reset` forgets them each time that
+    """What happens to the optimizer's moments of frozen layers: `keep` leaves them, `reset` forgets them each time that
     the layer is frozen, `offload` has them wait in pinned host memory (on CUDA; the training is that of `keep`)."""
 
     cost_exponent: float = 0.0

@@ -23,7 +23,6 @@ from ..probing.suppression import LossFunction, model_loss
 from ..runtime.distributed import current_ranks
 from ..runtime.modes import evaluation_mode, to_device
 from ..runtime.randomness import keyed_seed, private_randomness
-from ..runtime.sharding import compute_device
 from ..tuner import SparseTuner
 
 __all__ = ["GreedySearch", "count_trainings", "greedy_layers", "search_greedily"]
@@ -121,6 +120,35 @@ def greedy_layers(
         ValueError: several processes train together, there are no batches, or the model or an option does not fit.
     """
     config = resolve_config(config, options)
+    check_search(model, train_batches, validation_batches, num_steps)
+    start = time.perf_counter()
+    with SparseTuner(model, config, probe_batches=[], selector="all", layers=layers) as tuner, restored(model):
+        trials = Trials(
+            tuner, train_batches, validation_batches, num_steps, learning_rate, weight_decay, loss_function, autocast
+        )
+
+        def evaluate(candidate: tuple[int, ...]) -> float:
+            loss = trials.loss_of(candidate)
+            if on_trial:
+                on_trial(candidate, loss)
+            return loss
+
+        num_chosen = config.layer_counts(len(tuner.layers)).active
+        try:
+            found = search_greedily(len(tuner.layers), num_chosen, evaluate, min_gain)
+        finally:
+            trials.put_back()
+    steps = num_steps * len(found.trials)
+    return GreedySearch(found.layers, found.losses, found.trials, time.perf_counter() - start, steps)
+
+
+def check_search(
+    model: nn.Module,
+    train_batches: Sequence[Mapping[str, Any]],
+    validation_batches: Sequence[Mapping[str, Any]],
+    num_steps: int,
+) -> None:
+    """Raise ValueError where a search cannot be made."""
     check_whole("num_steps", num_steps, at_least=1, why="a trial is a short training")
     if not train_batches or not validation_batches:
         raise ValueError("The greedy search needs at least one training and one validation batch.")
@@ -130,50 +158,77 @@ def greedy_layers(
         raise ValueError(
             "The greedy search does not go with AdaLoRA, whose ranks its trials would allocate: take LoRA."
         )
-    start = time.perf_counter()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = compute_device(model)
-    computing = {"device_type": device.type, "dtype": autocast or torch.bfloat16, "enabled": autocast is not None}
-    with SparseTuner(model, config, probe_batches=[], selector="all", layers=layers) as tuner, restored(model):
-        saved = [(tensor, tensor.detach().clone()) for tensor in (*trained, *model.buffers())]
-
-        def evaluate(candidate: tuple[int, ...]) -> float:
-            tuner.selector = FixedSelector(config, len(tuner.layers), candidate)
-            put_back(saved)
-            optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
-            tuner.attach_optimizer(optimizer)
-            model.train()
-            with private_randomness(keyed_seed(config.seed, "trial", 0), device):
-                for step in range(num_steps):
-                    tuner.begin_step()
-                    with torch.autocast(**computing):
-                        loss = loss_function(model, to_device(train_batches[step % len(train_batches)], device))
-                    loss.backward()
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    tuner.end_step(optimizer)
-                with torch.no_grad(), evaluation_mode(model), torch.autocast(**computing):
-                    losses = [float(loss_function(model, to_device(b, device))) for b in validation_batches]
-            mean = sum(losses) / len(losses)
-            if on_trial:
-                on_trial(candidate, mean)
-            return mean
-
-        num_chosen = config.layer_counts(len(tuner.layers)).active
-        try:
-            found = search_greedily(len(tuner.layers), num_chosen, evaluate, min_gain)
-        finally:
-            put_back(saved)
-    steps = num_steps * len(found.trials)
-    return GreedySearch(found.layers, found.losses, found.trials, time.perf_counter() - start, steps)
 
 
-@torch.no_grad()
-def put_back(saved: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Give tensors their values of before, and no gradient."""
-    for tensor, value in saved:
-        tensor.copy_(value)
-        tensor.grad = None
+class Trials:
+    """Short trainings of some layers, each from the same start on the same batches.
+
+    Args:
+        tuner: of the model.
+        train_batches: each trial goes through them from the first on, again and again.
+        validation_batches: each trial is judged on them.
+        num_steps: optimizer steps of a trial.
+        learning_rate: of AdamW, at all steps.
+        weight_decay: of AdamW.
+        loss_function: `(model, batch) -> loss`, a scalar in nats.
+        autocast: the type to compute in; None is that of the weights.
+    """
+
+    def __init__(
+        self,
+        tuner: SparseTuner,
+        train_batches: Sequence[Mapping[str, Any]],
+        validation_batches: Sequence[Mapping[str, Any]],
+        num_steps: int,
+        learning_rate: float,
+        weight_decay: float,
+        loss_function: LossFunction,
+        autocast: torch.dtype | None,
+    ) -> None:
+        self._tuner, self._device = tuner, tuner.device
+        self._train_batches, self._validation_batches = train_batches, validation_batches
+        self._num_steps, self._loss_function = num_steps, loss_function
+        self._trained = [parameter for parameter in tuner.model.parameters() if parameter.requires_grad]
+        self._options: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
+        self._computing: dict[str, Any] = {
+            "device_type": self._device.type,
+            "dtype": autocast or torch.bfloat16,
+            "enabled": autocast is not None,
+        }
+        self._saved = [(tensor, tensor.detach().clone()) for tensor in (*self._trained, *tuner.model.buffers())]
+
+    def loss_of(self, candidate: tuple[int, ...]) -> float:
+        """The mean loss on the held-out batches after a training of the layers `candidate`."""
+        tuner = self._tuner
+        tuner.selector = FixedSelector(tuner.config, len(tuner.layers), candidate)
+        self.put_back()
+        tuner.model.train()
+        with private_randomness(keyed_seed(tuner.config.seed, "trial", 0), self._device):
+            self._train()
+            with torch.no_grad(), evaluation_mode(tuner.model):
+                losses = [float(self._loss(batch)) for batch in self._validation_batches]
+        return sum(losses) / len(losses)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Give the model the values of before, and no gradient."""
+        for tensor, value in self._saved:
+            tensor.copy_(value)
+            tensor.grad = None
+
+    def _train(self) -> None:
+        optimizer = torch.optim.AdamW(self._trained, **self._options)
+        self._tuner.attach_optimizer(optimizer)
+        for step in range(self._num_steps):
+            self._tuner.begin_step()
+            self._loss(self._train_batches[step % len(self._train_batches)]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            self._tuner.end_step(optimizer)
+
+    def _loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        with torch.autocast(**self._computing):
+            return self._loss_function(self._tuner.model, to_device(batch, self._device))
 
 
 @contextmanager

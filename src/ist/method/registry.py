@@ -44,6 +44,10 @@ SELECTORS: dict[str, SelectorFactory] = {
 """Selectors that need nothing but a configuration and the number of layers. Beside them there is `fixed:LAYERS`."""
 
 
+METHODS = ("choose", "learn", "state_dict", "load_state_dict")
+"""What a selector can do, see `Selector`."""
+
+
 def selector_factory(selector: str | SelectorFactory) -> SelectorFactory:
     """The factory of that name, or the factory itself.
 
@@ -71,8 +75,20 @@ def make_selector(factory: SelectorFactory, config: ISTConfig, names: Sequence[s
     """The selector for a model whose layers have these names.
 
     Raises:
-        ValueError: the configuration does not fit the model, or a layer that the selector is given is none of it.
+        ValueError: the configuration does not fit the model, a layer that the selector is given is none of it, or a
+            function returned no selector.
     """
     if isinstance(factory, FixedFactory):
         return factory.with_names(config, names)
-    return factory(config, len(names))
+    selector = factory(config, len(names))
+    if missing := [name for name in METHODS if not callable(getattr(selector, name, None))]:
+        raise ValueError(
+            f"The selector's function returned {shown_kind(selector)}, which has no {missing[0]}(): return an object "
+            f"with {', '.join(METHODS)}, such as RandomSelector(config, num_layers)."
+        )
+    return selector
+
+
+def shown_kind(value: object) -> str:
+    """A value's type in words, `nothing` for None."""
+    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -26,7 +26,7 @@ MAX_DRAWS_PER_CANDIDATE = 64
 """Draws from the policy before a distinct candidate set is drawn uniformly (a sharp policy repeats itself)."""
 
 MAX_REJECTIONS = 1000
-"""Sets that may be rejected before one is taken whatever it costs; at the highest exponent one in 256 or more is not."""
+"""Sets that may be rejected before one is taken whatever it costs; at the highest exponent one of 256 is accepted."""
 
 
 def sample_layers(

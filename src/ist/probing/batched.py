@@ -21,6 +21,7 @@ from ..adapters.view import ModelView
 from ..runtime.modes import evaluation_mode
 from ..step.compiled import as_written
 from ..step.fused import FusedLora, JoinError, RowFactors
+from .suppression import factors_of
 
 __all__ = ["BatchedLosses", "batched_losses"]
 
@@ -161,7 +162,7 @@ def factors_by_row(
     Raises:
         JoinError: an adapter is not fused.
     """
-    table = torch.tensor([[1.0 if layer.index in c else beta for c in candidates] for layer in layers])
+    table = torch.tensor([factors_of(layers, candidate, beta) for candidate in candidates]).T.contiguous()
     table = table.to(ids.device)[..., None, None]
     shape = (ids.shape[0], ids.shape[1])
     changed: list[nn.Module] = []

@@ -15,10 +15,15 @@ from ..adapters.layers import Layer
 from ..adapters.responses import Suppression, scaled_response
 from ..runtime.modes import evaluation_mode
 
-__all__ = ["LossFunction", "candidate_losses", "model_loss", "suppress"]
+__all__ = ["LossFunction", "candidate_losses", "factors_of", "model_loss", "suppress"]
 
 LossFunction = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 """`(model, batch) -> loss`, a scalar in nats."""
+
+
+def factors_of(layers: Sequence[Layer], unsuppressed: Collection[int], beta: float) -> list[float]:
+    """What multiplies the response `a_i` of each layer: 1 in the layers of a candidate set, β in all others (eq. 8)."""
+    return [1.0 if layer.index in unsuppressed else beta for layer in layers]
 
 
 @contextmanager
@@ -34,10 +39,10 @@ def suppress(
         suppression: what beta multiplies, see `ist.adapters.responses.scaled_response`.
     """
     with ExitStack() as stack:
-        for layer in layers:
-            if layer.index not in unsuppressed:
+        for layer, factor in zip(layers, factors_of(layers, unsuppressed, beta), strict=True):
+            if factor != 1:
                 for adapter in layer.adapters.values():
-                    stack.enter_context(scaled_response(adapter, beta, suppression))
+                    stack.enter_context(scaled_response(adapter, factor, suppression))
         yield
 
 

@@ -13,7 +13,6 @@ from torch.utils.data import IterableDataset
 
 from ..runtime.collation import private_state
 from ..runtime.randomness import private_randomness
-from ..runtime.sharding import is_sharded
 
 __all__ = ["base_fingerprint", "data_fingerprint", "weights_fingerprint"]
 
@@ -24,7 +23,7 @@ SAMPLED_ROWS = 32
 """Rows of the training data that count, beside their number."""
 
 
-def base_fingerprint(model: nn.Module) -> str | None:
+def base_fingerprint(model: nn.Module, sharded: bool = False) -> str | None:
     """A digest of the frozen weights: of names, shapes and evenly spaced elements of each tensor.
 
     Elements are rounded to bfloat16, so that the same weights have the same digest in float32 and bfloat16, and on
@@ -32,11 +31,12 @@ def base_fingerprint(model: nn.Module) -> str | None:
 
     Args:
         model: with adapters, whose trainable parameters do not count, nor what they replace.
+        sharded: whether each rank holds but a part of the weights.
 
     Returns:
         16 hexadecimal digits; None where each rank holds but a part of the weights (FSDP), or they are on no device.
     """
-    if is_sharded(model) or any(parameter.is_meta for parameter in model.parameters()):
+    if sharded or any(parameter.is_meta for parameter in model.parameters()):
         return None
     unused = set(map(id, unused_parameters(model)))
     return weights_fingerprint(

@@ -24,7 +24,7 @@ from .appended import AppendedFile
 from .events import find_wrong_field
 from .files import write_whole
 
-__all__ = ["HISTORY_FILE", "History", "history_file", "read_history"]
+__all__ = ["HISTORY_FILE", "History", "check_history", "history_file", "read_history"]
 
 HISTORY_FILE = "ist_history.jsonl"
 """Name of the history in a run's folder."""
@@ -133,6 +133,15 @@ def history_file(path: str | os.PathLike[str]) -> Path:
     if not file.is_file():
         raise ValueError(f"{file} does not exist: give the folder of a run, which holds {HISTORY_FILE}.")
     return file
+
+
+def check_history(history: Any) -> None:
+    """Raise ValueError unless `history` is a History or None."""
+    if not isinstance(history, History | None):
+        raise ValueError(
+            f"history={history!r} is a {type(history).__name__}: give a History, as in history=ist.History('runs/mine/"
+            f"{HISTORY_FILE}'), or leave it out."
+        )
 
 
 def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 from ..adapters.adalora import RankAllocation
 from ..adapters.lora_fa import FrozenPairs, is_lora_fa
 from ..adapters.view import ModelView
+from ..config import StepOptions
 from ..runtime.ddp import TiedOutputs
 from ..runtime.part import Part
 from .activation import LayerActivation
@@ -27,13 +28,13 @@ class StepParts:
 
     Args:
         view: the model in training.
-        config: how a step is executed: `recompute`, `fused`, `frozen_dropout`, `optimizer_state`.
+        config: how a step is executed.
 
     Raises:
         ValueError: an option does not fit the model; nothing is hooked before `open`.
     """
 
-    def __init__(self, view: ModelView, config: Any) -> None:
+    def __init__(self, view: ModelView, config: StepOptions) -> None:
         self._view, self._config = view, config
         self._recompute = Recompute(view, config.recompute)
         self._parts: tuple[Part, ...] = ()

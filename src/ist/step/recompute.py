@@ -27,7 +27,6 @@ from torch.utils.checkpoint import checkpoint
 from ..adapters.layers import Layer
 from ..adapters.view import ModelView
 from ..runtime.part import Part
-from ..runtime.sharding import is_sharded
 from .bare import bare_blocks
 
 __all__ = ["Recompute"]
@@ -73,7 +72,7 @@ class Recompute(Part):
 
     def __init__(self, view: ModelView, mode: str) -> None:
         blocks = (*view.layers, *bare_blocks(view.model, view.layers))
-        self._still = {layer.name for layer in blocks if is_still(layer)}
+        self._still = {layer.name for layer in blocks if not view.sharded and is_still(layer)}
         layers = [replace(layer, module=within_fsdp(layer.module)) for layer in blocks]
         restore_all([layer.module for layer in layers])  # of a training that ended with an exception
         self._layers = () if mode == "none" else tuple(layers)
@@ -126,10 +125,10 @@ def warn_of_other_forwards(layers: Sequence[Layer], mode: str) -> None:
 
 
 def is_still(layer: Layer) -> bool:
-    """Whether nothing trains in the block of a layer while the layer is frozen, and no engine watches its backward."""
+    """Whether nothing trains in the block of a layer while the layer is frozen."""
     own = {id(parameter) for parameter in layer.parameters}
     trains = any(p.requires_grad and id(p) not in own for p in layer.module.parameters())
-    return not trains and not is_sharded(layer.module)
+    return not trains
 
 
 def compiled_call(block: nn.Module) -> str | None:
