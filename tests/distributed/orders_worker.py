@@ -1,4 +1,4 @@
-"""One process of trainings around evaluations: `orders_worker.py FOLDER BACKEND`."""
+"""One process of trainings around evaluations: `orders_worker.py FOLDER`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from torch.nn.parallel import DistributedDataParallel
-from trainer_cases import ENGINES, make_trainer
-from trainer_worker import let_accelerate_shard_on_cpus
+from trainer_cases import make_trainer
 
-from ist.runtime.sharding import is_sharded
 from tests.helpers.tiny import tiny_rows
 
 ORDERS = ["evaluate train", "predict train", "train evaluate train", "evaluate predict train predict train"]
@@ -23,25 +21,21 @@ NUM_STEPS = 6
 
 
 def weights(model: Any) -> str:
-    """A hash of what trains, gathered where it is sharded."""
-    state = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in state.values()]
-    return hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in whole)).hexdigest()
+    """A hash of what trains."""
+    trained = (p.detach().cpu() for p in model.parameters() if p.requires_grad)
+    return hashlib.sha256(b"".join(p.numpy().tobytes() for p in trained)).hexdigest()
 
 
-def main(folder: Path, backend: str) -> None:
+def main(folder: Path) -> None:
     """Train in every order, each with a Trainer and a model of its own."""
-    shard = "fsdp" in ENGINES[backend]
-    prepare = let_accelerate_shard_on_cpus if shard and os.environ.get("IST_TEST_DEVICE") != "cuda" else None
     found = {}
     for number, order in enumerate(ORDERS):
-        trainer, _, _ = make_trainer(folder / str(number), 2, backend, NUM_STEPS, prepare)
+        trainer, _, _ = make_trainer(folder / str(number), 2, steps=NUM_STEPS)
         rows: Any = tiny_rows(8, seed=9)
         for act in order.split():
             if act == "train":
                 trainer.train()
-                wrapped = trainer.model_wrapped
-                assert is_sharded(wrapped) if shard else isinstance(wrapped, DistributedDataParallel), order
+                assert isinstance(trainer.model_wrapped, DistributedDataParallel), order
             else:
                 getattr(trainer, act)(rows)
         found[order] = weights(trainer.model)
@@ -49,4 +43,4 @@ def main(folder: Path, backend: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]))

@@ -18,12 +18,12 @@ pytestmark = pytest.mark.distributed
 WORKER = Path(__file__).parent / "orders_worker.py"
 
 
-@pytest.mark.parametrize("backend", ["DDP", "FSDP2"])
-def test_ranks_hold_one_adapter_in_every_order(backend: str, tmp_path: Path) -> None:
-    finished = launch([WORKER, tmp_path, backend], 2)
+def test_ranks_hold_one_adapter_in_every_order(tmp_path: Path) -> None:
+    """On DDP; Accelerate itself refuses an evaluation before the first training on FSDP2."""
+    finished = launch([WORKER, tmp_path], 2)
     assert all(process.returncode == 0 for process in finished), finished[0].stderr[-3000:]
     first, second = (json.loads((tmp_path / f"found.{rank}.json").read_text()) for rank in range(2))
     assert first == second
     assert len(first) == 4
     assert first["evaluate train"] == first["predict train"], "and what was evaluated before changes no bit"
-    note(f"Trainer, {backend}", "evaluate, predict and train in any order", 2, "right", "test_ranks_hold_one_adapter")
+    note("Trainer, DDP", "evaluate, predict and train in any order", 2, "right", "test_ranks_hold_one_adapter")

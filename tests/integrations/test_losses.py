@@ -50,7 +50,8 @@ class CallsSuper(Trainer):
     """The parent's loss and a penalty."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        return super().compute_loss(*args, **kwargs) + 2
+        loss: Any = super().compute_loss(*args, **kwargs)
+        return loss + 2
 
 
 OWN: dict[str, tuple[type[Trainer], dict[str, Any]]] = {
@@ -97,6 +98,8 @@ def test_a_loss_given_to_the_callback_wins(tmp_path: Path) -> None:
 
 def test_what_a_trainer_counts_for_its_logs_is_put_back(tmp_path: Path) -> None:
     class Counts(Trainer):
+        _metrics: Any
+
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             self._metrics["eval"]["entropy"].append(1.0)
             return super().compute_loss(model, inputs, *args, **kwargs)

@@ -27,12 +27,8 @@ def train(
         str(folder), max_steps=STEPS, per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True, report_to=[],
         save_strategy="no", disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False,
     )  # fmt: skip
-    trainer = kind(
-        model=model or tiny_lora(),
-        args=args,
-        train_dataset=tiny_rows(48) if data is None else data,
-        callbacks=[callback],
-    )  # type: ignore[arg-type]
+    rows: Any = data or tiny_rows(48)
+    trainer = kind(model=model or tiny_lora(), args=args, train_dataset=rows, callbacks=[callback])
     trainer.train()
     return trainer
 

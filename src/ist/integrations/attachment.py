@@ -13,12 +13,13 @@ from contextvars import ContextVar
 from typing import Any
 
 from torch.nn.parallel import DistributedDataParallel
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..runtime.sharding import is_sharded
+from ..runtime.sharding import DEEPSPEED, is_sharded
 
 __all__ = [
     "check_alone",
+    "check_arguments",
     "check_backend_of",
     "current_trainer",
     "forget_evaluation",
@@ -77,6 +78,18 @@ def check_alone(callbacks: Sequence[TrainerCallback], kind: type[Any]) -> None:
     if num > 1:
         raise ValueError(
             f"The Trainer has {num} {kind.__name__} callbacks, each of which would freeze the others' layers: give one."
+        )
+
+
+def check_arguments(args: TrainingArguments) -> None:
+    """Raise ValueError where the arguments ask for a backend under which no layer can be frozen."""
+    if args.deepspeed or getattr(args, "deepspeed_plugin", None):
+        raise ValueError(DEEPSPEED)
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"The Trainer would spread the model over {args.n_gpu} GPUs by nn.DataParallel, whose replicas cannot "
+            "be frozen apart: start one process for each GPU with `accelerate launch` or `torchrun`, or show the "
+            "Trainer one GPU, as in CUDA_VISIBLE_DEVICES=0."
         )
 
 

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..config import ISTConfig, resolve_config
 from ..method.registry import SelectorFactory, selector_factory
 from ..probing.suppression import LossFunction
-from ..runs.checkpoints import check_checkpoint, write_manifest
+from ..runs.checkpoints import write_manifest
 from ..runs.fingerprint import data_fingerprint
 from ..runs.history import HISTORY_FILE, History
-from ..runs.resume import COURSE, changed_course
-from ..runtime.sharding import DEEPSPEED
+from ..runs.resume import COURSE
 from ..tuner import SparseTuner
-from .attachment import check_alone, check_backend_of, current_trainer, move_to_front, skip_steps, watch_trainings
+from .attachment import (
+    check_alone,
+    check_arguments,
+    check_backend_of,
+    current_trainer,
+    move_to_front,
+    skip_steps,
+    watch_trainings,
+)
 from .losses import trained_loss, warn_of_other_loss
 from .probe_data import check_probe, make_probes
+from .resume import checkpoint_folder, resume, saved_states
 from .summary import summarize, warn_of_no_update, warn_of_uniform_choice
 
 __all__ = ["IST"]
@@ -96,6 +102,7 @@ class IST(TrainerCallback, ExportableState):
         """Gives the Trainer that this callback is attached to, while it lives."""
         self._undo_skip: Callable[[], object] = no_trainer
         self._compared = False
+        """Whether the measured loss was compared with the trained one, which is done early in a run."""
         watch_trainings(IST)
 
     def attach(self, trainer: Any) -> IST:
@@ -133,14 +140,7 @@ class IST(TrainerCallback, ExportableState):
                 f"restore_callback_states_from_checkpoint=True rebuilt IST without {', '.join(self._lost_arguments)}, "
                 "which no checkpoint can hold: leave that flag off, IST restores its state without it."
             )
-        if args.deepspeed or getattr(args, "deepspeed_plugin", None):
-            raise ValueError(DEEPSPEED)
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"The Trainer would spread the model over {args.n_gpu} GPUs by nn.DataParallel, whose replicas cannot "
-                "be frozen apart: start one process for each GPU with `accelerate launch` or `torchrun`, or show the "
-                "Trainer one GPU, as in CUDA_VISIBLE_DEVICES=0."
-            )
+        check_arguments(args)
         if trainer is not None:
             self.attach(trainer)
             check_backend_of(trainer)
@@ -149,7 +149,8 @@ class IST(TrainerCallback, ExportableState):
                 self._undo_skip = skip_steps(trainer)
         loss_function = self._loss_function or (trained_loss(trainer) if trainer is not None else None)
         batch_size = self.config.probe_batch_size or state.train_batch_size or args.train_batch_size
-        measures = self._selector == "ist" and self.config.update_interval <= state.max_steps - state.global_step
+        interval = self.config.update_interval
+        measures = self._selector == "ist" and state.global_step // interval < state.max_steps // interval
         probes = make_probes(kwargs["train_dataloader"], self._probe_dataset, batch_size, self.config.seed, measures)
         tuner = SparseTuner(
             kwargs["model"],
@@ -165,16 +166,17 @@ class IST(TrainerCallback, ExportableState):
             tuner.attach_optimizer(kwargs["optimizer"])
             given = args.to_dict()
             self._course = {name: given[name] for name in COURSE if name in given}
-            if (rows := data_fingerprint(kwargs["train_dataloader"].dataset)) is not None:
+            rows = data_fingerprint(getattr(kwargs["train_dataloader"], "dataset", None))
+            if rows is not None:
                 self._course["train_dataset"] = rows
-            self._resume(tuner, args, state)
+            resume(tuner, args, state, type(self).__name__, self._course)
             if tuner.ranks.is_main:
                 history = History(Path(args.output_dir or ".") / HISTORY_FILE, resume_step=state.global_step or None)
                 tuner.record_to(history, transformers=transformers.__version__)
         except Exception:
             tuner.close()
             raise
-        self.tuner = tuner
+        self.tuner, self._compared = tuner, state.global_step > 0
         tuner.check_length(state.max_steps)
         warn_of_no_update(tuner, self._selector, state.max_steps)
         # The Trainer's next save expects an entry, which a checkpoint of a run without IST lacks.
@@ -265,9 +267,8 @@ class IST(TrainerCallback, ExportableState):
             arguments["selector"] = self._selector
         else:
             lost.append("selector")
-        arguments["layers"] = (
-            self._layers if self._layers is None or isinstance(self._layers, str) else list(self._layers)
-        )
+        named = self._layers is None or isinstance(self._layers, str)
+        arguments["layers"] = self._layers if named else list(self._layers or ())
         return {
             "args": arguments,
             "attributes": {"_lost_arguments": lost},
@@ -277,40 +278,6 @@ class IST(TrainerCallback, ExportableState):
             "global_step": self._global_step,
         }
 
-    def _resume(self, tuner: SparseTuner, args: TrainingArguments, state: TrainerState) -> None:
-        if state.global_step == 0:
-            return
-        checkpoint = checkpoint_folder(args, state)
-        if checkpoint.is_dir():
-            check_checkpoint(checkpoint)
-        own = saved_states(state).get(type(self).__name__) or {}
-        saved = own.get("tuner")
-        if not saved or own.get("global_step", saved.get("num_steps")) != state.global_step:
-            warnings.warn(
-                f"The checkpoint of step {state.global_step} holds no IST state of that step: the importance of the "
-                "layers is learned anew from here.",
-                stacklevel=2,
-            )
-            tuner.num_steps = state.global_step
-            return
-        tuner.load_state_dict(saved)
-        if changed := changed_course(own.get("course") or {}, self._course):
-            warnings.warn(
-                f"The run began with other arguments ({'; '.join(changed)}): it resumes with the new ones, and not as "
-                "it would have continued.",
-                stacklevel=2,
-            )
-
 
 def no_trainer() -> None:
     """What is not attached to a Trainer has none."""
-
-
-def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
-    """Where the Trainer keeps the checkpoint of this step."""
-    return Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-
-
-def saved_states(state: TrainerState) -> dict[str, Any]:
-    """The states of callbacks in a Trainer's state, which its annotation calls a list of callbacks."""
-    return cast("dict[str, Any]", state.stateful_callbacks)
