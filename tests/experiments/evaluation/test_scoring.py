@@ -200,3 +200,24 @@ def test_rows_that_are_done_are_passed_over(loaded: tuple[Any, Any]) -> None:
 )
 def test_batches_are_of_like_lengths(lengths: list[int], batches: list[list[int]]) -> None:
     assert by_length(lengths, 2) == batches
+
+
+def test_rows_without_a_prompt_or_an_answer_count_by_their_tokens(loaded: tuple[Any, Any]) -> None:
+    """The first token of a text without a prompt is not predicted; a row of one token counts as none, not as 0."""
+    model, tokenizer = loaded
+    rows = [
+        {"prompt": "", "completion": "abc"},
+        {"prompt": "ab", "completion": "c"},
+        {"prompt": "", "completion": ""},
+    ]
+    items = completion_losses(tokenizer, rows)
+    found = {index: (loss, tokens) for batch in losses(model, items) for index, loss, tokens in batch}
+    ids, end = list(tokenizer("abc")["input_ids"]), tokenizer.eos_token_id
+    with torch.no_grad():
+        expected = {0: -naive(model, ids[:1], [*ids[1:], end]), 1: -naive(model, ids[:2], [ids[2], end])}
+    assert {index: tokens for index, (_, tokens) in found.items()} == {0: 3, 1: 2}
+    assert {index: loss for index, (loss, _) in found.items()} == pytest.approx(expected, abs=1e-4)
+    result = evaluate(model, tokenizer, {"mine": rows}, "loss")["mine"]
+    assert result.to_dict()["loss"] == pytest.approx(sum(expected.values()) / 5, abs=1e-5)
+    with pytest.raises(ValueError, match="None of 1 rows has a token to predict"):
+        completion_losses(tokenizer, rows[2:])
