@@ -103,11 +103,11 @@ def test_what_is_meant_is_no_error(case: str) -> None:
     model, batch = tiny_lora(), tiny_batches(1)[0]
     active = {"one layer": "fixed:3", "only the lowest": "fixed:0", "the default": "ist"}.get(case, "all")
     tuner = SparseTuner(model, selector=active, probe_batches=tiny_batches(2))
+    optimizer = torch.optim.SGD(trainable(model), lr=0.01)
     if case == "a block skipped":  # as LayerDrop does
         model.base_model.model.model.layers[1] = Skipped()
     if case == "labels masked":
         batch["labels"] = torch.full_like(batch["labels"], -100)
-    optimizer = torch.optim.SGD(trainable(model), lr=0.01)
     with tuner.step(optimizer):
         model(**batch).loss.backward()
         optimizer.step()
