@@ -65,9 +65,9 @@ def test_bitsandbytes_weights_stay_what_they_are(tmp_path: Path, bits: int) -> N
     saved.save_pretrained(tmp_path / "quantised")
     loaded = load(tmp_path / "quantised")
     assert type(loaded.model.layers[0].mlp.down_proj).__name__ == f"Linear{bits}bit".replace("8bit", "8bitLt")
-    ids = torch.arange(8)[None]
-    with torch.no_grad():
-        assert torch.equal(loaded(ids).logits, saved(ids).logits.to(loaded.dtype))
+    for name in ("self_attn.q_proj", "mlp.down_proj"):
+        own, expected = (model.model.layers[2].get_submodule(name).weight for model in (loaded, saved))
+        assert torch.equal(own, expected)
 
 
 def test_the_flag_still_quantises(tmp_path: Path) -> None:
