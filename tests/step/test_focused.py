@@ -88,7 +88,7 @@ def test_outputs_and_gradients_are_pefts(options: dict[str, Any], dtype: torch.d
         tuner.begin_step()
         found = model(**batch, use_cache=False)
         found.loss.backward()
-    close = {"rtol": 1e-4, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-12}
+    close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-12}
     torch.testing.assert_close(found.logits, expected.logits, **close)
     found_gradients = gradients(model)
     assert found_gradients.keys() == expected_gradients.keys()
@@ -106,9 +106,11 @@ def test_the_backward_ends_at_the_lowest_focused_layer(recompute: str, input_gra
         model.enable_input_require_grads()
     has_graph: dict[int, bool] = {}
     for index, block in enumerate(blocks(model)):
-        block.register_forward_hook(
-            lambda _, args, output, index=index: has_graph.update({index: output.requires_grad})
-        )
+
+        def watch(_: nn.Module, args: Any, output: Any, index: int = index) -> None:
+            has_graph[index] = output.requires_grad
+
+        block.register_forward_hook(watch)
     with SparseTuner(model, selector="all", recompute=recompute) as tuner:
         tuner.begin_step()
         model(**tiny_batches(1)[0], use_cache=False).loss.backward()
