@@ -112,4 +112,3 @@ def freeze_others(model: Any, chosen: Sequence[int]) -> None:
             for parameter in layer.module.parameters():
                 parameter.requires_grad_(False)
                 parameter.grad = None
-

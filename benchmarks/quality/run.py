@@ -23,9 +23,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from commit import commit  # noqa: E402
-from step_time.shares import time_shares  # noqa: E402
 from quality.plan import Expansion, Training, describe, expand, read_plan, select, settings  # noqa: E402
 from quality.pool import Home, Inline, Pool  # noqa: E402
+from step_time.shares import time_shares  # noqa: E402
 
 Plan = dict[str, Any]
 RESULTS = HERE / "results"
@@ -237,7 +237,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="trainings side by side; 0: one, in this process")
     parser.add_argument("--seconds", type=float, default=420.0, help="start no training after these")
     parser.add_argument("--limit", type=float, default=560.0, help="give up what still runs after these")
-    parser.add_argument("--step-time", type=Path, help="JSON of step_time with the group focused: its ratios of time count")
+    parser.add_argument(
+        "--step-time", type=Path, help="JSON of step_time with the group focused: its ratios of time count"
+    )
     parser.add_argument("--tasks", nargs="+", help="of each plan's tasks these alone")
     parser.add_argument("--methods", nargs="+", help="of each plan's methods these alone")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of what is left these kinds alone")
