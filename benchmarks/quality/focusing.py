@@ -76,8 +76,9 @@ def weight_sizes(model: nn.Module, config: Any) -> list[float]:
     found = outline(model, config)
     sizes = [0.0] * len(found.layers)
     for module in found.modules:
-        weight = model.get_submodule(module.name).weight
-        sizes[module.layer] += float(weight.detach().float().square().sum())
+        if module.layer is not None:
+            weight: Any = model.get_submodule(module.name).weight
+            sizes[module.layer] += float(weight.detach().float().square().sum())
     return sizes
 
 

@@ -198,7 +198,7 @@ class TaskPlan:
         if options.get("focus", {}).get("criterion") == "trained removal":
             scores = self.measured_importance(name)
             focus = {key: value for key, value in options["focus"].items() if key != "criterion"}
-            return scores and {**options, "focus": {**focus, "scores": scores}}
+            return {**options, "focus": {**focus, "scores": scores}} if scores else None
         if form not in ("fixed:top", "fixed:bottom"):
             return options
         scores = self.measured_importance(name)

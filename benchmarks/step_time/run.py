@@ -103,9 +103,8 @@ class Bench:
             probes = [{name: ids[:, : case.probe_tokens] for name, ids in batch.items()} for batch in probes]
             tuner = SparseTuner(self.model, probe_batches=probes, update_interval=interval or steps, **case.options)
         try:
-            if (
-                tuner and case.measures
-            ):  # The first update of a training compares two ways to measure; the others do not pay for that.
+            # The first update of a training compares two ways to measure; the others do not pay for that.
+            if tuner and case.measures:
                 tuner._measure(first_sets(len(tuner.layers)))
             measured = tuner.probe_seconds if tuner else 0.0
             held, start = [], now(self.device)
