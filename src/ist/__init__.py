@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .bottleneck import BottleneckConfig
     from .config import ISTConfig
     from .experiments.greedy import greedy_layers
+    from .focusing import focus, layer_scores
     from .integrations.trainer import IST
     from .method.registry import FixedSelector, LearnedSelector, RandomSelector
     from .runs.checkpoints import check_checkpoint, last_checkpoint
@@ -38,8 +39,10 @@ __all__ = [
     "check_checkpoint",
     "discover_layers",
     "discover_whole_layers",
+    "focus",
     "greedy_layers",
     "last_checkpoint",
+    "layer_scores",
     "read_history",
 ]
 
@@ -57,8 +60,10 @@ _MODULES = {
     "check_checkpoint": ".runs.checkpoints",
     "discover_layers": ".adapters.layers",
     "discover_whole_layers": ".adapters.whole_layers",
+    "focus": ".focusing",
     "greedy_layers": ".experiments.greedy",
     "last_checkpoint": ".runs.checkpoints",
+    "layer_scores": ".focusing",
     "read_history": ".runs.history",
 }
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, TrainingArguments
 
 from ist import read_history
 from ist.cli.main import main
-from ist.cli.train.arguments import parse_arguments
+from ist.cli.train.arguments import known_flags, parse_arguments
 from ist.cli.train.command import train
 from ist.cli.train.methods import ADAPTERS, EFFECTS, METHODS, unused_flags
 from tests.helpers.tiny import moved_layers, snapshot
@@ -44,7 +44,7 @@ SETS: list[tuple[list[str], list[tuple[int, ...]]]] = [
     (["--method=fixed", "--fixed_layers=bottom:{scores}", "--num_active_layers=1", "--adapter=series",
       "--bottleneck_size=4"], [(2,)] * 6),
     (["--method=fixed", "--fixed_layers=3", "--adapter=adalora"], [(3,)] * 6),
-    (["--method=all", "--adapter=adalora"], [(0, 1, 2, 3)] * 6),
+    (["--method=peft", "--adapter=adalora"], [(0, 1, 2, 3)] * 6),
 ]
 # fmt: on
 
@@ -84,7 +84,7 @@ def test_the_adapter_that_a_word_makes(
 
 def test_adalora_alone_allocates_its_ranks(tiny_model_folder: Path, tmp_path: Path) -> None:
     """Which the Trainer does not do of itself."""
-    run(tiny_model_folder, tmp_path, "--method=all", "--adapter=adalora")
+    run(tiny_model_folder, tmp_path, "--method=peft", "--adapter=adalora")
     weights = load_file(tmp_path / "adapter_model.safetensors")
     values = [value for name, value in weights.items() if "lora_E" in name]
     assert sum(int((value != 0).sum()) for value in values) == 4 * len(values)
@@ -157,7 +157,6 @@ def test_a_resumed_greedy_run_keeps_its_set(tiny_model_folder: Path, tmp_path: P
 
 @pytest.mark.parametrize("mode", ["frozen", "all"])
 def test_recomputing_needs_no_other_flag(tiny_model_folder: Path, tmp_path: Path, mode: str) -> None:
-    """Although TRL has gradient checkpointing on by default."""
     result = run(tiny_model_folder, tmp_path, f"--recompute={mode}")
     assert result["num_steps"] == 6
 
@@ -165,15 +164,16 @@ def test_recomputing_needs_no_other_flag(tiny_model_folder: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "on"),
     [
-        ([], True),
+        ([], False),
+        (["--gradient_checkpointing"], True),
         (["--recompute=frozen"], False),
         (["--recompute=frozen", "--no_gradient_checkpointing"], False),
-        (["--recompute=frozen", "--method=all"], True),
-        (["--method=all", "--gradient_checkpointing", "--recompute=frozen"], True),
+        (["--recompute=frozen", "--method=peft"], False),
+        (["--method=peft", "--gradient_checkpointing", "--recompute=frozen"], True),
     ],
     ids=str,
 )
-def test_gradient_checkpointing_gives_way_to_recomputing(arguments: list[str], on: bool) -> None:
+def test_gradient_checkpointing_is_off_unless_asked_for(arguments: list[str], on: bool) -> None:
     assert parse_arguments([*QUICK, "--bf16=false", *arguments]).training.gradient_checkpointing == on
 
 
@@ -242,7 +242,7 @@ CONTRADICTIONS: list[tuple[list[str], str]] = [
     (["--method=full", "--adapter=dora"], "trains the model's own weights, so --adapter dora does not go with it"),
     (["--method=ist", "--adapter=none"], "--method ist trains adapters, so it does not go with --adapter none"),
     (["--method=random", "--adapter=none"], "name one, or take --method lisa"),
-    (["--method=all", "--adapter=none"], "name one, or take --method full"),
+    (["--method=peft", "--adapter=none"], "name one, or take --method full"),
     (["--method=fixed"], "--method fixed needs --fixed_layers: indices (0,3,5), names of blocks, random, top:FILE"),
     (["--method=fixed", "--fixed_layers=9"], "The fixed layer '9' is no layer of this model"),
     (["--method=fixed", "--fixed_layers=top:none.json"], "none.json does not exist"),
@@ -277,7 +277,7 @@ def test_what_does_not_go_together_is_one_line(
 
 # fmt: off
 UNUSED: list[tuple[str, str, str, str]] = [
-    ("all", "lora", "mu beta lora_r learning_rate num_active_layers", "--mu --beta --num_active_layers"),
+    ("peft", "lora", "mu beta lora_r learning_rate num_active_layers", "--mu --beta --num_active_layers"),
     ("random", "lora", "mu update_interval price num_active_layers", "--mu --update_interval"),
     ("lisa", "none", "update_interval num_active_layers lora_r fused mu", "--lora_r --fused --mu"),
     ("ist", "series", "lora_r bottleneck_size lora_modules_to_save mu", "--lora_r"),
@@ -298,15 +298,10 @@ def test_flags_without_effect_are_known(method: str, adapter: str, given: str, u
 def test_flags_without_effect_are_said(
     tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(tiny_model_folder, tmp_path, "--method=all", "--mu=3", "--bottleneck-size", "8", "--no_fused")
-    assert "without effect with lora, all: --mu, --bottleneck_size, --fused\n" in capsys.readouterr().out
+    run(tiny_model_folder, tmp_path, "--method=peft", "--mu=3", "--bottleneck-size", "8", "--no_fused")
+    assert "without effect with lora, peft: --mu, --bottleneck_size, --fused\n" in capsys.readouterr().out
 
 
 def test_every_flag_in_the_table_of_effects_is_one() -> None:
-    from trl import ModelConfig
-
-    from ist.cli.train.arguments import ISTArguments
-
-    known = {*ISTArguments.__dataclass_fields__, *ModelConfig.__dataclass_fields__}
-    assert all(effect.names <= known for effect in EFFECTS)
+    assert all(effect.names <= known_flags() for effect in EFFECTS)
     assert all(effect.methods <= set(METHODS) and effect.adapters <= set(ADAPTERS) for effect in EFFECTS)

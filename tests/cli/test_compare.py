@@ -22,7 +22,7 @@ from ist.cli.train.data import load_data
 
 RECIPE = """
 methods:
-  LoRA: {method: all}
+  LoRA: {method: peft}
   IST: {method: ist}
 seeds: [1]
 flags:

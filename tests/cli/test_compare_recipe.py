@@ -16,7 +16,7 @@ from ist.cli.train.arguments import parse_arguments
 
 CPU = ["--bf16=false", "--use_cpu"]
 SMALL: dict[str, Any] = {
-    "methods": {"LoRA": {"method": "all"}, "random": {"method": "random"}, "IST": {"mu": 7}},
+    "methods": {"LoRA": {"method": "peft"}, "random": {"method": "random"}, "IST": {"mu": 7}},
     "flags": {"task": "word-problems", "max_steps": 3},
 }
 
@@ -36,12 +36,12 @@ def test_what_a_recipe_says(tmp_path: Path) -> None:
 
 
 def test_what_a_method_says_goes_before_what_all_say(tmp_path: Path) -> None:
-    methods = {"a b": {"method": "all"}, "IST": {"max_steps": 9, "against": "a b", "learning_rates": [0.1]}}
+    methods = {"a b": {"method": "peft"}, "IST": {"max_steps": 9, "against": "a b", "learning_rates": [0.1]}}
     recipe = read(tmp_path, {**SMALL, "methods": methods, "learning_rates": [0.2]}, ["--mu=5"])
     plain, ist = recipe.methods
     assert (plain.folder, plain.learning_rates, ist.learning_rates) == ("a-b", (0.2,), (0.1,))
     run = parse_arguments(recipe.arguments(ist, 4, tmp_path / "run", {"learning_rate": 0.3}))
-    assert (run.training.max_steps, run.training.seed, run.ist.mu) == (9, 4, 5.0)
+    assert (run.training.max_steps, run.training.seed, run.ist_config.mu) == (9, 4, 5.0)
     assert (run.training.learning_rate, run.training.output_dir) == (0.3, str(tmp_path / "run"))
 
 
@@ -130,7 +130,7 @@ def test_the_librarys_comparisons_fit_the_flags(file: Path) -> None:
     recipe = read_comparison(file, CPU)
     for method in recipe.methods:
         assert method.flags["model_name_or_path"]
-        assert method.against or method.flags["method"] in ("all", "random"), f"{method.name} is compared with nothing"
+        assert method.against or method.flags["method"] in ("peft", "random"), f"{method.name} is compared with nothing"
 
 
 PAPER: dict[str, tuple[int, float, float, str]] = {

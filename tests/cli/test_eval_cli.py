@@ -107,7 +107,7 @@ def test_an_adapter_counts(tiny_model_folder: Path, folder: Path, tmp_path: Path
 
 def test_files_have_a_loss(tiny_model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
-    (tmp_path / "story.txt").write_text("Once upon a time. " * 5)
+    (tmp_path / "story.txt").write_bytes(b"\xef\xbb\xbf" + b"Once upon a time. " * 5)
     files = ["--data_files", tmp_path / "mine.jsonl", "--text_files", tmp_path / "story.txt", "--window=16"]
     result = run(tiny_model_folder, tmp_path / "out", "--protocol=loss", *files)
     assert {name: figures["tokens"] for name, figures in result["tasks"].items()} == {"mine": 2, "story": 89}

@@ -64,7 +64,7 @@ def test_a_pretrained_model_knows_easy_answers(tmp_path: Path) -> None:
 def test_training_is_seen(tmp_path: Path) -> None:
     """Forty steps on the built-in task: a lower loss, and more right answers, with the adapter than without."""
     assert main([
-        "train", *MODEL, "--task=word-problems", "--num_train_problems=400", "--num_test_problems=0", "--method=all",
+        "train", *MODEL, "--task=word-problems", "--num_train_problems=400", "--num_test_problems=0", "--method=peft",
         "--max_steps=40", "--per_device_train_batch_size=8", "--learning_rate=2e-3", "--lora_r=16", "--lora_alpha=32",
         "--lora_target_modules", "q_proj", "v_proj", "up_proj", "down_proj", "--save_strategy=no",
         "--gradient_checkpointing=false", "--output_dir", str(tmp_path / "run"),

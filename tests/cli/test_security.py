@@ -265,14 +265,15 @@ def test_text_from_data_is_not_markup(tmp_path: Path) -> None:
     run = SimpleNamespace(
         recipe=trap,
         model=SimpleNamespace(model_name_or_path=trap),
-        ist=SimpleNamespace(adapter="lora", method="all"),
+        ist=SimpleNamespace(adapter="none", method="peft"),
         selector=None,
         unused=[],
     )
     import torch
 
-    args = SimpleNamespace(device="cpu", world_size=1)
-    display.begin(run, SimpleNamespace(model=torch.nn.Linear(2, 2), args=args))
+    args = SimpleNamespace(device="cpu", world_size=1, max_steps=-1, learning_rate=0.1, lr_scheduler_type=trap)
+    trainer = SimpleNamespace(model=torch.nn.Linear(2, 2), args=args, train_dataset=iter(()), eval_dataset=None)
+    display.begin(run, trainer)
     shown = display.console.file.getvalue()  # type: ignore[attr-defined]
     assert shown.count("[bold red]a[/bold red] [link=file:///etc/passwd]b[/link] [/]") >= 3
     assert "[red]run[" in shown

@@ -1,5 +1,6 @@
 """The picture of a run."""
 
+import json
 import math
 import random
 import shutil
@@ -8,9 +9,11 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from ist.experiments.report import draw_report
-from ist.experiments.report.pictures import PICTURE_FILE
+from ist.experiments.report.axes import number_layers, number_steps
+from ist.experiments.report.pictures import MAX_POINTS, PICTURE_FILE, thinned
 from ist.runs.history import HISTORY_FILE, History
 
 NUM_LAYERS = 12
@@ -139,16 +142,74 @@ def test_a_history_without_a_step_is_refused(tmp_path, begun):
     assert not (tmp_path / PICTURE_FILE).exists()
 
 
-def test_a_history_without_the_runs_line_is_drawn_or_refused(tmp_path):
+def test_a_history_without_the_runs_line_is_refused(tmp_path):
     """Such as a SparseTuner writes in an own training loop."""
     history = History(tmp_path / HISTORY_FILE)
     history.write("step", step=1, active=[0, 1])
-    try:
-        read_picture(draw_report(tmp_path))
-    except ValueError as error:
-        assert "run" in str(error)  # noqa: PT017
+    with pytest.raises(ValueError, match="lacks the line of its run, which names the layers"):
+        draw_report(tmp_path)
 
 
 def test_the_path_of_the_history_itself_is_taken(tmp_path):
     write_run(tmp_path)
     assert draw_report(tmp_path / HISTORY_FILE) == tmp_path / PICTURE_FILE
+
+
+RUN = {"event": "run", "step": 0, "layers": ["a", "b"], "config": {"update_interval": 2}}
+STEP = {"event": "step", "step": 1, "active": [0, 1]}
+UPDATE = {"event": "importance", "step": 2, "losses": [0.5], "importance": [0.1, 0.2]}
+
+
+@pytest.mark.parametrize(
+    ("events", "said"),
+    [
+        ([RUN, {**STEP, "active": [2]}], "step 1 of layer 2, and its run has 2 layers"),
+        ([RUN, {**STEP, "active": [10**12]}], "of layer 1000000000000"),
+        ([RUN, {"event": "step", "step": 1}], "a line 'step' without 'active'"),
+        ([RUN, {"event": "step", "active": [0]}], "a line 'step' without 'step'"),
+        ([RUN, STEP, {"event": "importance", "step": 2, "losses": []}], "a line 'importance' without 'importance'"),
+        ([RUN, STEP, {**UPDATE, "importance": [0.1]}], "1 scores at step 2, and its run has 2 layers"),
+        ([RUN, STEP, {**UPDATE, "importance": [0.1, None]}], "scores at step 2 that are no numbers"),
+        ([RUN, STEP, {**UPDATE, "importance": [0.1, "high"]}], "'importance' is list"),
+        ([RUN, STEP, {"event": "log", "loss": 1.0}], "a line 'log' without 'step'"),
+        ([{**RUN, "layers": []}, STEP], "names 0 layers: 1 to 1024 are drawn"),
+        ([{**RUN, "layers": ["a"] * 10**6}, STEP], "names 1000000 layers: 1 to 1024 are drawn"),
+        ([{"event": "run", "step": 0}, STEP], "lacks the line of its run"),
+    ],
+    ids=range(12),
+)
+def test_lines_that_do_not_fit_together_are_one_line_with_the_file(tmp_path, events, said):
+    file = tmp_path / HISTORY_FILE
+    file.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    with pytest.raises(ValueError, match=said) as error:
+        draw_report(tmp_path)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / PICTURE_FILE).exists()
+
+
+@pytest.mark.parametrize("config", [{}, {"update_interval": "often"}, {"update_interval": 0}], ids=str)
+def test_a_run_of_an_unknown_interval_is_drawn(tmp_path, config):
+    events = [{**RUN, "config": config}, STEP, UPDATE, {"event": "log", "step": 1, "loss": None, "eval_loss": 1}]
+    (tmp_path / HISTORY_FILE).write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    assert draw_report(tmp_path).is_file()
+
+
+def test_a_long_history_is_thinned():
+    assert thinned(list(range(MAX_POINTS))) == list(range(MAX_POINTS))
+    few = thinned(list(range(10**6)))
+    assert MAX_POINTS <= len(few) < 2 * MAX_POINTS
+    assert few[:2] == [0, 500]
+
+
+@pytest.mark.parametrize(("number", "low", "high"), [(1, -0.5, 0.5), (2, -0.5, 1.5), (4, -0.5, 3.5), (30, -0.5, 29.5)])
+def test_layers_and_steps_have_no_halves(number, low, high):
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.set(xlim=(low, high), ylim=(low, high))
+    number_layers(axes.yaxis)
+    number_steps(axes.xaxis)
+    for axis in (axes.xaxis, axes.yaxis):
+        ticks = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
+        assert ticks
+        assert all(tick == round(tick) for tick in ticks), ticks

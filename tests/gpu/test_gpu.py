@@ -246,6 +246,9 @@ def mask(kind: Any, shape: tuple[int, int], dropout: float) -> Tensor:
         ("float32 over bf16", 1, 96, 72, 4, 0.3),
         ("float32 over bf16", 333, 1100, 200, 40, 0.3),
         ("bf16", 128, 256, 256, 64, 0.0),
+        *(("float32 over bf16", 210, 512, 384, rank, 0.3) for rank in (96, 128, 200, 256)),
+        *(("float32 over bf16", 2300, 320, 200, rank, 0.0) for rank in (65, 256)),
+        *((case, 333, 1100, 200, rank, 0.3) for case in ("bf16", "fp16 autocast") for rank in (96, 256)),
     ],
 )
 def test_kernels_give_the_products(case: str, rows: int, width: int, out: int, rank: int, dropout: float) -> None:
@@ -274,9 +277,31 @@ def test_kernels_give_the_products(case: str, rows: int, width: int, out: int, r
     assert [t.grad.dtype for t in inputs] == [dtype, adapter_dtype, adapter_dtype]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("adapter_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
+@pytest.mark.parametrize("rank", [64, 96, 256])
+def test_wide_ranks_give_the_same_bits_again(adapter_dtype: torch.dtype, rank: int) -> None:
+    """Blocks of ranks are summed in one order."""
+    torch.manual_seed(3)
+    x, dy = torch.randn(2500, 512, device="cuda").bfloat16(), torch.randn(2500, 384, device="cuda").bfloat16()
+    a, b = torch.randn(rank, 512, device="cuda") / 23, torch.randn(384, rank, device="cuda") / rank**0.5
+    weight = torch.randn(384, 512, device="cuda").bfloat16() / 23
+    both = []
+    for _ in range(2):
+        torch.manual_seed(4)
+        inputs = [x.clone(), a.to(adapter_dtype), b.to(adapter_dtype)]
+        inputs = [tensor.requires_grad_() for tensor in inputs]
+        y = lora_linear(inputs[0], weight, None, inputs[1], inputs[2], None, 0.5, 0.2)
+        both.append([y, *torch.autograd.grad(y, inputs, dy)])
+    assert all(torch.equal(one, other) for one, other in zip(*both, strict=True))
+
+
 def test_parts_are_those_of_pytorch() -> None:
     kind, other = products(torch.zeros(8, 64, device="cuda"), None, torch.bfloat16), Split()
-    for w in (torch.randn(12, 1500, device="cuda"), torch.randn(700, 20, device="cuda").t()):
+    for w in (
+        torch.randn(12, 1500, device="cuda"),
+        torch.randn(700, 20, device="cuda").t(),
+        torch.randn(200, 300, device="cuda"),
+    ):
         for low in range(3):
             assert torch.equal(kind.parts(w, low), other.parts(w, low))
 

@@ -172,7 +172,7 @@ def test_frozen_matrices_are_prepared_once_and_anew_when_written_to() -> None:
             (lambda: None, 1),
             (lambda: module.lora_A["default"].weight.mul_(2), 2),
             (lambda: module.load_state_dict(module.state_dict()), 3),
-            (lambda: fused.forget_pair(), 4),
+            (lambda: fused.switch.pairs.clear(), 4),
             (lambda: module.scaling.update(default=0.5), 4),  # the factor is no part of it
         ):
             with torch.no_grad():

@@ -23,8 +23,10 @@ class Twin:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*args: Any, num_warps: int = 4, num_stages: int = 2, **kwargs: Any) -> None:
-            for blocks, (size, tile) in zip(grid, self.compute(*args, **kwargs), strict=True):
-                assert (blocks - 1) * tile < size <= blocks * tile
+            for programs, (size, tile, per_tile) in zip(grid, self.compute(*args, **kwargs), strict=True):
+                number, rest = divmod(programs, per_tile)
+                assert not rest
+                assert (number - 1) * tile < size <= number * tile
 
         return launch
 
@@ -46,45 +48,51 @@ def kept(rows: int, width: int, key: int, other: int, threshold: int) -> Tensor:
     return (mix(place ^ key % 2**32) ^ other % 2**32) >= threshold % 2**32
 
 
+def check_ranks(rank: int, size: int, blocks: int) -> None:
+    """Tiles of a power of two that hold every rank, and none that holds nothing; none larger than fits on a GPU."""
+    assert size in (16, 32, 64)
+    assert (blocks - 1) * size < rank <= blocks * size
+
+
 def down_twin(
     x: Tensor, w: Tensor, h: Tensor, rows: int, width: int, rank: int, x_row: int, w_rank: int, w_column: int,
-    *drawn: int, DROP: bool, SPLIT: bool, ROWS: int, COLUMNS: int, RANK: int,
-) -> tuple[tuple[int, int], ...]:  # fmt: skip
-    assert rank <= RANK
+    *drawn: int, DROP: bool, SPLIT: bool, ROWS: int, COLUMNS: int, RANK: int, BLOCKS: int,
+) -> tuple[tuple[int, int, int], ...]:  # fmt: skip
+    check_ranks(rank, RANK, BLOCKS)
     inputs = view(x, rows, width, x_row, 1).double()
     inputs = inputs * kept(rows, width, *drawn) if DROP else inputs
     h.copy_(inputs @ view(w, rank, width, w_rank, w_column).double().t())
-    return ((rows, ROWS),)
+    return ((rows, ROWS, BLOCKS),)
 
 
 def up_twin(
     y: Tensor, h: Tensor, w: Tensor, rows: int, width: int, rank: int, y_row: int, w_rank: int, w_column: int,
-    factor: float, *drawn: int, DROP: bool, SPLIT: bool, ADD: bool, ROWS: int, COLUMNS: int, RANK: int,
-) -> tuple[tuple[int, int], ...]:  # fmt: skip
-    assert rank <= RANK
+    factor: float, *drawn: int, DROP: bool, SPLIT: bool, ADD: bool, ROWS: int, COLUMNS: int, RANK: int, BLOCKS: int,
+) -> tuple[tuple[int, int, int], ...]:  # fmt: skip
+    check_ranks(rank, RANK, BLOCKS)
     product = factor * view(h, rows, rank, rank, 1).double() @ view(w, rank, width, w_rank, w_column).double()
     product = product * kept(rows, width, *drawn) if DROP else product
     target = view(y, rows, width, y_row, 1)
     target.copy_(product + target if ADD else product)
-    return (rows, ROWS), (width, COLUMNS)
+    return (rows, ROWS, 1), (width, COLUMNS, 1)
 
 
 def grad_twin(
     g: Tensor, h: Tensor, x: Tensor, rows: int, width: int, rank: int, x_row: int, g_rank: int, g_column: int,
-    factor: float, *drawn: int, DROP: bool, SPLIT: bool, ROWS: int, COLUMNS: int, RANK: int,
-) -> tuple[tuple[int, int], ...]:  # fmt: skip
-    assert rank <= RANK
+    factor: float, *drawn: int, DROP: bool, SPLIT: bool, ROWS: int, COLUMNS: int, RANK: int, BLOCKS: int,
+) -> tuple[tuple[int, int, int], ...]:  # fmt: skip
+    check_ranks(rank, RANK, BLOCKS)
     inputs = view(x, rows, width, x_row, 1).double()
     inputs = inputs * kept(rows, width, *drawn) if DROP else inputs
     view(g, rank, width, g_rank, g_column).copy_(factor * view(h, rows, rank, rank, 1).double().t() @ inputs)
-    return ((width, COLUMNS),)
+    return ((width, COLUMNS, BLOCKS),)
 
 
 def parts_twin(
     w: Tensor, parts: Tensor, rank: int, width: int, w_rank: int, w_column: int, LOW: int, COLUMNS: int
-) -> tuple[tuple[int, int], ...]:
+) -> tuple[tuple[int, int, int], ...]:
     parts.copy_(precision.Split().parts(view(w, rank, width, w_rank, w_column), LOW))
-    return (rank, 1), (width, COLUMNS)
+    return (rank, 1, 1), (width, COLUMNS, 1)
 
 
 class Generator:
@@ -134,6 +142,7 @@ def module_kinds(launch: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("few_rows", [0, 2048])
 @pytest.mark.parametrize(("out", "bias"), [(40, False), (96, False), (96, True)])
 @pytest.mark.parametrize("update", [False, True], ids=["linear", "on top of a module"])
+@pytest.mark.parametrize("rank", [20, 96])
 def test_products_and_gradients(
     launch: Any,
     kind: str,
@@ -142,6 +151,7 @@ def test_products_and_gradients(
     out: int,
     bias: bool,
     update: bool,
+    rank: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Output and gradients against float64, with the mask that the hash says."""
@@ -151,7 +161,8 @@ def test_products_and_gradients(
     monkeypatch.setattr(products, "FEW_ROWS", few_rows)
     dtype = torch.float32 if kind == "autocast" else torch.bfloat16
     base = nn.Linear(48, out, bias=bias).requires_grad_(False).to(dtype)
-    given = [torch.randn(2, 5, 48).to(dtype), torch.randn(20, 48) / 7, torch.randn(out, 20) / 4, torch.randn(out)]
+    given = [torch.randn(2, 5, 48).to(dtype), torch.randn(rank, 48) / 7, torch.randn(out, rank) / 4]
+    given.append(torch.randn(out))
     given[1:] = [tensor.to(own.weight_dtype) for tensor in given[1:]]
     dy = torch.randn(2, 5, out).bfloat16()
     mask = kept(10, 48, *launch.draw(None, dropout)).view(2, 5, 48).double() if dropout else torch.ones(2, 5, 48)
@@ -194,6 +205,16 @@ def test_a_restored_generator_draws_the_same_again(launch: Any) -> None:
     assert all(-(2**31) <= number < 2**31 for number in (*first, *second))
 
 
+@pytest.mark.parametrize(
+    ("rank", "expected"),
+    [(1, (16, 1)), (16, (16, 1)), (17, (32, 1)), (40, (64, 1)), (64, (64, 1)), (65, (64, 2)), (96, (64, 2)),
+     (128, (64, 2)), (200, (64, 4)), (256, (64, 4))],
+)  # fmt: skip
+def test_blocks_of_ranks(launch: Any, rank: int, expected: tuple[int, int]) -> None:
+    assert launch.rank_blocks(rank) == expected
+    assert launch.is_wide(rank) == (rank > 64)
+
+
 def test_where_kernels_serve(launch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     full, bf16, fp16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -206,13 +227,13 @@ def test_where_kernels_serve(launch: Any, monkeypatch: pytest.MonkeyPatch) -> No
     assert not find(fp16, None, fp16).split
     autocast = find(full, bf16, full)
     assert (autocast.split, autocast.half, autocast.autocast, autocast.weight_dtype) == (False, bf16, bf16, full)
-    assert find(full, None, bf16, rank=64)
+    assert all(find(full, None, bf16, rank=rank) for rank in (64, 65, 96, 200, 256))
     for nothing in (
         find(full, None, full),
         find(full, None, fp16, fp16),
         find(full, None, bf16, full),
         find(bf16, None, full),
-        find(full, None, bf16, rank=65),
+        find(full, None, bf16, rank=257),
     ):
         assert nothing is None
 
@@ -295,6 +316,33 @@ def test_old_gpus_and_machines_without_triton_are_not_spoken_of(
             choice.working_kernels.cache_clear()
             assert choice.working_kernels(CPU) is None
     assert not caplog.records
+
+
+def test_a_gpu_on_which_wide_tiles_do_not_fit_keeps_the_kernels_for_small_ranks(
+    launch: Any, gpu: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    try_out = launch.try_out
+
+    def too_small(device: torch.device, wide: bool) -> None:
+        if wide:
+            raise RuntimeError("out of resource: shared memory")
+        try_out(device)
+
+    monkeypatch.setattr(launch, "try_out", too_small)
+
+    def kind(rank: int) -> Any:
+        a: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32, device=CPU, shape=(rank, 16))
+        return choice.products(a, None, torch.bfloat16)
+
+    for _ in range(2):
+        assert isinstance(kind(64), launch.Kernels)
+        assert isinstance(kind(65), precision.Split)
+    assert caplog.text.count("out of resource") == 1
+
+
+def test_wide_tiles_are_tried_out_when_they_are_first_asked_for(launch: Any, gpu: None) -> None:
+    a: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32, device=CPU, shape=(256, 16))
+    assert isinstance(choice.products(a, None, torch.bfloat16), launch.Kernels)
 
 
 def test_memory_that_is_full_for_a_moment_decides_nothing(

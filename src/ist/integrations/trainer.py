@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Sequence
-from logging import getLogger
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 import transformers
-from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import CallbackHandler, ExportableState
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..config import ISTConfig, resolve_config
 from ..method.registry import SelectorFactory, selector_factory
-from ..probing.probes import DatasetProbes, ProbeStream
 from ..probing.suppression import LossFunction
 from ..runs.checkpoints import check_checkpoint, write_manifest
+from ..runs.fingerprint import data_fingerprint
 from ..runs.history import HISTORY_FILE, History
 from ..runs.resume import COURSE, changed_course
-from ..runtime.distributed import current_ranks
 from ..runtime.sharding import DEEPSPEED
 from ..tuner import SparseTuner
+from .attachment import check_alone, check_backend_of, current_trainer, move_to_front, skip_steps, watch_trainings
+from .losses import trained_loss, warn_of_other_loss
+from .probe_data import check_probe, make_probes
+from .summary import summarize, warn_of_no_update, warn_of_uniform_choice
 
 __all__ = ["IST"]
-
-logger = getLogger(__name__)
 
 
 class IST(TrainerCallback, ExportableState):
@@ -43,14 +41,21 @@ class IST(TrainerCallback, ExportableState):
     Probe batches are drawn from the training set by a loader of their own; a dataset that can only be iterated is
     measured on the batch trained on last. The state travels with the Trainer's checkpoints, and a run that resumes
     from one goes on exactly. What was chosen and learned is written to `ist_history.jsonl` in the output folder, and
-    its summary reaches the Trainer's reporters as `ist/…`. What is saved is a plain PEFT adapter.
+    its summary reaches the Trainer's reporters as `ist/…`. What is saved is a plain PEFT adapter. When the training
+    ends in any way, Ctrl-C included, the model is as PEFT made it.
+
+    `attach` binds the callback to its Trainer. `Trainer.train` does it by itself; call it for a subclass whose `train`
+    does not call transformers' own. Without it `ist/…` reaches the log and the history, but not the reporters, and the
+    loss is the model's own.
 
     Args:
         config: hyperparameters; or give them as keywords.
         selector: a name in `SELECTORS`, such as `ist` (the paper's chooser), `random` or `lisa`; `fixed:` with the
             layers, as in `fixed:0,3,5`; or a function `(config, number of layers) -> Selector`.
         layers: the stack of blocks to choose from, where the model has several: see `discover_layers`.
-        loss_function: `(model, batch) -> loss` in nats for the importance loop; `model(**batch).loss` if None.
+        loss_function: `(model, batch) -> loss` in nats for the importance loop. If None it is the loss that is trained:
+            the Trainer's own, where `compute_loss` is overridden, or `compute_loss_func` or label smoothing is set;
+            else `model(**batch).loss`.
         probe_dataset: a map-style dataset to measure on, prepared as the training set is; the training set if None.
         options: fields of `ISTConfig`, such as `num_active_layers=8`. The `seed` of the choices is one of them, and not
             the Trainer's: give `seed=args.seed` where trainings of several seeds are compared.
@@ -87,6 +92,33 @@ class IST(TrainerCallback, ExportableState):
         self._lost_arguments: list[str] = []
         self._course: dict[str, Any] = {}
         self._global_step = 0
+        self._trainer: Callable[[], Any] = no_trainer
+        """Gives the Trainer that this callback is attached to, while it lives."""
+        self._undo_skip: Callable[[], object] = no_trainer
+        self._compared = False
+        watch_trainings(IST)
+
+    def attach(self, trainer: Any) -> IST:
+        """Bind this callback to a Trainer: before its reporters, and to the loss that it computes.
+
+        Args:
+            trainer: transformers' `Trainer` or a subclass; the callback is added where it is not one of its callbacks.
+
+        Returns:
+            This callback.
+
+        Raises:
+            ValueError: it is no Trainer, or it has another `IST`.
+        """
+        callbacks = getattr(getattr(trainer, "callback_handler", None), "callbacks", None)
+        if not isinstance(callbacks, list):
+            raise ValueError(f"{type(trainer).__name__} has no callbacks: give a Trainer of transformers or TRL.")
+        if self not in callbacks:
+            trainer.add_callback(self)
+        check_alone(callbacks, IST)
+        move_to_front(self, callbacks)
+        self._trainer = weakref.ref(trainer)
+        return self
 
     # The Trainer calls these in the order in which they stand here.
 
@@ -95,6 +127,7 @@ class IST(TrainerCallback, ExportableState):
     ) -> None:
         """Attach to the model, and take up the checkpoint's state on a resume."""
         self.close()
+        trainer = current_trainer(self) or self._trainer()
         if self._lost_arguments:
             raise ValueError(
                 f"restore_callback_states_from_checkpoint=True rebuilt IST without {', '.join(self._lost_arguments)}, "
@@ -108,20 +141,32 @@ class IST(TrainerCallback, ExportableState):
                 "be frozen apart: start one process for each GPU with `accelerate launch` or `torchrun`, or show the "
                 "Trainer one GPU, as in CUDA_VISIBLE_DEVICES=0."
             )
-        check_alone(stand_before_reporters(self))
-        model = kwargs["model"]
+        if trainer is not None:
+            self.attach(trainer)
+            check_backend_of(trainer)
+            if state.global_step >= state.max_steps:
+                control.should_training_stop = True
+                self._undo_skip = skip_steps(trainer)
+        loss_function = self._loss_function or (trained_loss(trainer) if trainer is not None else None)
+        batch_size = self.config.probe_batch_size or state.train_batch_size or args.train_batch_size
+        measures = self._selector == "ist" and self.config.update_interval <= state.max_steps - state.global_step
+        probes = make_probes(kwargs["train_dataloader"], self._probe_dataset, batch_size, self.config.seed, measures)
         tuner = SparseTuner(
-            model,
+            kwargs["model"],
             self.config,
-            probe_batches=self._probe_stream(args, state, kwargs["train_dataloader"]),
+            probe_batches=probes,
             selector=self._selector,
             layers=self._layers,
-            loss_function=self._loss_function,
+            loss_function=loss_function,
         )
         try:
+            if measures and self._loss_function is None:
+                check_probe(probes, tuner, loss_function)
             tuner.attach_optimizer(kwargs["optimizer"])
             given = args.to_dict()
             self._course = {name: given[name] for name in COURSE if name in given}
+            if (rows := data_fingerprint(kwargs["train_dataloader"].dataset)) is not None:
+                self._course["train_dataset"] = rows
             self._resume(tuner, args, state)
             if tuner.ranks.is_main:
                 history = History(Path(args.output_dir or ".") / HISTORY_FILE, resume_step=state.global_step or None)
@@ -185,6 +230,9 @@ class IST(TrainerCallback, ExportableState):
             numbers = {name: v for name, v in logs.items() if isinstance(v, (int, float)) and name not in own}
             self.tuner.history.write("log", step=state.global_step, **numbers)
         if "loss" in logs:
+            if not self._compared and self._loss_function is None and (update := self.tuner.last_update):
+                self._compared = True
+                warn_of_other_loss(update, logs["loss"])
             summary = summarize(self.tuner)
             logs.update(summary)
             if state.log_history:
@@ -194,6 +242,8 @@ class IST(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave the model as PEFT made it."""
+        if self.tuner:
+            warn_of_uniform_choice(self.tuner)
         self.close()
 
     def close(self) -> None:
@@ -201,6 +251,8 @@ class IST(TrainerCallback, ExportableState):
         forwards its weights and flags are then as PEFT made them all the same, and this (or the next training) takes
         the hooks off.
         """
+        self._undo_skip()
+        self._undo_skip = no_trainer
         if self.tuner:
             self.tuner.close()
 
@@ -249,35 +301,9 @@ class IST(TrainerCallback, ExportableState):
                 stacklevel=2,
             )
 
-    def _probe_stream(self, args: TrainingArguments, state: TrainerState, train_dataloader: Any) -> ProbeStream | None:
-        """A separate stream over the probe dataset or the training set; None for data that cannot be drawn from."""
-        dataset = train_dataloader.dataset
-        if self._probe_dataset is not None:
-            dataset = with_columns_of(dataset, self._probe_dataset)
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-            return None
-        batch_size = self.config.probe_batch_size or state.train_batch_size or args.train_batch_size
-        ranks = current_ranks()
-        return DatasetProbes(dataset, batch_size, train_dataloader.collate_fn, self.config.seed, ranks.rank, ranks.size)
 
-
-def with_columns_of(training: Any, probes: Any) -> Any:
-    """The probe dataset with the columns that the Trainer has left the training set, where both have columns."""
-    kept = getattr(training, "column_names", None)
-    if not isinstance(kept, list) or not hasattr(probes, "remove_columns"):
-        return probes
-    return probes.remove_columns([name for name in probes.column_names if name not in kept])
-
-
-def warn_of_no_update(tuner: SparseTuner, selector: Any, num_steps: int) -> None:
-    """Say where the training ends before anything is learned of the layers."""
-    if selector == "ist" and tuner.config.update_interval > num_steps and tuner.ranks.is_main:
-        logger.warning(
-            "IST measures importance every %d steps and this training has %d, so its layers are chosen at random "
-            "throughout: set update_interval to a smaller number, or train longer.",
-            tuner.config.update_interval,
-            num_steps,
-        )
+def no_trainer() -> None:
+    """What is not attached to a Trainer has none."""
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
@@ -288,47 +314,3 @@ def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
 def saved_states(state: TrainerState) -> dict[str, Any]:
     """The states of callbacks in a Trainer's state, which its annotation calls a list of callbacks."""
     return cast("dict[str, Any]", state.stateful_callbacks)
-
-
-def summarize(tuner: SparseTuner) -> dict[str, float]:
-    """The state of the choice in a few numbers, for reporters."""
-    summary: dict[str, float] = {"ist/num_steps": tuner.num_steps}
-    update = tuner.last_update
-    if update is not None:
-        scores = torch.tensor(update.importance)
-        summary["ist/importance_min"] = scores.min().item()
-        summary["ist/importance_max"] = scores.max().item()
-        summary["ist/importance_std"] = scores.std().item()
-        summary["ist/most_important_layer"] = int(scores.argmax())
-        if update.skipped is None:
-            summary["ist/probe_loss"] = sum(update.losses) / len(update.losses)
-        summary["ist/probe_seconds"] = tuner.probe_seconds
-        summary["ist/probe_share"] = tuner.probe_share
-    return summary
-
-
-def check_alone(callbacks: Sequence[TrainerCallback]) -> None:
-    """Raise ValueError where several callbacks would choose layers."""
-    num = sum(isinstance(callback, IST) for callback in callbacks)
-    if num > 1:
-        raise ValueError(
-            f"The Trainer has {num} IST callbacks, each of which would freeze the others' layers: give one."
-        )
-
-
-def stand_before_reporters(callback: TrainerCallback) -> Sequence[TrainerCallback]:
-    """Move a callback to the front of its Trainer's list, and return the list; empty where it is not found.
-
-    The Trainer calls users' callbacks after the reporters (TensorBoard, W&B, trackio), and hands none of them the
-    list: the handler is found among the callers. Where it is not, `ist/…` reaches the history and the console only.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        handler = frame.f_locals.get("self")
-        if isinstance(handler, CallbackHandler) and callback in handler.callbacks:
-            # Those between the new place and the old one move up by one, so a loop over the list misses nobody.
-            handler.callbacks.remove(callback)
-            handler.callbacks.insert(0, callback)
-            return handler.callbacks
-        frame = frame.f_back
-    return ()

@@ -4,7 +4,7 @@ Measuring is many small forwards: on a fast GPU, three of them with a row or two
 needs to launch one. Here the probe batch is laid out once for each candidate set, one after the other, and every LoRA
 module scales its response by its layer's factor for each of them. This serves causal language models whose adapters
 are all fused (`ist.step.fused`), and batches small enough to be launch-bound. Everything else is measured set by set
-(`ist.probing.suppression`), and `BatchedLosses` compares the two once before it trusts this way.
+(`ist.probing.suppression`), and `BatchedLosses` compares the two before it trusts this way.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ MAX_TOKENS = 4096
 """Tokens of all candidates together up to which one forward is tried; beyond, a GPU is busy with one candidate."""
 TOLERANCE = 0.02
 """How far a loss from one forward may be from the same one measured alone, relative to it: bfloat16 is off by less."""
+SHARE_OF_SPREAD = 0.1
+"""How far it may be, relative to how far the candidates' losses lie apart: differences are what is learned from."""
+MAX_COMPARED = 20
+"""Probe batches after which what has not been decided stays set by set."""
 MODEL_INPUTS = {"input_ids", "attention_mask", "labels"}
 """What can be laid out row by row. Positions are none of it: rows that hold several sequences are told by them."""
 
@@ -38,7 +42,7 @@ class BatchedLosses:
     Args:
         view: the model in training, not sharded.
         beta: factor on the response of the layers outside a candidate set, in [0, 1].
-        one_by_one: `(candidates, batch) -> losses`, float64 `[N_c]`: what to do otherwise, and to compare with once.
+        one_by_one: `(candidates, batch) -> losses`, float64 `[N_c]`: what to do otherwise, and to compare with first.
     """
 
     def __init__(
@@ -50,10 +54,12 @@ class BatchedLosses:
         self._view, self._beta = view, beta
         self._one_by_one = one_by_one
         self.trusted: bool | None = None
-        """Whether one forward is right for this model; None while it has not been compared."""
+        """Whether one forward is right for this model; None while that has not been decided."""
 
-    def __call__(self, candidates: Sequence[Collection[int]], batch: Mapping[str, Any]) -> Tensor:
-        """Losses in nats, float64 of shape `[N_c]` on the CPU."""
+    def __call__(self, candidates: Sequence[Collection[int]], batch: Mapping[str, Any], index: int = 0) -> Tensor:
+        """Losses in nats, float64 of shape `[N_c]` on the CPU; `index` is that of the probe batch in the run."""
+        if self.trusted is None and index >= MAX_COMPARED:
+            self.trusted = False
         if self.trusted is False or not fits(batch, len(candidates)):
             return self._one_by_one(candidates, batch)
         rows, tokens = batch["input_ids"].shape
@@ -63,7 +69,7 @@ class BatchedLosses:
             return self._at_once(candidates, batch)
 
     def _at_once(self, candidates: Sequence[Collection[int]], batch: Mapping[str, Any]) -> Tensor:
-        """From one forward if that can be, the first time compared with one for each set."""
+        """From one forward if that can be, compared with one for each set until that is decided."""
         try:
             losses = batched_losses(self._view.model, self._view.layers, candidates, batch, self._beta)
         except Exception as error:  # What is wrong with the batch or the model comes up again, set by set.
@@ -75,9 +81,20 @@ class BatchedLosses:
             alone = self._one_by_one(candidates, batch)
             if not alone.isfinite().all():  # Nothing can be said of such a batch, but of the next one.
                 return alone
-            self.trusted = bool(((losses - alone).abs() <= TOLERANCE * alone.abs()).all())
+            self.trusted = is_same(losses, alone)
             return losses if self.trusted else alone
         return losses
+
+
+def is_same(losses: Tensor, alone: Tensor) -> bool | None:
+    """Whether losses are those that were measured alone, `[N_c]` each; None where the candidates lie too close together
+    to tell, as before the adapters respond.
+    """
+    error = (losses - alone).abs()
+    if bool((error > TOLERANCE * alone.abs()).any()):
+        return False
+    spread = alone.max() - alone.min()
+    return True if spread > 0 and bool((error <= SHARE_OF_SPREAD * spread).all()) else None
 
 
 def fits(batch: Mapping[str, Any], num_candidates: int) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from logging import getLogger
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapters.view import ModelView
 from ..config import Damping, ISTConfig
@@ -20,8 +22,11 @@ from ..runtime.randomness import keyed_seed, private_randomness
 from .batched import BatchedLosses
 from .probes import ProbeStream
 from .suppression import LossFunction, candidate_losses, model_loss
+from .watch import LearningWatch
 
 __all__ = ["Measurement"]
+
+logger = getLogger(__name__)
 
 
 class Measurement:
@@ -50,6 +55,8 @@ class Measurement:
         """Probe batches measured so far on each rank."""
         self.seconds = 0.0
         """Time spent."""
+        self.watch = LearningWatch(config.mu)
+        """Says where nothing is learned."""
         self._view = view
         self._probes = probes
         self._config = config
@@ -61,7 +68,7 @@ class Measurement:
             view.model,
             view.layers,
             beta=config.beta,
-            loss_function=loss_function,
+            loss_function=loss_function if loss_function is model_loss else with_own_batch(loss_function),
             damping=cast("Damping", config.damping),
         )
         self._batched = BatchedLosses(view, config.beta, self._one_by_one) if batched else None
@@ -86,7 +93,12 @@ class Measurement:
         self.num_probes += 1
         if not ranks.all(losses is not None):
             return None
-        return losses if losses is None else torch.tensor(ranks.mean(losses.tolist()), dtype=torch.float64)
+        if losses is None:
+            return None
+        losses = torch.tensor(ranks.mean(losses.tolist()), dtype=torch.float64)
+        if (said := self.watch.see(losses)) and ranks.is_main:
+            logger.warning(said)
+        return losses
 
     @property
     def batched_trusted(self) -> bool | None:
@@ -96,6 +108,8 @@ class Measurement:
     def resume(self, num_probes: int, batched_trusted: bool | None) -> None:
         """Continue after so many probes, in the way that was found right then: another one would round otherwise."""
         self.num_probes = num_probes
+        if num_probes:
+            self.watch.resume()
         if self._batched is not None:
             self._batched.trusted = batched_trusted
 
@@ -121,7 +135,7 @@ class Measurement:
     def _next_batch(self) -> Mapping[str, Any] | None:
         try:
             return self._probes.batch(self.num_probes)
-        except (OSError, RuntimeError) as error:  # such as workers of a loader that were killed
+        except Exception as error:  # Whatever a user's dataset or collator raises, or workers that were killed.
             self._warn(
                 "batch",
                 f"No probe batch could be read ({shorten(error)}), so this importance update is skipped; training "
@@ -131,7 +145,9 @@ class Measurement:
 
     def _losses(self, candidates: Sequence[tuple[int, ...]], batch: Mapping[str, Any]) -> Tensor | None:
         try:
-            return (self._batched or self._one_by_one)(candidates, batch)
+            if self._batched is not None:
+                return self._batched(candidates, batch, self.num_probes)
+            return self._one_by_one(candidates, batch)
         except torch.OutOfMemoryError:
             if self._view.sharded and self._ranks.size > 1:
                 raise  # The other ranks wait in this forward for this one's part of the weights.
@@ -156,6 +172,15 @@ class Measurement:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, stacklevel=6)
+
+
+def with_own_batch(loss_function: LossFunction) -> LossFunction:
+    """The loss of a shallow copy of the batch: a loss may take labels out of it, and the next candidate needs them."""
+
+    def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        return loss_function(model, copy.copy(batch))
+
+    return loss
 
 
 def shorten(error: Exception) -> str:

@@ -23,15 +23,25 @@ Folder = str | os.PathLike[str]
 def write_manifest(folder: Folder) -> None:
     """List the files of a checkpoint that a resume needs, with their sizes and sums. Called when all are written.
 
+    Where that fails, as on a disk that has just become full, the checkpoint goes without, with a warning: training does
+    not end for it.
+
     Args:
         folder: of the checkpoint.
     """
-    files = {
-        name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file() and is_needed(name := path.relative_to(folder).as_posix())
-    }
-    write_json(Path(folder) / MANIFEST_FILE, {"files": files}, indent=1)
+    try:
+        files = {
+            name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in sorted(Path(folder).rglob("*"))
+            if path.is_file() and is_needed(name := path.relative_to(folder).as_posix())
+        }
+        write_json(Path(folder) / MANIFEST_FILE, {"files": files}, indent=1)
+    except OSError as error:
+        warnings.warn(
+            f"The checkpoint {folder} has no {MANIFEST_FILE} ({error.strerror or error}): training goes on, and "
+            "changes of its files will not all be found.",
+            stacklevel=3,
+        )
 
 
 def check_checkpoint(folder: Folder) -> None:

@@ -1,40 +1,53 @@
 """What was chosen and learned, step by step, as JSON lines that reports and researchers read.
 
-Four kinds of lines, distinguished by `event`:
+Five kinds of lines, told apart by `event`:
 
 - `run`: the layers' names, the configuration and the versions, once at the start and once after each resume;
 - `step`: `step` (from 1, the optimizer steps done) and `active`, the indices of the layers that it updated;
 - `importance`: `step`, `candidates`, `losses` in nats (null where not finite), `rewards`, the scores after the update
   as `importance`, and `skipped` with the reason where nothing was learned;
-- `log`: `step` and what the training framework logged, such as `loss` and `eval_loss`.
+- `log`: `step` and what the training framework logged, such as `loss` and `eval_loss`;
+- `gap`: `num_lines` lines are missing here, since the disk was full for long.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import math
 import os
 import warnings
-import weakref
+from collections import deque
 from pathlib import Path
 from typing import Any
 
+from .appended import AppendedFile
+from .events import find_wrong_field
 from .files import write_whole
 
-__all__ = ["HISTORY_FILE", "History", "read_history"]
+__all__ = ["HISTORY_FILE", "History", "history_file", "read_history"]
 
-APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
 HISTORY_FILE = "ist_history.jsonl"
 """Name of the history in a run's folder."""
+
+MAX_WAITING_BYTES = 1 << 22
+"""Lines that wait for room on the disk take no more memory than this."""
+
+BEGIN = b'{"event": "'
+"""How every line begins."""
+
+BLANK = object()
+"""The content of a line of spaces."""
+
+RUN = BEGIN + b'run"'
+"""How a line begins that a file needs to be read."""
 
 
 class History:
     """Writes a history, one line at a time, so that a killed run loses at most the line that it was writing.
 
-    Where the disk is full the training continues: lines wait in memory, with one warning, for the next that can be
-    written.
+    Where the disk is full the training goes on, with one warning: lines wait in memory for the next that can be
+    written, up to `MAX_WAITING_BYTES`; later ones are counted and left out. A file or folder that is deleted during
+    the run is made anew.
 
     Args:
         path: the file. Its folder is made.
@@ -42,14 +55,16 @@ class History:
             starts a new file.
 
     Raises:
-        ValueError: the file cannot be written.
+        ValueError: the file cannot be written, or on a resume the one that is there cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None) -> None:
         self.path = Path(path)
         self._file = AppendedFile(self.path)
-        self._waiting: list[str] = []
-        self._warned = False
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._num_lost = 0
+        self._warned: set[str] = set()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if resume_step is None:
@@ -62,85 +77,108 @@ class History:
             ) from error
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one line, and those that have been waiting."""
-        self._waiting.append(json.dumps(finite({"event": event, **fields}), allow_nan=False) + "\n")
+        """Append one line, after those that have been waiting."""
+        line = encode(event, fields)
         try:
-            self._file.append("".join(self._waiting))
+            self._write_waiting()
+            self._append(line)
         except OSError as error:
-            if not self._warned:
-                self._warned = True
-                warnings.warn(
-                    f"The history {self.path} cannot be written ({error.strerror}); training continues, and its lines "
-                    "are kept until they can be.",
-                    stacklevel=4,
-                )
+            self._keep(line)
+            self._warn(
+                "full",
+                f"The history {self.path} cannot be written ({error.strerror or error}); training goes on, and its "
+                f"lines are kept until they can be, {MAX_WAITING_BYTES >> 20} MiB of them at most.",
+            )
+
+    def _append(self, line: bytes) -> None:
+        """Write a line to the file, which begins anew with the run's line where it is gone."""
+        if self._file.append(line):
+            self._warn("gone", f"The history {self.path} was deleted during the run: it is begun anew.")
+        if line.startswith(RUN):
+            self._file.head = line
+
+    def _write_waiting(self) -> None:
+        """Write the lines that wait. On a disk that stays full this ends at the first, however many there are."""
+        while self._waiting:
+            self._append(self._waiting[0])
+            self._waiting_bytes -= len(self._waiting.popleft())
+        if self._num_lost:
+            self._append(encode("gap", {"num_lines": self._num_lost}))
+            self._num_lost = 0
+
+    def _keep(self, line: bytes) -> None:
+        """Let a line wait, where there is room for it and none before it was left out."""
+        if self._num_lost or self._waiting_bytes + len(line) > MAX_WAITING_BYTES:
+            self._num_lost += 1
             return
-        self._waiting.clear()
+        self._waiting.append(line)
+        self._waiting_bytes += len(line)
+
+    def _warn(self, kind: str, message: str) -> None:
+        """Say something once."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, stacklevel=5)
 
 
-def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read the lines of a history; a last line cut short by a kill is left out.
+def history_file(path: str | os.PathLike[str]) -> Path:
+    """The history of a run, given by its folder or by itself.
 
     Raises:
-        ValueError: there is no such file, or a line before the last is not JSON.
+        ValueError: there is no such file.
     """
     file = Path(path)
     if file.is_dir():
         file = file / HISTORY_FILE
     if not file.is_file():
         raise ValueError(f"{file} does not exist: give the folder of a run, which holds {HISTORY_FILE}.")
-    lines = file.read_text(encoding="utf-8").splitlines()
+    return file
+
+
+def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read the lines of a history; a last line cut short by a kill is left out.
+
+    Raises:
+        ValueError: there is no such file, it is no UTF-8, or a line is no JSON or holds a value of another type; the
+            message names the file and the line.
+    """
+    file = history_file(path)
     events = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{file}, line {number} is not JSON ({error.msg}): the file is damaged.") from error
-            continue
-        if not isinstance(event, dict) or "event" not in event:
-            raise ValueError(f"{file}, line {number} is not an event of a history: the file is damaged.")
-        events.append(event)
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                event = decode(line, number)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{file}, line {number} is not UTF-8 ({error.reason}): the file is damaged."
+                ) from error
+            except (ValueError, RecursionError) as error:
+                if not line.endswith(b"\n") and line[: len(BEGIN)] == BEGIN[: len(line)]:
+                    break  # A kill cut it short.
+                why = getattr(error, "msg", None) or str(error)
+                raise ValueError(f"{file}, line {number} is not JSON ({why}): the file is damaged.") from error
+            if event is BLANK:
+                continue
+            if wrong := find_wrong_field(event):
+                raise ValueError(f"{file}, line {number} is not an event of a history ({wrong}): the file is damaged.")
+            events.append(event)
     return events
 
 
-class AppendedFile:
-    """A file to append to. It is opened once, which takes longer than to write a line, and again where it is gone."""
+def encode(event: str, fields: dict[str, Any]) -> bytes:
+    """A line of a history."""
+    return (json.dumps(finite({"event": event, **fields}), allow_nan=False) + "\n").encode()
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._close: weakref.finalize[..., Any] | None = None
-        self._descriptor = -1
 
-    def append(self, text: str) -> None:
-        """Append a text whole or not at all: a part that did get onto a full disk is cut off again.
+def decode(line: bytes, number: int) -> Any:
+    """The content of a line, or `BLANK`. Editors put a byte order mark before the first."""
+    text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+    return json.loads(text, parse_constant=refuse_constant) if text else BLANK
 
-        Raises:
-            OSError: it could not be written.
-        """
-        if self._close is None or os.fstat(self._descriptor).st_nlink == 0:
-            self.close()
-            self._descriptor = os.open(self._path, APPENDING, 0o666)
-            self._close = weakref.finalize(self, os.close, self._descriptor)
-        end = os.lseek(self._descriptor, 0, os.SEEK_END)
-        data = text.encode()
-        try:
-            if os.write(self._descriptor, data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, end)
-            self.close()
-            raise
 
-    def close(self) -> None:
-        """Let go of the file until the next text."""
-        if self._close is not None:
-            self._close()
-            self._close = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return AppendedFile, (self._path,)
+def refuse_constant(name: str) -> None:
+    """NaN and infinities are no JSON, though Python reads them."""
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def finite(value: Any) -> Any:
@@ -159,5 +197,15 @@ def keep_until(path: Path, step: int) -> None:
     if not path.exists():
         path.touch()
         return
-    kept = [event for event in read_history(path) if event.get("step", 0) <= step]
+    if path.stat().st_size == 0:
+        warnings.warn(
+            f"The history {path} is empty, though the run resumes at step {step}: it is written from there on.",
+            stacklevel=4,
+        )
+        return
+    try:
+        events = read_history(path)
+    except ValueError as error:
+        raise ValueError(f"{error} Move it elsewhere, and the resumed run begins another.") from error
+    kept = [event for event in events if event.get("step", 0) <= step]
     write_whole(path, "".join(json.dumps(event) + "\n" for event in kept))

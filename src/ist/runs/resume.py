@@ -17,8 +17,10 @@ COURSE = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "full_determinism"),
     *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
     *("bf16", "fp16", "label_smoothing_factor", "gradient_checkpointing", "train_sampling_strategy"),
+    "train_dataset",
 )
-"""The Trainer's arguments that a training's course depends on. It takes other ones on a resume without a word."""
+"""The Trainer's arguments that a training's course depends on, the data as `data_fingerprint` has them. The Trainer
+takes other ones on a resume without a word."""
 
 
 SAME_TRAINING = {"recompute": ("none", "frozen", "all"), "optimizer_state": ("keep", "offload")}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .events import are_names, is_number
 from .history import HISTORY_FILE, read_history
 
 __all__ = ["extreme_layers", "read_scores"]
@@ -50,7 +50,7 @@ def read_scores(file: str | os.PathLike[str], names: Sequence[str]) -> list[floa
         )
     if len(scores) != len(names):
         raise ValueError(f"{path} has {len(scores)} scores, and this model has {len(names)} layers.")
-    if not all(isinstance(score, (int, float)) and math.isfinite(score) for score in scores):
+    if None in scores or not all(map(is_number, scores)):
         raise ValueError(f"{path} has scores that are not finite numbers.")
     return [float(score) for score in scores]
 
@@ -58,10 +58,10 @@ def read_scores(file: str | os.PathLike[str], names: Sequence[str]) -> list[floa
 def history_scores(path: Path) -> tuple[list[Any], list[str] | None]:
     """The last scores of a history, and the names of its layers."""
     events = read_history(path)
-    learned = [event["importance"] for event in events if event["event"] == "importance"]
+    learned = [event["importance"] for event in events if event["event"] == "importance" and "importance" in event]
     if not learned:
         raise ValueError(f"{path} holds no importance: its run measured nothing (yet).")
-    layers = [event["layers"] for event in events if event["event"] == "run"]
+    layers = [event["layers"] for event in events if event["event"] == "run" and "layers" in event]
     return learned[-1], layers[-1] if layers else None
 
 
@@ -69,14 +69,14 @@ def json_scores(path: Path) -> tuple[list[Any], list[str] | None]:
     """The scores in a JSON file, and the names of its layers where it has them."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: give a list of scores, or the history of a run.") from error
     layers = content.get("layers") if isinstance(content, dict) else None
     if isinstance(content, dict):
         content = next((content[field] for field in SCORE_FIELDS if field in content), None)
     if not isinstance(content, list):
         raise ValueError(f"{path} holds no scores: a list of numbers, or an object with {' or '.join(SCORE_FIELDS)}.")
-    return content, layers if isinstance(layers, list) else None
+    return content, layers if are_names(layers) else None
 
 
 def short_name(name: str) -> str:

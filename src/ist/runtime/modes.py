@@ -17,8 +17,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Within the context every module evaluates (no dropout) and nothing is cached for generation; afterwards each is
     in the mode that it was in.
 
-    A 4-bit module of bitsandbytes stays in training: it computes the same in both modes, but on some CPUs it repacks
-    its weight at its first evaluation, and no gradient comes through it from then on.
+    A 4-bit module of bitsandbytes is in training meanwhile: it computes the same in both modes, but on some CPUs it
+    repacks its weight at its first evaluation, and no gradient comes through it from then on.
     """
     # Straight from the instances: a module's own walk, and search for its attributes, take as long as a small forward.
     modules = all_modules(model)
@@ -26,6 +26,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     configs = {id(config): config for module in modules if (config := module.__dict__.get("config")) is not None}
     caching = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
     own = [module for module in training if has_own_evaluation(module)]
+    repacking = [module for module in modules if type(module).__name__ == "Linear4bit"]
+    evaluating = [module for module in repacking if not module.training]
     try:
         for config in caching:
             config.use_cache = False
@@ -34,11 +36,12 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         else:
             for module in training:
                 module.__dict__["training"] = False
-        for module in training:
-            if type(module).__name__ == "Linear4bit":
-                module.training = True
+        for module in repacking:
+            module.training = True
         yield
     finally:
+        for module in evaluating:
+            module.training = False
         for module in own:
             module.train()
         if own:

@@ -56,10 +56,8 @@ class LayerActivation(Part):
     ) -> None:
         layers = view.layers
         readers: Sequence[nn.Module] = () if view.adalora is None else (view.adalora,)
-        self.num_fused = 0
-        """How many adapter modules are fused."""
-        self.not_fused: Counter[str] = Counter()
-        """How many do not, by reason."""
+        self._never_fused: Counter[str] = Counter()
+        """How many adapter modules were not fused, by reason."""
         self._active: tuple[int, ...] | None = None
         self._trained = {layer.index for layer in layers}
         """Indices of the layers that may hold gradients: those that trained last, or all."""
@@ -84,14 +82,24 @@ class LayerActivation(Part):
                     fused_modules.append(FusedLora(adapter, gate, frozen_dropout, not view.sharded, one, names))
                 else:
                     gates += make_gates(adapter, own)
-                    self.not_fused[reason] += 1
-            self.num_fused += len(fused_modules)
+                    self._never_fused[reason] += 1
             if fused_modules:
                 self._fused_switches.append(one)
             switches = [*([one] if fused_modules else []), *([share_switch(gates)] if gates else [])]
             self._parts.append(LayerParts(layer.index, switches, fused_modules, layer.parameters))
             self._gates += [*gates, *fused_modules]
         self._remove_hooks = weakref.finalize(self, remove_all, self._gates, drop_before_steps(self))
+
+    @property
+    def num_fused(self) -> int:
+        """How many adapter modules are fused now: a hook that a user puts on their parts later counts too."""
+        return sum(module.reason_against() is None for part in self._parts for module in part.fused)
+
+    @property
+    def not_fused(self) -> Counter[str]:
+        """How many compute as PEFT has them, by reason."""
+        later = (module.reason_against() for part in self._parts for module in part.fused)
+        return self._never_fused + Counter(reason for reason in later if reason is not None)
 
     @property
     def active(self) -> tuple[int, ...] | None:
@@ -102,17 +110,17 @@ class LayerActivation(Part):
         """From now on train the layers `active` only.
 
         Gradients that layers hold from when they trained last are dropped, since they would count once more, for a norm
-        to clip by and for an optimizer.
+        to clip by and for an optimizer. What was prepared of frozen matrices is forgotten, since nothing tells of each
+        write to them: merging and resetting adapters, pruning and limits on norms go through `.data`.
         """
         chosen = set(active)
         self._idle = []
-        for number, switches, fused, parameters in self._parts:
+        self._forget_pairs()
+        for number, switches, _, parameters in self._parts:
             frozen = number not in chosen
             for switch in switches:
                 switch.frozen = frozen
             if not frozen:
-                for module in fused:
-                    module.forget_pair()
                 continue
             self._idle.append(parameters)
             if number in self._trained:
@@ -132,15 +140,17 @@ class LayerActivation(Part):
     def measuring(self) -> Iterator[None]:
         """Between steps, while nothing is learned from: LoRA modules compute as frozen ones do, which is faster."""
         try:
-            for part in self._parts:
-                for module in part.fused:
-                    module.forget_pair()  # Whoever writes through `.data` is seen by no counter, but here.
+            self._forget_pairs()
             for switch in self._fused_switches:
                 switch.frozen = True
             yield
         finally:
             for switch in self._fused_switches:
                 switch.frozen = False
+
+    def _forget_pairs(self) -> None:
+        for switch in self._fused_switches:
+            switch.pairs.clear()
 
     def frozen_parameters(self) -> tuple[nn.Parameter, ...]:
         """The parameters that the current step leaves alone."""
@@ -229,9 +239,10 @@ class AdapterGate:
             )
 
     def remove(self) -> None:
-        """Stop watching."""
+        """Stop watching, and thaw what a forward that Ctrl-C ended left frozen: torch runs no hook after it."""
         for handle in self._handles:
             handle.remove()
+        self.thaw()
 
     def freeze_if_frozen(self, *_: Any) -> None:
         """Before the forward: freeze what trains at this moment."""

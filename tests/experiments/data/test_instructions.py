@@ -1,6 +1,7 @@
 """The instruction format, and what is said of files that are not in it."""
 
 import json
+import math
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_files_are_joined_in_the_order_given(tmp_path):
         ("rows.json", "", "is not JSON"),
         ("rows.json", "[{]", r"is not JSON \(.* in line 1\): give a list of objects"),
         ("rows.json", '[\n{"instruction": "a",\n}]', r"is not JSON \(.* in line 3\)"),
-        ("rows.json", '{"instruction": "a", "output": "b"}\n{"instruction": "a", "output": "b"}', "is not JSON"),
+        ("rows.json", '{"instruction": "a", "output": "b"}\n{bad', r"is not JSON \(.* in line 2\)"),
         ("rows.jsonl", "instruction,output\na,b\n", r"is not JSON .*one object a line \(\.jsonl\)"),
         ("rows.json", "[]", "holds no rows: give a list of objects"),
         ("rows.json", '{"instruction": "a", "output": "b"}', "is a dict, not a list: give a list of objects"),
@@ -228,3 +229,87 @@ def test_the_unusable_file_is_called_so(tmp_path, caplog):
     assert read_instructions([tmp_path / "math_data.json"]) == EXPECTED
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "contains most of the collection's test items" in caplog.text
+
+
+STRUCTURED = {"name": "Ann", "known": True, "age": None}
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "completion"),
+    [
+        ({"instruction": "a", "output": STRUCTURED}, "a", '{"name": "Ann", "known": true, "age": null}'),
+        ({"instruction": "a", "output": ["größer", 1.5]}, "a", '["größer", 1.5]'),
+        ({"instruction": "a", "output": True}, "a", "true"),
+        ({"instruction": "a", "output": 3.5}, "a", "3.5"),
+        ({"instruction": ["a", None], "output": "b"}, '["a", null]', "b"),
+        ({"instruction": "a", "input": math.nan, "output": "b", "system": math.nan}, "a", "b"),
+        ({"instruction": "a", "output": "b", "system": "", "history": []}, "a", "b"),
+    ],
+)
+def test_values_become_texts_as_json_writes_them(tmp_path, row, prompt, completion):
+    (tmp_path / "rows.json").write_text(json.dumps([row]), encoding="utf-8")
+    expected = {"prompt": instruction_prompt({"instruction": prompt}), "completion": completion}
+    assert read_instructions([tmp_path / "rows.json"]) == [expected]
+
+
+def test_a_structured_input_is_json(tmp_path):
+    row = {"instruction": "a", "input": STRUCTURED, "output": "b"}
+    (tmp_path / "rows.json").write_text(json.dumps([row]), encoding="utf-8")
+    (read,) = read_instructions([tmp_path / "rows.json"])
+    assert '### Input:\n{"name": "Ann", "known": true, "age": null}\n\n' in read["prompt"]
+
+
+def test_a_structured_completion_is_json(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "a", "completion": {"b": [1, None]}}]), encoding="utf-8")
+    assert read_instructions([tmp_path / "rows.json"]) == [{"prompt": "a", "completion": '{"b": [1, null]}'}]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"instruction": "a", "output": None}, r"lacks output \(it has instruction, output, which is null\)"),
+        ({"instruction": "a", "output": math.nan}, r"lacks output \(it has instruction, output, which is NaN\)"),
+        ({"prompt": "a", "completion": None}, "lacks instruction and output .*completion, which is null"),
+        ({"instruction": "a", "output": [math.nan]}, "has a field, output, that has a number in it that is not finite"),
+        ({"instruction": "a", "output": math.inf}, "has a field, output, that has a number in it that is not finite"),
+        (
+            {"instruction": "a", "output": "b \ud83d"},
+            r"field, output, that has a lone surrogate \(\\ud83d at character 3\)",
+        ),
+        ({"instruction": "a\udc00", "output": "b"}, "field, instruction, that has a lone surrogate"),
+        ({"instruction": "a", "input": ["\udc00"], "output": "b"}, "field, input, that has a lone surrogate"),
+        ({"prompt": "\ud83d", "completion": "b"}, "field, prompt, that has a lone surrogate"),
+        (
+            {"instruction": "a", "output": "b", "system": "Be short."},
+            "has system, for which the format of instructions",
+        ),
+        ({"instruction": "a", "output": "b", "history": [["a", "b"]]}, "has history, for which the format"),
+        (
+            {"prompt": "a", "completion": "b", "system_prompt": "c"},
+            "has system_prompt, for which the format of prompts",
+        ),
+        ({"instruction": "a", "output": "b", "tools": [{}]}, "has tools, which the training would lose"),
+    ],
+)
+def test_a_value_that_is_no_text_is_named_with_its_row(tmp_path, row, said):
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([ROWS[0], row]), encoding="utf-8")
+    with pytest.raises(ValueError, match=said) as error:
+        read_instructions([file])
+    assert str(error.value).startswith(f"{file}, row 2 ")
+    assert "\n" not in str(error.value)
+    str(error.value).encode()
+
+
+def test_empty_answers_are_left_out_and_counted(tmp_path, caplog):
+    file, empty = tmp_path / "rows.json", tmp_path / "empty.json"
+    nothing = {"instruction": "a", "output": " \n"}
+    chats = [{"messages": [*ASKS, {**SAYS, "content": ""}]}, {"messages": [*ASKS, SAYS]}]
+    file.write_text(json.dumps([ROWS[0], nothing, ROWS[1], nothing]), encoding="utf-8")
+    assert read_instructions([file]) == EXPECTED[:2]
+    assert f"2 of 4 rows of {file} have an empty answer (row 2 is the first), and are left out" in caplog.text
+    file.write_text(json.dumps(chats), encoding="utf-8")
+    assert read_instructions([file]) == [{"prompt": ASKS, "completion": [SAYS]}]
+    empty.write_text(json.dumps([nothing]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"empty\.json has an empty answer in every row"):
+        read_instructions([file, empty])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,16 @@ def test_a_row_without_a_response_gets_one(name: str, answer: str, completion: s
     assert make_row(TASKS[name], {**raw_row(name), "output": "", "answer": answer}).completion == completion
 
 
+@pytest.mark.parametrize("nothing", [None, math.nan])
+def test_null_and_nan_are_nothing(nothing: float | None) -> None:
+    row, plain = ({**raw_row("mawps"), "input": value, "output": value} for value in (nothing, ""))
+    assert make_row(TASKS["mawps"], row) == make_row(TASKS["mawps"], plain)
+
+
+def test_an_answer_that_is_a_truth_value_is_one_of_its_options() -> None:
+    assert make_row(TASKS["boolq"], {**raw_row("boolq"), "answer": True}).answer == "true"
+
+
 def test_a_word_problem_is_a_row() -> None:
     problem = word_problems(1, split="test")[0]
     row = to_task_row(problem)
@@ -98,6 +109,9 @@ def test_a_word_problem_is_a_row() -> None:
         ("AQuA", {"instruction": "Q? Answer Choices: (A) 1 (C) 2"}, "names the options A, C where A, B belong"),
         ("mawps", {"answer": "seven"}, "has the answer 'seven', which is not a number"),
         ("mawps", {"answer": None}, r"lacks answer \(it has .*\)"),
+        ("mawps", {"answer": math.nan}, r"lacks answer \(it has .*\)"),
+        ("mawps", {"answer": "nan"}, "has the answer 'nan', which is no number"),
+        ("boolq", {"input": "\ud83d"}, r"has a field, input, that has a lone surrogate .*"),
     ],
 )
 def test_a_row_that_does_not_fit(tmp_path: Path, name: str, change: dict[str, str], said: str) -> None:

@@ -26,9 +26,10 @@ from ...runs.files import RESULT_FILE, write_json
 from ...runs.history import HISTORY_FILE, read_history
 from ..checkout import commit
 from ..display import device_name
+from ..recipes.renamed import rename_arguments
 from ..recipes.safety import without_authority
 from ..train.arguments import parse_arguments
-from ..train.command import make_trainer, quiet_libraries
+from ..train.command import load_seeded, make_trainer, quiet_libraries
 from ..train.data import TaskData, load_data
 from .display import AnalyseDisplay
 from .recipe import write_selection_recipe
@@ -56,7 +57,7 @@ def analyse(arguments: Sequence[str]) -> dict[str, Any]:
     data = load_data(run)
     if data.evaluation is None:
         raise ValueError("The run has no validation data to measure on: give some, such as --num_test_problems 100.")
-    trainer = make_trainer(run, data)
+    trainer = make_trainer(run, data, *load_seeded(run))
     load_adapter(trainer.model, folder)
     analysis = Analysis(trainer, data, options)
     result = {
@@ -110,7 +111,7 @@ def read_command(folder: Path) -> list[str]:
     result = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(result, dict) or "arguments" not in result:
         raise ValueError(f"{file} does not say how the run was made: train it anew with this version.")
-    return without_authority(result["arguments"], str(file))
+    return rename_arguments(without_authority(result["arguments"], str(file)))[0]
 
 
 def load_adapter(model: Any, folder: Path) -> None:

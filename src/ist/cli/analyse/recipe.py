@@ -12,6 +12,7 @@ import yaml
 
 from ..compare.recipe import OWN_FLAGS, to_arguments
 from ..recipes.files import find_recipe, read_recipe, split_recipe
+from ..recipes.renamed import rename_keys
 from ..recipes.safety import check_safe
 
 __all__ = ["SELECTION_FILE", "write_selection_recipe"]
@@ -51,7 +52,7 @@ def selections(importance: Sequence[float]) -> dict[str, dict[str, Any]]:
     """The methods: all layers, then the top and bottom k, for k that double up to half of the layers."""
     ranked = sorted(range(len(importance)), key=lambda layer: -importance[layer])
     counts = [count for power in range(10) if (count := 2**power) <= len(ranked) // 2]
-    methods: dict[str, dict[str, Any]] = {"all": {"method": "all"}}
+    methods: dict[str, dict[str, Any]] = {"all": {"method": "peft"}}
     for name, order in (("top", ranked), ("bottom", ranked[::-1])):
         for count in counts:
             layers = ",".join(str(layer) for layer in sorted(order[:count]))
@@ -62,7 +63,7 @@ def selections(importance: Sequence[float]) -> dict[str, dict[str, Any]]:
 def read_flags(arguments: Sequence[str]) -> dict[str, Any]:
     """Flags by name from a command line, and from the recipe that it names, which they override."""
     recipe, _, rest = split_recipe(list(arguments))
-    flags: dict[str, Any] = dict(read_recipe(find_recipe(recipe))) if recipe else {}
+    flags: dict[str, Any] = rename_keys(read_recipe(find_recipe(recipe)))[0] if recipe else {}
     given: dict[str, list[str]] = {}
     values: list[str] = []
     for argument in rest:

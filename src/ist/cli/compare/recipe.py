@@ -12,6 +12,7 @@ from typing import Any
 from ...config import check_choice
 from ..eval.arguments import evaluation_settings, known_eval_flags, parse_eval_arguments
 from ..recipes.files import PREFIX, check_keys, list_comparisons, read_recipe
+from ..recipes.renamed import rename_arguments, rename_keys, warn_of_old_names
 from ..recipes.safety import COMMAND_LINE_ONLY, EVALUATION_KEYS, TRAINING_KEYS, check_safe
 from ..train.arguments import known_flags, parse_arguments
 
@@ -24,8 +25,6 @@ __all__ = [
     "read_comparison",
     "to_arguments",
 ]
-
-"""How the names of comparisons begin among the recipes that come with the library."""
 
 BUDGETS = ("steps", "seconds")
 KEYS = {"methods", "seeds", "flags", "evaluation", "against", "learning_rates", "budget"}
@@ -86,7 +85,9 @@ def read_comparison(file: Path, more_flags: Sequence[str] = (), **changes: Any) 
     Raises:
         ValueError: a key, name or flag does not fit, or the recipe names code to run or paths outside of its folder.
     """
-    recipe = read_recipe(file)
+    recipe = rename_comparison(read_recipe(file), file.name)
+    more_flags, said = rename_arguments(more_flags)
+    warn_of_old_names("the command line", said)
     check_keys(file.name, recipe, KEYS)
     check_comparison_safe(recipe, file.name, changes.get("trusted", False))
     evaluation = read_evaluation(recipe, file.name, changes.get("evaluation") or {})
@@ -108,6 +109,21 @@ def read_comparison(file: Path, more_flags: Sequence[str] = (), **changes: Any) 
         if run.training.n_gpu > 1:
             raise ValueError(f"{run.training.n_gpu} GPUs are seen by one process: set CUDA_VISIBLE_DEVICES=0.")
     return comparison
+
+
+def rename_comparison(recipe: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A recipe whose flags have their present names; one line of the log says which were renamed."""
+    renamed, said = dict(recipe), []
+    parts: list[tuple[dict[str, Any], Any]] = [(renamed, "flags")]
+    if isinstance(recipe.get("methods"), Mapping):
+        renamed["methods"] = dict(recipe["methods"])
+        parts += [(renamed["methods"], name) for name in renamed["methods"]]
+    for holder, key in parts:
+        if isinstance(holder.get(key), Mapping):
+            holder[key], old = rename_keys(holder[key])
+            said += old
+    warn_of_old_names(where, said)
+    return renamed
 
 
 def check_comparison_safe(recipe: Mapping[str, Any], where: str, trusted: bool) -> None:
@@ -155,7 +171,7 @@ def read_methods(recipe: Mapping[str, Any], where: str, chosen: Sequence[str] | 
     grids = {name: entry.pop("learning_rates", None) for name, entry in flags.items()}
     usual = recipe.get("against")
     if usual is None:
-        usual = [name for name, entry in flags.items() if entry.get("method") in ("all", "random")]
+        usual = [name for name, entry in flags.items() if entry.get("method") in ("peft", "random")]
     methods = []
     for name, entry in flags.items():
         if own := OWN_FLAGS & set(entry):

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...runs.files import EVALUATION_FILE, RESULT_FILE, write_json
 from ..checkout import commit
+from ..recipes.renamed import rename_arguments
 
 __all__ = ["evaluate_once", "train_once"]
 
@@ -62,8 +63,9 @@ def evaluate_once(arguments: Sequence[str], folder: Path, on_line: OnLine) -> di
 
 
 def check_same(begun: Sequence[str], wanted: Sequence[str], folder: Path) -> None:
-    """Raise ValueError where a run was begun with other arguments than it would resume with."""
-    if list(begun) == list(wanted):
+    """Raise ValueError where a run was begun with other arguments than it would go on with."""
+    begun, wanted = rename_arguments(begun)[0], rename_arguments(wanted)[0]
+    if begun == wanted:
         return
     only = [argument for argument in begun if argument not in wanted], [a for a in wanted if a not in begun]
     raise ValueError(

@@ -17,6 +17,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ...experiments.data import find_tasks, read_instructions, to_task_row, word_problems
+from ...experiments.data.files import read_text
 from ...experiments.evaluation import EvaluationSettings, TaskData, TaskResult, evaluate
 from ...runs.files import EVALUATION_FILE, write_json
 from ..checkout import commit
@@ -73,16 +74,22 @@ def load_tasks(flags: argparse.Namespace) -> dict[str, TaskData]:
         else:
             loaded.append((task.name, load_task(task, flags.split, flags.data_folder, flags.from_hub)))
     for file in flags.data_files or ():
-        loaded.append((Path(file).stem, read_instructions([file])))
+        loaded.append((data_name(file), read_instructions([file])))
     for file in flags.text_files or ():
         if not Path(file).is_file():
             raise ValueError(f"{file} is not a file: --text_files takes plain text.")
-        loaded.append((Path(file).stem, Path(file).read_text(encoding="utf-8")))
+        loaded.append((data_name(file), read_text(Path(file))))
     names = [name for name, _ in loaded]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{', '.join(twice)} given twice: results go by name, so give files different names.")
     return dict(loaded)
+
+
+def data_name(file: str) -> str:
+    """What the results of a file are called: its name without the suffixes of what it holds."""
+    path = Path(file)
+    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
 
 
 def load_model(flags: argparse.Namespace) -> tuple[Any, Any]:

@@ -61,10 +61,7 @@ RECIPE_FOLDERS = (Path(__file__).parents[2] / "recipes", Path(__file__).parents[
 
 
 def split_recipe(arguments: list[str]) -> tuple[str | None, bool, list[str]]:
-    """The recipe among the arguments, whether it is trusted, and the others; the quickstart without a model and data.
-
-    `--help` shows the library's defaults, so no recipe goes with it.
-    """
+    """The recipe among the arguments (without a model and data the quickstart), its trust, and the other arguments."""
     splitter = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     splitter.add_argument("--recipe", "--config", dest="recipe")
     splitter.add_argument("--trust_recipe", "--trust-recipe", action="store_true")
@@ -74,8 +71,6 @@ def split_recipe(arguments: list[str]) -> tuple[str | None, bool, list[str]]:
         if "--trust_recipe" in str(error):
             raise ValueError("--trust_recipe takes no value: leave it out to trust no recipe.") from None
         raise ValueError("--recipe needs a name or a file: `ist recipes` lists the names.") from None
-    if {"-h", "--help"} & set(rest):
-        return None, known.trust_recipe, rest
     named = set(flag_names(rest))
     if known.recipe is None and not named & {"model_name_or_path", "task", "data_files", "dataset_name"}:
         return QUICKSTART_RECIPE, known.trust_recipe, rest

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+from ...config import ISTConfig
 
 __all__ = ["COMMAND_LINE_ONLY", "EVALUATION_KEYS", "TRAINING_KEYS", "check_safe", "without_authority"]
 
@@ -33,11 +36,10 @@ def split(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
-TRAINING_KEYS = split(
+TRAINING_KEYS = frozenset(field.name for field in dataclasses.fields(ISTConfig)) | split(
     # the method
-    "method fixed_layers greedy_steps greedy_min_gain num_active_layers num_unsuppressed_layers num_candidates "
-    "update_interval beta mu preset policy candidate_set score_step rounding damping probe_batch_size fused "
-    "frozen_dropout recompute optimizer_state price layers "
+    "method fixed_layers greedy_steps greedy_min_gain layers "
+    "num_focused_layers focused_rank focus_criterion focus_spread "
     # the adapter
     "adapter adalora_init_r adalora_warmup_steps adalora_final_steps adalora_interval bottleneck_size "
     "bottleneck_non_linearity bottleneck_dropout bottleneck_target_modules use_peft lora_r lora_alpha lora_dropout "
@@ -64,7 +66,7 @@ TRAINING_KEYS = split(
     "per_device_eval_batch_size prediction_loss_only eval_accumulation_steps save_strategy save_steps "
     "save_only_model save_total_limit load_best_model_at_end metric_for_best_model greater_is_better"
 )
-"""Flags of `ist train` that anybody's recipe may set."""
+"""Flags of `ist train` that anybody's recipe may set; `ISTConfig`'s are numbers and words, all of them harmless."""
 
 EVALUATION_KEYS = split(
     "protocol tasks data_folder from_hub split data_files text_files limit batch_size max_length options extraction "

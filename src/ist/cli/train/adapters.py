@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from trl import ModelConfig, get_peft_config
@@ -38,8 +39,22 @@ def adapter_config(ist: Any, model: ModelConfig, num_steps: int) -> Any:
         )
     if ist.adapter == "adalora":
         return adalora_config(ist, model, num_steps)
-    use_dora = model.use_dora or ist.adapter == "dora"
-    return get_peft_config(dataclasses.replace(model, use_peft=True, use_dora=use_dora))
+    options = dataclasses.replace(model, use_peft=True, use_dora=model.use_dora or ist.adapter == "dora")
+    options.lora_target_modules = target_modules(model)
+    return get_peft_config(options)
+
+
+def target_modules(model: ModelConfig) -> Any:
+    """The modules that LoRA is put on: all linear ones of the layers, unless others are named.
+
+    One name is a name: TRL makes a bare text of a list of one, and PEFT reads a text as a regular expression that has
+    to match a module's whole path, which the last part of it never does.
+    """
+    named: Any = model.lora_target_modules
+    if named is None:
+        return "all-linear" if model.lora_target_parameters is None else None
+    is_name = isinstance(named, str) and named != "all-linear" and re.fullmatch(r"[\w.]+", named)
+    return [named] if is_name else named
 
 
 def adalora_config(ist: Any, model: ModelConfig, num_steps: int) -> Any:
@@ -71,7 +86,7 @@ def adalora_config(ist: Any, model: ModelConfig, num_steps: int) -> Any:
         tfinal=final,
         deltaT=ist.adalora_interval,
         total_step=num_steps,
-        target_modules=model.lora_target_modules,
+        target_modules=target_modules(model),
         lora_alpha=model.lora_alpha,
         lora_dropout=model.lora_dropout,
         modules_to_save=model.lora_modules_to_save,

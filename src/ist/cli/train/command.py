@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -27,16 +29,31 @@ from ..display import Display, TrainingProgress, device_name, peak_memory
 from .arguments import RunArguments, parse_arguments
 from .clock import TrainingClock
 from .data import TaskData, load_data, report_cut_rows
-from .folder import find_checkpoint, prepare_folder, settle_former_run
+from .focus import Look, focus_adapter
+from .folder import find_checkpoint, run_folder
 from .greedy import search_layers
 from .interrupt import Interrupt, Stopped
+from .methods import FOCUSED
 from .model import load_model
 from .numbers import all_finite
+from .validation import TokenWeightedTrainer
 
 __all__ = ["train"]
 
 LOGGED = ("step", "step_seconds", "loss", "eval_loss", "learning_rate", "grad_norm")
 """What the result keeps of the Trainer's log."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training took and left."""
+
+    num_steps: int
+    train_loss: float
+    train_seconds: float
+    step_seconds: float
+    peak_memory_bytes: int
+    log: list[dict[str, Any]]
 
 
 def train(arguments: Sequence[str]) -> dict[str, Any]:
@@ -50,32 +67,79 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
     """
     quiet_libraries()
     run = parse_arguments(arguments)
+    check_devices(run)
+    ranks = current_ranks()
+    display = Display(quiet=not ranks.is_main)
+    asked_for = run.training.output_dir
+    with run_folder(run, ranks) as folder:
+        display.placed(folder, asked_for)
+        checkpoint = find_checkpoint(run.training.resume_from_checkpoint, folder)
+        data = load_data(run)
+        model, tokenizer, peft_config = load_seeded(run)
+        focus: dict[str, Any] = {}
+        if run.ist.method in FOCUSED:
+            look = Look(run, model, tokenizer, data.train, ranks)
+            peft_config, focus["focus"] = focus_adapter(look, peft_config, folder, checkpoint is not None, display)
+        trainer = make_trainer(run, data, model, tokenizer, peft_config)
+        display.begin(run, trainer)
+        before = judge(trainer, data, display, "before", ranks)
+        forget_evaluation(trainer)
+        search = search_first(run, trainer, folder, checkpoint is not None, display)
+        trained = run_training(run, trainer, folder, checkpoint, display)
+        check_weights(trainer, trained.num_steps, ranks)
+        after = judge(trainer, data, display, "after", ranks)
+        trainer.save_model(str(folder))
+        result = {
+            **describe_run(run, arguments, ranks),
+            **dataclasses.asdict(trained),
+            "before": before,
+            "after": after,
+            **focus,
+            **search,
+            **describe_steps(trainer),
+        }
+        if ranks.is_main:
+            write_json(folder / RESULT_FILE, result)
+            display.end(result, folder, draw_pictures(folder))
+        if ranks.size > 1:
+            ranks.wait()
+            torch.distributed.destroy_process_group()
+    return result
+
+
+def check_devices(run: RunArguments) -> None:
+    """Raise ValueError where one process would train on several GPUs, which `IST` does not take part in."""
     if run.training.n_gpu > 1 and (run.selector or run.ist.method == "greedy"):
         raise ValueError(
             f"{run.training.n_gpu} GPUs are seen by one process: start one for each with `accelerate launch -m ist "
             "train …` or `torchrun`, or set CUDA_VISIBLE_DEVICES=0."
         )
-    ranks = current_ranks()
-    folder = prepare_folder(run.training.output_dir, ranks)
-    settle_former_run(run, folder, ranks)
-    checkpoint = find_checkpoint(run.training.resume_from_checkpoint, folder)
-    display = Display(quiet=not ranks.is_main)
-    data = load_data(run)
-    trainer = make_trainer(run, data)
-    display.begin(run, trainer)
-    before = judge(trainer, data, display, "before", ranks)
-    forget_evaluation(trainer)
-    search = None
-    if run.ist.method == "greedy":
-        search = search_layers(run, trainer, folder, checkpoint is not None, display)
-        trainer.add_callback(make_callback(run, "fixed:" + ",".join(map(str, search["layers"]))))
-    callback = next((cb for cb in trainer.callback_handler.callbacks if isinstance(cb, IST)), None)
-    progress = TrainingProgress(display, callback)
-    trainer.add_callback(progress)
+
+
+def search_first(
+    run: RunArguments, trainer: SFTTrainer, folder: Path, resumed: bool, display: Display
+) -> dict[str, Any]:
+    """With `--method greedy` find the layers and have them trained; what the result says of it."""
+    if run.ist.method != "greedy":
+        return {}
+    search = search_layers(run, trainer, folder, resumed, display)
+    trainer.add_callback(make_callback(run, "fixed:" + ",".join(map(str, search["layers"]))))
+    return {"search": {name: search[name] for name in ("layers", "num_trainings", "num_steps", "seconds")}}
+
+
+def run_training(
+    run: RunArguments, trainer: SFTTrainer, folder: Path, checkpoint: Path | None, display: Display
+) -> Trained:
+    """Train, from the checkpoint on where there is one.
+
+    Raises:
+        Stopped: a signal ended the training, and a checkpoint was written.
+    """
+    progress = TrainingProgress(display, ist_callback(trainer))
     clock = TrainingClock(run.ist.max_train_seconds)
-    trainer.add_callback(clock)
     interrupt = Interrupt()
-    trainer.add_callback(interrupt)
+    for callback in (progress, clock, interrupt):
+        trainer.add_callback(callback)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
@@ -86,12 +150,19 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         progress.stop()
     if interrupt.number is not None:
         raise Stopped(output.global_step, folder, interrupt.number)
-    seconds = time.perf_counter() - start
-    memory, log = peak_memory(), log_entries(trainer)
-    check_weights(trainer, output.global_step, ranks)
-    after = judge(trainer, data, display, "after", ranks)
-    trainer.save_model(str(folder))
-    result = {
+    return Trained(
+        num_steps=output.global_step,
+        train_loss=output.training_loss,
+        train_seconds=time.perf_counter() - start,
+        step_seconds=clock.seconds,
+        peak_memory_bytes=peak_memory(),
+        log=log_entries(trainer),
+    )
+
+
+def describe_run(run: RunArguments, arguments: Sequence[str], ranks: Ranks) -> dict[str, Any]:
+    """What the result says of how the run was made."""
+    return {
         "recipe": run.recipe,
         "arguments": list(arguments),
         "model": run.model.model_name_or_path,
@@ -100,40 +171,44 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         "device": device_name(),
         "num_processes": ranks.size,
         "versions": {name: version(name) for name in ("ist-peft", "torch", "transformers", "peft", "trl")},
-        "num_steps": output.global_step,
-        "train_loss": output.training_loss,
-        "train_seconds": seconds,
-        "step_seconds": clock.seconds,
-        "peak_memory_bytes": memory,
-        "before": before,
-        "after": after,
-        "log": log,
     }
-    if search:
-        result["search"] = {name: search[name] for name in ("layers", "num_trainings", "num_steps", "seconds")}
-    if callback and callback.tuner:
-        tuner = callback.tuner
-        result["fused"] = {"modules": tuner.num_fused, "others": dict(tuner.not_fused)}
-        result["probe_share"] = tuner.probe_share
-    if ranks.is_main:
-        write_json(folder / RESULT_FILE, result)
-        display.end(result, folder, draw_pictures(folder))
-    if ranks.size > 1:
-        ranks.wait()
-        torch.distributed.destroy_process_group()
-    return result
 
 
-def make_trainer(run: RunArguments, data: TaskData) -> SFTTrainer:
+def describe_steps(trainer: SFTTrainer) -> dict[str, Any]:
+    """What the result says of how the steps were computed; nothing where the Trainer trained alone."""
+    callback = ist_callback(trainer)
+    if not callback or not callback.tuner:
+        return {}
+    tuner = callback.tuner
+    return {
+        "fused": {"modules": tuner.num_fused, "others": dict(tuner.not_fused)},
+        "probe_share": tuner.probe_share,
+    }
+
+
+def ist_callback(trainer: SFTTrainer) -> IST | None:
+    """The callback that chooses layers, if there is one."""
+    return next((callback for callback in trainer.callback_handler.callbacks if isinstance(callback, IST)), None)
+
+
+def load_seeded(run: RunArguments) -> tuple[Any, Any, Any]:
+    """The model, its tokenizer and the configuration of a new adapter, with what is drawn at random seeded.
+
+    Raises:
+        ValueError: no model is named, or it does not go with the flags.
+    """
+    transformers.set_seed(run.training.seed)
+    return load_model(run)
+
+
+def make_trainer(run: RunArguments, data: TaskData, model: Any, tokenizer: Any, peft_config: Any) -> SFTTrainer:
     """The model with its adapter, in TRL's trainer, with IST as a callback.
 
     Raises:
-        ValueError: no model is named, it does not go with the flags, or no row is left to train on.
+        ValueError: no row is left to train on.
     """
-    transformers.set_seed(run.training.seed)
-    model, tokenizer, peft_config = load_model(run)
     run.training.disable_tqdm = True
-    trainer = SFTTrainer(
+    trainer = TokenWeightedTrainer(
         model=model,
         args=run.training,
         train_dataset=data.train,

@@ -104,20 +104,17 @@ def clean_rows(rows: list[dict[str, Any]], run: RunArguments) -> datasets.Datase
 
 def hold_out(rows: datasets.Dataset, run: RunArguments) -> TaskData:
     """Keep `validation_size` rows for the loss before and after."""
-    if run.ist.validation_size == 0:
+    num_held_out = run.ist.num_held_out(len(rows))
+    if num_held_out == 0:
         return TaskData(rows, None)
-    if run.ist.validation_size >= len(rows):
-        raise ValueError(
-            f"validation_size={run.ist.validation_size} leaves nothing of {len(rows)} rows to train on: give less."
-        )
-    split = rows.train_test_split(test_size=run.ist.validation_size, seed=run.training.seed)
+    split = rows.train_test_split(test_size=num_held_out, seed=run.training.seed)
     return TaskData(split["train"], split["test"])
 
 
 def check_columns(rows: Any, text_field: str) -> None:
     """Raise ValueError unless a dataset has the columns that TRL trains on."""
     columns = set(rows.column_names or ())
-    formats = ({text_field}, {"messages"}, {"prompt", "completion"}, {"input_ids"})
+    formats = ({text_field}, {"messages"}, {"conversations"}, {"prompt", "completion"}, {"input_ids"})
     if columns and not any(needed <= columns for needed in formats):
         raise ValueError(
             f"The dataset has the columns {', '.join(sorted(columns))}, and training needs {text_field!r}, 'messages', "

@@ -1,9 +1,13 @@
-"""The folder of a run: whether it can be written, whether another run is in it, and which checkpoint to resume from."""
+"""The folder of a run: which one it is, whether another run is in it, and which checkpoint to go on from."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import re
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...runs.checkpoints import check_checkpoint, checkpoints, last_checkpoint
@@ -11,30 +15,126 @@ from ...runs.files import RESULT_FILE
 from ...runtime.distributed import Ranks
 from ..recipes.files import QUICKSTART_RECIPE
 from .arguments import RunArguments
+from .lock import FolderLock
 
-__all__ = ["find_checkpoint", "prepare_folder", "settle_former_run"]
+__all__ = ["find_checkpoint", "run_folder", "settle_former_run"]
+
+LAST = ("auto", "last", "true")
+"""Values of --resume_from_checkpoint that mean the last checkpoint of the run's folder."""
 
 
-def prepare_folder(name: str | None, ranks: Ranks) -> Path:
-    """The run's folder, made and tried before anything is computed.
+@contextlib.contextmanager
+def run_folder(run: RunArguments, ranks: Ranks) -> Iterator[Path]:
+    """The run's folder, made, tried and locked for this run; a folder that stays empty is removed again.
+
+    Without `--output_dir` it is the first of `runs/ist`, `runs/ist-2`, … that holds no run, and where a run goes on,
+    the last that holds one. The main process chooses and locks, and tells the others.
 
     Raises:
-        ValueError: it cannot be written.
+        ValueError: on every rank, where the folder cannot be written, is in use, or holds another run.
     """
-    folder = Path(name or "runs/ist")
+    base = Path(run.training.output_dir or "runs/ist")
+    number = 0
+    refusal: Exception = ValueError("The main process could not take the run's folder: its message says why.")
+    with contextlib.ExitStack() as undo:
+        if ranks.is_main:
+            try:
+                number = claim_folder(base, run, undo)
+            except Exception as error:  # The others wait for an answer.
+                refusal = error
+        number = round(ranks.mean([float(number)])[0] * ranks.size)
+        if number == 0:
+            raise refusal
+        folder = numbered(base, number)
+        error = None if ranks.is_main else write_error(folder)
+        if not ranks.all(error is None):
+            raise error or ValueError(f"Another process cannot write into {folder}: its message says why.")
+        run.training.output_dir = str(folder)
+        yield folder
+
+
+def claim_folder(base: Path, run: RunArguments, undo: contextlib.ExitStack) -> int:
+    """Make and lock the run's folder.
+
+    Args:
+        base: the folder, or the first of the numbered ones.
+        run: what is to be trained.
+        undo: gets what takes the lock, and folders that are empty then, away.
+
+    Returns:
+        Which of the numbered folders it is, from 1.
+
+    Raises:
+        ValueError: it cannot be written, is in use, or holds another run.
+    """
+    lock = FolderLock(base)
+    for number in candidates(base, run):
+        folder = numbered(base, number)
+        undo.callback(remove_empty, [path for path in (folder, *folder.parents) if not path.exists()])
+        if error := write_error(folder):
+            raise error
+        lock = FolderLock(folder)
+        if lock.take():
+            undo.callback(lock.release)
+            settle_former_run(run, folder)
+            return number
+    raise ValueError(
+        f"{lock.file.parent} is in use by another run ({lock.holder()}): wait for its end, or give another "
+        "--output_dir."
+    )
+
+
+def candidates(base: Path, run: RunArguments) -> Iterable[int]:
+    """Numbers of the folders that a run may have, the best first."""
+    if "output_dir" in run.named or run.ist.overwrite or may_restart():
+        return [1]
+    siblings = [
+        re.fullmatch(rf"{re.escape(base.name)}-(\d+)", path.name) for path in base.parent.glob(f"{base.name}-*")
+    ]
+    numbers = [1, *(int(match[1]) for match in siblings if match and int(match[1]) > 1)]
+    taken = [number for number in numbers if holds_run(numbered(base, number))]
+    value = run.training.resume_from_checkpoint
+    if value is not None and value.lower() in LAST:
+        return [max(taken, default=1)]
+    if value is not None:
+        own = [number for number in taken if numbered(base, number).resolve() == Path(value).resolve().parent]
+        if own:
+            return own
+    return itertools.count(1 if run.recipe == QUICKSTART_RECIPE else max(taken, default=0) + 1)
+
+
+def numbered(base: Path, number: int) -> Path:
+    """`runs/ist`, `runs/ist-2`, `runs/ist-3`, …"""
+    return base if number == 1 else base.with_name(f"{base.name}-{number}")
+
+
+def write_error(folder: Path) -> ValueError | None:
+    """Make a folder and try to write into it; the error where that fails."""
+    trial = folder / f".writable-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / f".writable-{ranks.rank}"
         trial.touch()
         trial.unlink()
     except OSError as error:
-        raise ValueError(
+        return ValueError(
             f"The folder {folder} cannot be written ({error.strerror}): give another one with --output_dir."
-        ) from error
-    return folder
+        )
+    return None
 
 
-def settle_former_run(run: RunArguments, folder: Path, ranks: Ranks) -> None:
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, the innermost first, up to the first that is not empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder has the checkpoints or the result of a run."""
+    return bool(checkpoints(folder)) or (folder / RESULT_FILE).is_file()
+
+
+def settle_former_run(run: RunArguments, folder: Path) -> None:
     """Keep a run from being overwritten by another one, unless `--overwrite` says so; then its checkpoints go, so that
     nothing resumes from them by mistake. The quickstart in its own folder is made anew each time.
 
@@ -43,13 +143,12 @@ def settle_former_run(run: RunArguments, folder: Path, ranks: Ranks) -> None:
     """
     found = checkpoints(folder)
     resumed = run.training.resume_from_checkpoint is not None or was_restarted()
-    if resumed or not (found or (folder / RESULT_FILE).is_file()):
+    if resumed or not holds_run(folder):
         return
     if run.ist.overwrite:
-        if ranks.is_main:
-            for path in found:
-                shutil.rmtree(path)
-            (folder / RESULT_FILE).unlink(missing_ok=True)
+        for path in found:
+            shutil.rmtree(path)
+        (folder / RESULT_FILE).unlink(missing_ok=True)
         return
     if run.recipe == QUICKSTART_RECIPE and "output_dir" not in run.given:
         return
@@ -60,6 +159,11 @@ def settle_former_run(run: RunArguments, folder: Path, ranks: Ranks) -> None:
 def was_restarted() -> bool:
     """Whether torchrun started this process again after one of its processes had died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def may_restart() -> bool:
+    """Whether torchrun would start this process again, which then has to find the same folder."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def find_checkpoint(value: str | None, folder: Path) -> Path | None:
@@ -75,7 +179,7 @@ def find_checkpoint(value: str | None, folder: Path) -> Path | None:
     """
     if value is None:
         return last_checkpoint(folder) if was_restarted() else None
-    if value.lower() not in ("auto", "last", "true"):
+    if value.lower() not in LAST:
         if not Path(value).is_dir():
             raise ValueError(f"There is no folder {value}: give a checkpoint-N folder, `last` or `auto`.")
         check_checkpoint(value)

@@ -11,17 +11,27 @@ from ...method.registry import SELECTORS, what_trains
 __all__ = [
     "ADAPTERS",
     "ADAPTER_FLAGS",
+    "FOCUSED",
     "METHODS",
+    "check_checkpointing",
     "check_method",
     "selector_of",
     "settle_adapter",
-    "settle_checkpointing",
     "unused_flags",
 ]
 
 ADAPTERS = ("lora", "dora", "adalora", "series", "parallel", "none")
-METHODS = (*SELECTORS, "fixed", "greedy")
-WITHOUT_CHOICE = ("all", "full")
+OTHER_NAMES = {"all": "peft"}
+"""Selectors that have another name here: what `peft` trains is the PEFT method as it is."""
+
+SELECTOR_OF = {OTHER_NAMES.get(name, name): name for name in SELECTORS}
+"""Methods that name a selector of the library, and that selector."""
+
+FOCUSED: dict[str, str | None] = {"focused": None, "even": "even", "top-gradient": "anywhere"}
+"""Methods that put adapters on a set of layers that stays, and how each spreads it; None: as `--focus_spread` says."""
+
+METHODS = (*SELECTOR_OF, "fixed", "greedy", *FOCUSED)
+WITHOUT_CHOICE = ("peft", "full")
 """Methods that train every layer at every step."""
 
 
@@ -39,18 +49,20 @@ def flags(names: str, methods: Collection[str] = METHODS, adapters: Collection[s
     return Flags(frozenset(names.split()), frozenset(methods), frozenset(adapters))
 
 
-CHECKPOINTING = {"gradient_checkpointing", "activation_checkpointing"}
-"""The two names that transformers has for one flag."""
 LIFT = [method for method in METHODS if method.startswith("lift-")]
-CHOOSING = [method for method in METHODS if method not in WITHOUT_CHOICE]
+CHOOSING = [method for method in METHODS if method not in (*WITHOUT_CHOICE, *FOCUSED)]
 LORA_KIN = ("lora", "dora", "adalora")
 EFFECTS = (
     flags("num_unsuppressed_layers num_candidates beta mu candidate_set score_step damping probe_batch_size", ["ist"]),
     flags("policy price", ["ist", "random", "lisa"]),
     flags("update_interval", ["ist", "lisa", *LIFT]),
     flags("num_active_layers preset rounding", CHOOSING),
-    flags("frozen_dropout recompute optimizer_state layers", CHOOSING),
-    flags("fused", CHOOSING, ["lora"]),
+    flags("frozen_dropout optimizer_state", CHOOSING),
+    flags("recompute layers", [*CHOOSING, *FOCUSED]),
+    flags("fused", [*CHOOSING, *FOCUSED], ["lora"]),
+    flags("num_focused_layers focused_rank", FOCUSED),
+    flags("focus_criterion", ["focused", "top-gradient"]),
+    flags("focus_spread", ["focused"]),
     flags("fixed_layers", ["fixed"]),
     flags("greedy_steps greedy_min_gain", ["greedy"]),
     flags("lora_r lora_alpha lora_dropout lora_target_modules", adapters=LORA_KIN),
@@ -96,7 +108,7 @@ def settle_adapter(method: str, adapter: str | None, chosen_here: bool) -> str:
     Raises:
         ValueError: the two do not go together.
     """
-    whole = method in SELECTORS and what_trains(SELECTORS[method]) == "whole layers"
+    whole = method in SELECTOR_OF and what_trains(SELECTORS[SELECTOR_OF[method]]) == "whole layers"
     if whole and chosen_here and adapter != "none":
         raise ValueError(
             f"--method {method} trains the model's own weights, so --adapter {adapter} does not go with it: leave it "
@@ -104,8 +116,8 @@ def settle_adapter(method: str, adapter: str | None, chosen_here: bool) -> str:
         )
     if whole:
         return "none"
-    if adapter == "none" and method in ("ist", "random", "all"):
-        instead = "--method full" if method == "all" else "--method lisa"
+    if adapter == "none" and method in ("ist", "random", "peft", *FOCUSED):
+        instead = "--method full" if method == "peft" else "--method lisa"
         raise ValueError(
             f"--method {method} trains adapters, so it does not go with --adapter none: name one, or take {instead}, "
             "which trains the model's own weights."
@@ -113,26 +125,19 @@ def settle_adapter(method: str, adapter: str | None, chosen_here: bool) -> str:
     return adapter or "lora"
 
 
-def settle_checkpointing(ist: Any, training: Any, named: Collection[str]) -> None:
-    """Have gradient checkpointing, which TRL turns on by default, give way to `--recompute`.
+def check_checkpointing(method: str, recompute: str, training: Any) -> None:
+    """Raise ValueError where gradient checkpointing is on beside `--recompute`, which does the same.
 
     Args:
-        ist: this library's arguments.
+        method: which layers train.
+        recompute: the value of `--recompute`.
         training: TRL's `SFTConfig`.
-        named: what the command line and the recipe give.
-
-    Raises:
-        ValueError: both were asked for.
     """
-    if ist.recompute == "none" or ist.method in WITHOUT_CHOICE or not training.gradient_checkpointing:
-        return
-    if not CHECKPOINTING.isdisjoint(named):
+    if recompute != "none" and method not in WITHOUT_CHOICE and training.gradient_checkpointing:
         raise ValueError(
-            f"--recompute {ist.recompute} and --gradient_checkpointing are both on: leave one of them out; --recompute "
+            f"--recompute {recompute} and --gradient_checkpointing are both on: leave one of them out; --recompute "
             "frozen is the faster one, --gradient_checkpointing the smaller one."
         )
-    for name in CHECKPOINTING & set(vars(training)):
-        setattr(training, name, False)
 
 
 def check_method(ist: Any, model: Any, training: Any) -> None:
@@ -170,6 +175,8 @@ def selector_of(ist: Any) -> str | None:
         return None
     if ist.method == "fixed":
         return f"fixed:{ist.fixed_layers}"
+    if ist.method in FOCUSED:
+        return "all"
     if ist.method in WITHOUT_CHOICE and ist.adapter != "adalora":
         return None
-    return ist.method
+    return SELECTOR_OF[ist.method]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-__all__ = ["all_finite", "check_numbers"]
+from ...config import check_layer_number, check_whole
+from ...focusing import Rank
+from .options import parse_number
+
+__all__ = ["all_finite", "check_numbers", "check_validation_size", "count_held_out", "parse_focus"]
 
 RANGES: dict[str, tuple[float, float, str]] = {
     "learning_rate": (0.0, math.inf, "a finite number of at least 0, such as 2e-4"),
@@ -46,3 +50,55 @@ def check_numbers(*options: Any) -> None:
 def all_finite(parameters: Iterable[torch.Tensor]) -> bool:
     """Whether every number in these tensors is finite."""
     return all(bool(torch.isfinite(parameter.detach()).all()) for parameter in parameters)
+
+
+MOST_HELD_OUT, SHARE_HELD_OUT = 120, 0.1
+"""Rows held out where nobody says how many: a tenth, and no more than the paper's 120."""
+
+
+def check_validation_size(size: str | None) -> None:
+    """Raise ValueError unless `size` is a count of rows, a fraction of them below 1, or None."""
+    if size is None:
+        return
+    number = parse_number("validation_size", size)
+    if not (0 <= number < 1 if isinstance(number, float) else number >= 0):
+        raise ValueError(
+            f"validation_size={size} is neither a count of rows nor a fraction below 1: write 120 for 120 rows, 0.1 "
+            "for a tenth, or 0 for none."
+        )
+
+
+def count_held_out(size: str | None, num_rows: int) -> int:
+    """Rows that are held out of `num_rows`.
+
+    Args:
+        size: a count, a fraction (at least one row, unless it is 0), or None for a tenth of at most 120 rows.
+        num_rows: rows to train on and to hold out.
+
+    Raises:
+        ValueError: a count leaves nothing to train on.
+    """
+    if size is None:
+        return min(MOST_HELD_OUT, max(1, int(SHARE_HELD_OUT * num_rows))) if num_rows > 1 else 0
+    number = parse_number("validation_size", size)
+    if isinstance(number, float):
+        number = max(1, round(number * num_rows)) if number else 0
+    if number and number >= num_rows:
+        raise ValueError(f"validation_size={size} leaves nothing of {num_rows} rows to train on: give less.")
+    return number
+
+
+def parse_focus(num_layers: str | None, rank: str) -> tuple[int | float | None, Rank]:
+    """The values of `--num_focused_layers` and `--focused_rank`.
+
+    Raises:
+        ValueError: the first is no count and no fraction, or the second no rank and no word for one.
+    """
+    number = None if num_layers is None else parse_number("num_focused_layers", num_layers)
+    if number is not None:
+        check_layer_number("num_focused_layers", number)
+    if rank in ("moved", "kept", "uneven"):
+        return number, cast("Rank", rank)
+    size = int(rank) if rank.lstrip("-").isdecimal() else rank
+    check_whole("focused_rank", size, at_least=1, why="give a rank, or 'moved', 'kept' or 'uneven'")
+    return number, cast("int", size)

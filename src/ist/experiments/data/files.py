@@ -1,32 +1,51 @@
-"""Rows from JSON, JSON-lines and CSV files, with one line about what does not fit."""
+"""Rows from JSON, JSON-lines, CSV and parquet files, with one line about what does not fit."""
 
 from __future__ import annotations
 
+import codecs
 import csv
-import io
+import gzip
 import json
 import logging
+import zlib
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_rows"]
+from .tables import parse_table, read_parquet
+
+__all__ = ["read_rows", "read_text"]
 
 logger = logging.getLogger(__name__)
 
 UNUSABLE = "math_data.json"
 """The LLM-Adapters collection has a file of this name, whose rows contain most of the collection's own test sets."""
 
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""The encodings that a file names in its first bytes, the longer marks before those that they begin with."""
+
+SEPARATORS = {".csv": None, ".tsv": "\t"}
+"""Suffixes of tables, with what stands between their cells where the suffix tells."""
+
+WANTED = "give a list of objects (.json), one object a line (.jsonl), or a table (.csv, .parquet)"
+
 
 def read_rows(file: str | Path) -> list[Any]:
     """The rows of a file as they are.
 
     Args:
-        file: a list of objects (`.json`), one object a line (`.jsonl`), or a table with a line of names (`.csv`).
+        file: a list of objects or one object a line (`.json`, `.jsonl`, whichever it holds), a table with a line of
+            names (`.csv`, `.tsv`), or `.parquet`; the texts may be compressed (`.jsonl.gz`).
 
     Raises:
         ValueError: the file is missing, cannot be read, or holds no rows.
     """
-    file = Path(file)
+    file = Path(file).expanduser()
     if not file.is_file():
         raise ValueError(f"{file} is not a file: give JSON or JSON-lines files of rows with instruction and output.")
     if file.name == UNUSABLE:
@@ -35,33 +54,76 @@ def read_rows(file: str | Path) -> list[Any]:
             "train on math_10k.json, or give --test_tasks to leave them out.",
             file,
         )
-    try:
-        rows = _parse(file)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{file} is not JSON ({error.msg} in line {error.lineno}): give a list of objects (.json) or one object a "
-            "line (.jsonl)."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not text in UTF-8 (byte {error.start}): save it in that encoding.") from error
-    except csv.Error as error:
-        raise ValueError(f"{file} is not a table ({error}): give a line of names and one line a row (.csv).") from error
+    rows = read_parquet(file) if file.suffix.lower() == ".parquet" else _parse(file, read_text(file))
     if not isinstance(rows, list):
         raise ValueError(
-            f"{file} is a {type(rows).__name__}, not a list: give a list of objects with instruction and output."
+            f"{file} is a {type(rows).__name__}, not a list: give a list of objects with instruction and output; "
+            "pandas writes one with orient='records'."
         )
     if not rows:
         raise ValueError(f"{file} holds no rows: give a list of objects with instruction and output.")
     return rows
 
 
-def _parse(file: Path) -> Any:
-    """The content of a file; errors count lines from the start of the file."""
-    text = file.read_text(encoding="utf-8")
-    if file.suffix == ".csv":
-        return _parse_table(text.removeprefix("\ufeff"))
-    if file.suffix != ".jsonl":
+def read_text(file: Path) -> str:
+    """A text file, decompressed where its name ends in `.gz`, without its byte order mark.
+
+    Raises:
+        ValueError: it is not compressed as its name says, or not in UTF-8 or what its byte order mark names.
+    """
+    data = file.read_bytes()
+    if file.suffix.lower() == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{file} is not a whole gzip file ({error}): compress it anew.") from error
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file} is not text in UTF-8 (byte {error.start}): save it in that encoding; of compressed files, .gz is "
+            "read."
+        ) from error
+
+
+def _parse(file: Path, text: str) -> Any:
+    """The content of a text file."""
+    suffix = next((part for part in reversed([part.lower() for part in file.suffixes]) if part != ".gz"), "")
+    try:
+        if suffix in SEPARATORS:
+            return parse_table(text, SEPARATORS[suffix])
+        return _parse_json(text, lines=suffix in (".jsonl", ".ndjson"))
+    except csv.Error as error:
+        raise ValueError(f"{file} is not a table ({error}): give a line of names and one line a row (.csv).") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON ({error.msg} in line {error.lineno}): {WANTED}.") from error
+    except RecursionError as error:
+        raise ValueError(f"{file} is not JSON that can be read (it nests too deep): {WANTED}.") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"{file} is not JSON that can be read ({error}): {WANTED}.") from error
+
+
+def _parse_json(text: str, lines: bool) -> Any:
+    """A list of objects, or objects in lines, whatever the file is called; errors count lines from its start.
+
+    Args:
+        text: of the file.
+        lines: its name says that each line holds an object, so that a single one is a row.
+    """
+    if text.lstrip().startswith("["):
         return json.loads(text)
+    if lines:
+        return _parse_lines(text)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise
+    return _parse_lines(text)
+
+
+def _parse_lines(text: str) -> list[Any]:
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -70,15 +132,4 @@ def _parse(file: Path) -> Any:
             except json.JSONDecodeError as error:
                 error.lineno = number
                 raise
-    return rows
-
-
-def _parse_table(text: str) -> list[dict[str, str]]:
-    """Rows by the names in the first line."""
-    table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    rows = []
-    for row in table:
-        if None in row or None in row.values():
-            raise csv.Error(f"line {table.line_num} has not as many cells as the first")
-        rows.append(row)
     return rows

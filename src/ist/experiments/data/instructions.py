@@ -1,21 +1,33 @@
 """The instruction format of the paper's training sets: `instruction`, optional `input`, `output`.
 
 The paper follows LLM-Adapters (Hu et al., 2023), which follows Stanford Alpaca: one sentence of introduction, the
-instruction and the input under headings, and the response to be generated.
+instruction and the input under headings, and the response to be generated. Chats, and prompts with completions, are
+read beside it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .chats import are_messages, read_pair, split_chat
 from .files import read_rows
+from .values import as_text, is_missing, text_field
 
 __all__ = ["instruction_prompt", "read_instructions"]
 
+logger = logging.getLogger(__name__)
+
 FORMS = "instruction and output (and input, if need be), or messages, or prompt and completion"
 """What a row may have."""
+
+CHATS = ("messages", "conversations")
+"""Fields that hold a chat."""
+
+CONTEXT = ("system", "system_prompt", "history")
+"""Fields that stand before what is asked, and that the formats without messages would lose."""
 
 INTRODUCTION = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -27,24 +39,31 @@ INTRODUCTION_WITH_INPUT = (
 
 
 def instruction_prompt(row: Mapping[str, Any]) -> str:
-    """The text before the response, for a row with `instruction` and an `input` that may be empty or absent."""
-    if row.get("input"):
+    """The text before the response, for a row with `instruction` and an `input` that may be empty, NaN or absent.
+
+    Raises:
+        ValueError: the instruction or the input is no text and cannot be written as JSON.
+    """
+    instruction, given = as_text(row["instruction"]), row.get("input")
+    if given and not is_missing(given):
         return (
-            f"{INTRODUCTION_WITH_INPUT}\n\n### Instruction:\n{row['instruction']}\n\n"
-            f"### Input:\n{row['input']}\n\n### Response:\n"
+            f"{INTRODUCTION_WITH_INPUT}\n\n### Instruction:\n{instruction}\n\n"
+            f"### Input:\n{as_text(given)}\n\n### Response:\n"
         )
-    return f"{INTRODUCTION}\n\n### Instruction:\n{row['instruction']}\n\n### Response:\n"
+    return f"{INTRODUCTION}\n\n### Instruction:\n{instruction}\n\n### Response:\n"
 
 
 def read_instructions(files: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """Read JSON, JSON-lines or CSV files of instructions, or of chats (`messages`), joined in the order given.
+    """Read files of instructions, of prompts with completions, or of chats, joined in the order given.
+
+    Rows with an empty answer teach nothing, and are left out with a warning.
 
     Returns:
         Rows with `prompt` and `completion`, the format of TRL's `SFTTrainer`: texts, or messages for chats.
 
     Raises:
-        ValueError: a file is missing or cannot be read, holds no rows, a row lacks a field, or chats stand among
-            other rows.
+        ValueError: a file is missing or cannot be read, holds no rows, a row does not fit, or chats stand among other
+            rows.
     """
     rows = [row for file in files for row in read_file(Path(file))]
     kinds = {type(row["prompt"]) for row in rows}
@@ -55,7 +74,23 @@ def read_instructions(files: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 def read_file(file: Path) -> list[dict[str, Any]]:
     """The prompts and completions of one file."""
-    return [to_prompt_completion(file, number, row) for number, row in enumerate(read_rows(file), start=1)]
+    rows = {number: to_prompt_completion(file, number, row) for number, row in enumerate(read_rows(file), start=1)}
+    kept = {number: row for number, row in rows.items() if not is_empty(row["completion"])}
+    if not kept:
+        raise ValueError(f"{file} has an empty answer in every row: there is nothing to learn from.")
+    if len(kept) < len(rows):
+        first = next(number for number in rows if number not in kept)
+        logger.warning(
+            "%d of %d rows of %s have an empty answer (row %d is the first), and are left out.",
+            len(rows) - len(kept), len(rows), file, first,
+        )  # fmt: skip
+    return list(kept.values())
+
+
+def is_empty(completion: str | Sequence[Mapping[str, str]]) -> bool:
+    """Whether an answer says nothing."""
+    texts = [completion] if isinstance(completion, str) else [message["content"] for message in completion]
+    return not any(text.strip() for text in texts)
 
 
 def to_prompt_completion(file: Path, number: int, row: Any) -> dict[str, Any]:
@@ -66,33 +101,53 @@ def to_prompt_completion(file: Path, number: int, row: Any) -> dict[str, Any]:
     """
     if not isinstance(row, dict):
         raise ValueError(f"{file}, row {number} is a {type(row).__name__}: rows are objects with {FORMS}.")
-    if "messages" in row:
-        return split_chat(file, number, row["messages"])
-    if "instruction" not in row and isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
-        return {"prompt": row["prompt"], "completion": row["completion"]}
-    missing = [name for name in ("instruction", "output") if row.get(name) is None]
+    try:
+        return read_row(row)
+    except ValueError as error:
+        raise ValueError(f"{file}, row {number} {error}.") from error
+
+
+def read_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of any of the forms; the error says what it has or lacks."""
+    given = {name: value for name, value in row.items() if not is_missing(value)}
+    if given.get("tools"):
+        raise ValueError("has tools, which the training would lose: write them into a message")
+    for name in CHATS:
+        if name in given:
+            return chat_row(*split_chat(given[name], given.get("system")))
+    if "instruction" not in given and {"prompt", "completion"} <= set(given):
+        prompt, completion = given["prompt"], given["completion"]
+        if are_messages(prompt) or are_messages(completion):
+            return chat_row(*read_pair(prompt, completion, given.get("system")))
+        check_context(given)
+        return {"prompt": text_field(given, "prompt"), "completion": text_field(given, "completion")}
+    missing = [name for name in ("instruction", "output") if name not in given]
     if missing:
-        raise ValueError(
-            f"{file}, row {number} lacks {' and '.join(missing)} (it has {', '.join(row) or 'nothing'}): rows need "
-            f"{FORMS}."
-        )
-    return {"prompt": instruction_prompt(row), "completion": str(row["output"])}
+        raise ValueError(f"lacks {' and '.join(missing)} (it has {describe_fields(row)}): rows need {FORMS}")
+    check_context(given)
+    texts = {name: text_field(given, name) for name in ("instruction", "input", "output") if name in given}
+    return {"prompt": instruction_prompt(texts), "completion": texts["output"]}
 
 
-def split_chat(file: Path, number: int, messages: Any) -> dict[str, Any]:
-    """A chat as what comes before the last answer, and that answer.
+def chat_row(prompt: Sequence[Mapping[str, str]], completion: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """A chat as TRL takes it."""
+    return {"prompt": list(prompt), "completion": list(completion)}
 
-    Raises:
-        ValueError: it is no list of messages with role and content, or the last one is not the assistant's.
-    """
-    fits = isinstance(messages, list) and all(
-        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-        for message in messages
-    )
-    if not fits or len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise ValueError(
-            f"{file}, row {number} is no chat to learn from: messages are objects with role and content, at least two, "
-            "and the last one is the assistant's."
-        )
-    texts = [{"role": message["role"], "content": message["content"]} for message in messages]
-    return {"prompt": texts[:-1], "completion": texts[-1:]}
+
+def check_context(given: Mapping[str, Any]) -> None:
+    """Raise ValueError where a row of texts has what only a chat has a place for."""
+    for name in CONTEXT:
+        if given.get(name):
+            raise ValueError(
+                f"has {name}, for which the format of {'instructions' if 'instruction' in given else 'prompts'} has no "
+                "place: give messages, or write it into the text"
+            )
+
+
+def describe_fields(row: Mapping[str, Any]) -> str:
+    """The names of a row's fields, with those marked that hold nothing."""
+    names = [
+        f"{name}, which is {'null' if row[name] is None else 'NaN'}" if is_missing(row[name]) else str(name)
+        for name in row
+    ]
+    return ", ".join(names) or "nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from typing import Any
 
 from .instructions import instruction_prompt
 from .tasks import TASKS, Task
+from .values import is_missing, text_field
 from .word_problems import WordProblem, to_prompt_completion
 
 __all__ = ["Option", "TaskRow", "make_row", "parse_options", "to_task_row"]
 
+_FIELDS = ("instruction", "input", "output", "answer")
 _ANSWER_FORMAT = "Answer format:"
 _LETTER_OPTIONS = "Answer Choices:"
 
@@ -57,10 +60,12 @@ def make_row(task: Task, row: Mapping[str, Any]) -> TaskRow:
     Raises:
         ValueError: a field is missing, the options cannot be read, or the answer is none of them or no number.
     """
-    missing = [name for name in ("instruction", "answer") if row.get(name) in (None, "")]
+    given = {name: value for name, value in row.items() if not is_missing(value)}
+    missing = [name for name in ("instruction", "answer") if given.get(name, "") == ""]
     if missing:
         raise ValueError(f"lacks {' and '.join(missing)} (it has {', '.join(map(str, row)) or 'nothing'})")
-    instruction, answer = str(row["instruction"]), str(row["answer"]).strip()
+    texts = {name: text_field(given, name) for name in _FIELDS if name in given}
+    instruction, answer = texts["instruction"], texts["answer"].strip()
     question = instruction.strip()
     options: tuple[Option, ...] = ()
     if task.kind in ("label", "letter"):
@@ -69,11 +74,11 @@ def make_row(task: Task, row: Mapping[str, Any]) -> TaskRow:
         if answer not in labels:
             raise ValueError(f"has the answer {answer!r}, which is none of its options {', '.join(labels)}")
     elif not _is_number(answer):
-        raise ValueError(f"has the answer {answer!r}, which is not a number")
-    output = str(row.get("output") or "")
+        raise ValueError(f"has the answer {answer!r}, which is no number")
+    output = texts.get("output", "")
     return TaskRow(
         task=task,
-        prompt=instruction_prompt(row),
+        prompt=instruction_prompt(texts),
         completion=output if output.strip() else f"{task.prefix}{_plain(answer)}{'' if task.kind == 'label' else '.'}",
         answer=answer,
         question=question,
@@ -139,10 +144,9 @@ def _question(text: str) -> str:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text.replace(",", ""))
+        return math.isfinite(float(text.replace(",", "")))
     except ValueError:
         return False
-    return True
 
 
 def _plain(answer: str) -> str:

@@ -40,7 +40,10 @@ def in_kernels(a: Tensor, autocast: torch.dtype | None, activations: tuple[torch
     if torch.compiler.is_compiling():
         return None
     launch = working_kernels(a.device)
-    return launch and launch.find_kernels(a, autocast, activations)
+    found = launch and launch.find_kernels(a, autocast, activations)
+    if found and launch.is_wide(a.shape[0]) and not working_kernels(a.device, wide=True):
+        return None
+    return found
 
 
 OLDEST = (8, 0)
@@ -48,8 +51,13 @@ OLDEST = (8, 0)
 
 
 @cache
-def working_kernels(device: torch.device) -> Any:
-    """The module `ist.step.fused.launch`, where Triton is here and can compile for this GPU, or None."""
+def working_kernels(device: torch.device, wide: bool = False) -> Any:
+    """The module `ist.step.fused.launch`, where Triton is here and can compile for this GPU, or None.
+
+    Args:
+        device: a GPU.
+        wide: for ranks whose tiles are larger than those of small ranks, and tried out when they are first asked for.
+    """
     if torch.version.cuda is None or find_spec("triton") is None:
         return None
     if torch.cuda.get_device_capability(device) < OLDEST:
@@ -57,7 +65,7 @@ def working_kernels(device: torch.device) -> Any:
     try:
         from . import launch
 
-        launch.try_out(device)
+        launch.try_out(device, wide)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

@@ -1,6 +1,6 @@
 """A frozen LoRA module: nothing is learned from its adapter, so two thin products in each direction are all of it.
 
-The matrices are brought into the form of these products once, for as long as their layer is frozen.
+The matrices are brought into the form of these products once a step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .choice import autocast_dtype, products
 from .function import unflatten
 from .products import Products, add_product_, has_many_rows, linear_on_top, shaped
 
-__all__ = ["FrozenPair", "PairKeeper", "frozen_lora_linear", "frozen_pair"]
+__all__ = ["FrozenPair", "KeptPair", "PairKeeper", "frozen_lora_linear", "frozen_pair"]
 
 FrozenPair = tuple[Tensor, Tensor]
 """A frozen adapter ready for two products, `x @ downᵀ` and `· @ up` forwards, `dy @ upᵀ` and `· @ down` backwards: down
@@ -40,18 +40,28 @@ def frozen_pair(kind: Products, dtype: torch.dtype, a: Tensor, b: Tensor) -> Fro
     return (a.to(dtype), b.to(dtype).t()) if kind.dtype == dtype else None
 
 
-class PairKeeper:
-    """Prepares the matrices of a frozen module for products (`frozen_pair`), once where it may keep them.
+KeptPair = tuple[tuple[Any, ...], FrozenPair | None]
+"""What a pair was prepared of, and the pair."""
 
-    They are prepared anew when autograd's version counter says that one was written to. An optimizer may write past
-    that counter, but only where there is a gradient: an active module's are forgotten. Anyone else who writes through
-    `.data` is seen at the next importance update.
+
+class PairKeeper:
+    """Prepares the matrices of a frozen module for products (`frozen_pair`), once a step where it may keep them.
+
+    Whoever writes through `.data` is seen by no counter, and a new tensor may lie where an old one lay. Neither an
+    address nor a version tells that a matrix is the one that was prepared, so what is kept is cleared at each beginning
+    of a step and of a measurement. Within these, autograd's version counter shows the writes that it sees.
+
+    Args:
+        keep: whether it may keep them.
+        kept: where it keeps them, in common with other modules that forget together; a place of its own if None.
     """
 
-    def __init__(self, keep: bool) -> None:
+    def __init__(self, keep: bool, kept: dict[PairKeeper, KeptPair] | None = None) -> None:
         self._keep = keep
-        self._key: tuple[Any, ...] = ()
-        self._pair: FrozenPair | None = None
+        self._kept = {} if kept is None else kept
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._keep,)  # A copied model prepares its own.
 
     def __call__(self, x: Tensor, a: Tensor, b: Tensor) -> FrozenPair | None:
         """What x is to be multiplied with, or None where it cannot be prepared."""
@@ -60,15 +70,12 @@ class PairKeeper:
         if torch.compiler.is_compiling() or not self._keep or a.is_inference():
             return frozen_pair(products(a, autocast, x.dtype), dtype, a.detach(), b.detach())
         key = (a.data_ptr(), a._version, b.data_ptr(), b._version, dtype, autocast)
-        if key != self._key:
+        known = self._kept.get(self)
+        if known is None or known[0] != key:
             with torch.inference_mode(False):  # It may be kept beyond an evaluation.
-                self._pair = frozen_pair(products(a, autocast, x.dtype), dtype, a.detach(), b.detach())
-            self._key = key
-        return self._pair
-
-    def forget(self) -> None:
-        """Let go of what was kept."""
-        self._key, self._pair = (), None
+                pair = frozen_pair(products(a, autocast, x.dtype), dtype, a.detach(), b.detach())
+            known = self._kept[self] = key, pair
+        return known[1]
 
 
 def frozen_lora_linear(

@@ -1,4 +1,4 @@
-"""Three products of a thin matrix with activations, on a GPU, in Triton: each reads the activations once.
+"""Three products of a thin matrix with activations, on a GPU, in Triton: each reads the activations once per 64 ranks.
 
 A matrix of an adapter is so thin that its products cost what reading the activations costs, and at small batches what
 launching kernels costs. So what PEFT does in many steps is done here within one: the adapter's input is dropped out
@@ -8,7 +8,10 @@ output is added where the module's own already is.
 Dropout keeps no mask: whether an element stays is a hash of its place and of two numbers, which the backward asks
 again. Nothing is summed by atomic additions: the same inputs give the same bits.
 
-x is `[rows, width]`, h `[rows, rank]` in float32, w and g `[rank, width]` with strides of their own.
+x is `[rows, width]`, h `[rows, rank]` in float32, w and g `[rank, width]` with strides of their own. Ranks come in
+BLOCKS blocks of RANK, a power of two; the last one need not be full. Where each block makes elements of its own, it has
+programs of its own, those of the same activations next to each other, so that the cache serves all but the first;
+where blocks are summed, a program goes through them.
 """
 
 from __future__ import annotations
@@ -43,10 +46,11 @@ def mix(bits):  # type: ignore[no-untyped-def]
 def down_kernel(  # type: ignore[no-untyped-def]
     x, w, h, rows, width, rank, x_row, w_rank, w_column, key, other, threshold,
     DROP: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """`h = D(x) wᵀ`."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    place = tl.arange(0, RANK)
+    row = tl.program_id(0) // BLOCKS * ROWS + tl.arange(0, ROWS)
+    place = tl.program_id(0) % BLOCKS * RANK + tl.arange(0, RANK)
     total = tl.zeros((ROWS, RANK), dtype=tl.float32)
     for start in range(0, width, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
@@ -67,22 +71,24 @@ def down_kernel(  # type: ignore[no-untyped-def]
 def up_kernel(  # type: ignore[no-untyped-def]
     y, h, w, rows, width, rank, y_row, w_rank, w_column, factor, key, other, threshold,
     DROP: tl.constexpr, SPLIT: tl.constexpr, ADD: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """`y += f D(h w)`."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    place = tl.arange(0, RANK)
-    known = (row[:, None] < rows) & (place[None, :] < rank)
-    thin = tl.load(h + row[:, None] * rank + place[None, :], mask=known, other=0.0)
-    own = (column[None, :] < width) & (place[:, None] < rank)
-    matrix = tl.load(w + column[None, :] * w_column + place[:, None] * w_rank, mask=own, other=0.0)
     kind = y.dtype.element_ty
-    thin_high, high = thin.to(kind), matrix.to(kind)
-    product = tl.dot(thin_high, high)
-    if SPLIT:
-        product = tl.dot((thin - thin_high.to(tl.float32)).to(kind), high, product)
-        product = tl.dot(thin_high, (matrix - high.to(tl.float32)).to(kind), product)
+    product = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for block in tl.static_range(BLOCKS):
+        place = block * RANK + tl.arange(0, RANK)
+        known = (row[:, None] < rows) & (place[None, :] < rank)
+        thin = tl.load(h + row[:, None] * rank + place[None, :], mask=known, other=0.0)
+        own = (column[None, :] < width) & (place[:, None] < rank)
+        matrix = tl.load(w + column[None, :] * w_column + place[:, None] * w_rank, mask=own, other=0.0)
+        thin_high, high = thin.to(kind), matrix.to(kind)
+        product = tl.dot(thin_high, high, product)
+        if SPLIT:
+            product = tl.dot((thin - thin_high.to(tl.float32)).to(kind), high, product)
+            product = tl.dot(thin_high, (matrix - high.to(tl.float32)).to(kind), product)
     product *= factor
     if DROP:
         product = tl.where(kept(row, column, width, key, other, threshold), product, 0.0)
@@ -97,10 +103,11 @@ def up_kernel(  # type: ignore[no-untyped-def]
 def grad_kernel(  # type: ignore[no-untyped-def]
     g, h, x, rows, width, rank, x_row, g_rank, g_column, factor, key, other, threshold,
     DROP: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """`g = f hᵀ D(x)`."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    place = tl.arange(0, RANK)
+    column = tl.program_id(0) // BLOCKS * COLUMNS + tl.arange(0, COLUMNS)
+    place = tl.program_id(0) % BLOCKS * RANK + tl.arange(0, RANK)
     total = tl.zeros((RANK, COLUMNS), dtype=tl.float32)
     for start in range(0, rows, ROWS):
         row = start + tl.arange(0, ROWS)

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .products import Products, linear_on_top
+from .products import Products, has_many_rows, linear_on_top
 
-__all__ = ["Kernels", "draw", "find_kernels"]
+__all__ = ["Kernels", "draw", "find_kernels", "is_wide", "try_out"]
 
 HALVES = (torch.bfloat16, torch.float16)
-MOST_RANKS = 64
+BLOCK = 64
+"""Ranks that one tile holds: what fits into the shared memory of every GPU that kernels are for."""
+MOST_RANKS = 256
 """Above, products of matrices are no longer thin, and cuBLAS does them well."""
 Draw = tuple[int, int, int]
 """What dropout depends on: two numbers that make the hash, and a threshold."""
@@ -102,38 +104,43 @@ class Kernels(Products):
             raise RuntimeError(
                 f"An adapter of {w.shape[1]} columns on {w.device} got an input of {x.shape[1]} on {x.device}."
             )
+        many = has_many_rows(x)
         x = self._readable(x)
         (rows, width), rank = x.shape, w.shape[0]
         h = torch.empty(rows, rank, dtype=torch.float32, device=x.device)
-        ranks = padded(rank)
-        tile = 16 if w.stride(1) == 1 else 64
+        ranks, blocks = rank_blocks(rank)
+        # Each tile of rows reads all of w, which costs more than the activations once ranks are many.
+        tile = 16 if w.stride(1) == 1 and not (blocks > 1 and many) else 64
         with torch.cuda.device_of(x):
-            down_kernel[(tiles(rows, tile),)](
+            down_kernel[(tiles(rows, tile) * blocks,)](
                 x, w, h, rows, width, rank, x.stride(0), *w.stride(), *(drawn or NOTHING),
                 DROP=drawn is not None, SPLIT=self.split, ROWS=tile, COLUMNS=128 if ranks <= 32 else 64, RANK=ranks,
-                num_warps=4, num_stages=3,
+                BLOCKS=blocks, num_warps=4, num_stages=3,
             )  # fmt: skip
         return h
 
     def _up_(self, y: Tensor, h: Tensor, w: Tensor, factor: float, drawn: Draw | None = None, add: bool = True) -> None:
         """`y += f D(h w)`, or `y = …`."""
         rows, width = y.shape
-        ranks = padded(w.shape[0])
-        tile = 128 if ranks <= 32 else 64
+        ranks, blocks = rank_blocks(w.shape[0])
+        down, across, warps = (128, 64, 8) if blocks > 1 else (64, 128 if ranks <= 32 else 64, 4)
         with torch.cuda.device_of(y):
-            up_kernel[(tiles(rows, 64), tiles(width, tile))](
+            up_kernel[(tiles(rows, down), tiles(width, across))](
                 y, h, w, rows, width, w.shape[0], y.stride(0), *w.stride(), factor, *(drawn or NOTHING),
-                DROP=drawn is not None, SPLIT=self.split, ADD=add, ROWS=64, COLUMNS=tile, RANK=ranks, num_warps=4,
+                DROP=drawn is not None, SPLIT=self.split, ADD=add, ROWS=down, COLUMNS=across, RANK=ranks,
+                BLOCKS=blocks, num_warps=warps,
             )  # fmt: skip
 
     def _grad_(self, g: Tensor, h: Tensor, x: Tensor, factor: float, drawn: Draw | None) -> None:
         """`g = f hᵀ D(x)`."""
         x = self._readable(x)
         rows, width = x.shape
+        ranks, blocks = rank_blocks(h.shape[1])
+        tile = 64 if blocks > 1 else 32
         with torch.cuda.device_of(x):
-            grad_kernel[(tiles(width, 32),)](
+            grad_kernel[(tiles(width, tile) * blocks,)](
                 g, h, x, rows, width, h.shape[1], x.stride(0), *g.stride(), factor, *(drawn or NOTHING),
-                DROP=drawn is not None, SPLIT=self.split, ROWS=64, COLUMNS=32, RANK=padded(h.shape[1]),
+                DROP=drawn is not None, SPLIT=self.split, ROWS=64, COLUMNS=tile, RANK=ranks, BLOCKS=blocks,
                 num_warps=4, num_stages=3,
             )  # fmt: skip
 
@@ -168,20 +175,32 @@ def make_kernels(autocast: torch.dtype | None, half: torch.dtype, split: bool, w
     return Kernels(autocast, half, split, weight_dtype)
 
 
-def try_out(device: torch.device) -> None:
-    """Compile and launch every kernel once, on next to nothing; whatever is wrong is raised."""
+def is_wide(rank: int) -> bool:
+    """Whether a rank takes tiles of other sizes than small ranks do."""
+    return rank_blocks(rank)[1] > 1
+
+
+def try_out(device: torch.device, wide: bool = False) -> None:
+    """Compile and launch every kernel once, on next to nothing; whatever is wrong is raised.
+
+    Args:
+        device: a GPU.
+        wide: whether to try the tiles of the largest rank, and not those of a small one.
+    """
     kind = make_kernels(None, torch.bfloat16, True, torch.float32)
-    w = torch.ones(16, 16, device=device)
+    w = torch.ones(MOST_RANKS if wide else 16, 16, device=device)
     x = kind.parts(w, 2)[:16]
-    h = kind.grad_of_h(x, w)
+    h = kind.down(x, w, 0.0)[0]
+    kind.grad_of_h(x, w.t().contiguous())
     kind.grad_of_b(x, h, 1.0)
-    kind.add_up_(x, h, w, 1.0)
+    kind.add_up_(x, h, w.t(), 1.0)
 
 
 @cache
-def padded(rank: int) -> int:
-    """The rank of a tile that tensor cores multiply."""
-    return max(16, 1 << (rank - 1).bit_length())
+def rank_blocks(rank: int) -> tuple[int, int]:
+    """The ranks of a tile that tensor cores multiply, a power of two from 16 on; and how many tiles hold them all."""
+    size = min(BLOCK, max(16, 1 << (rank - 1).bit_length()))
+    return size, tiles(rank, size)
 
 
 def tiles(size: int, tile: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ...runtime.sharding import inner_units
-from .frozen import PairKeeper, frozen_lora_linear
+from .frozen import KeptPair, PairKeeper, frozen_lora_linear
 from .function import lora_linear, lora_update
 
 __all__ = ["FusedLora", "JoinError", "RowFactors", "Switch", "reason_against", "remove_fused"]
@@ -40,6 +40,10 @@ class Switch:
 
     def __init__(self) -> None:
         self.frozen = False
+        self.pairs: dict[PairKeeper, KeptPair] = {}
+        """What was prepared of frozen matrices. They may be written to at any time between steps, by ways that nothing
+        tells of: cleared at each beginning of a step.
+        """
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
@@ -52,8 +56,8 @@ class FusedLora:
         module: a module for which `reason_against` has no reason.
         frozen: a context to compute a frozen module in where its parts run by themselves.
         keep_dropout: whether frozen modules drop their adapter's input out too, as PEFT does for frozen adapters.
-        keep_pair: whether matrices are prepared for products once for all the time that the module is frozen. Not where
-            a distributed backend brings them at each forward anew.
+        keep_pair: whether matrices are prepared for products once a step while the module is frozen. Not where an
+            engine brings them at each forward anew.
         switch: says whether the module is frozen; one of its own if None.
         names: the adapters that train with the module's layer; PEFT's own forward runs with any other one. All if None.
     """
@@ -69,20 +73,20 @@ class FusedLora:
     ) -> None:
         self.module = module
         self.switch = switch or Switch()
-        self._pair = PairKeeper(keep_pair)
+        pair = PairKeeper(keep_pair, self.switch.pairs)
         module.__dict__.update(
             forward=MethodType(fused_forward, module),
             _ist_switch=self.switch,
             _ist_frozen=frozen,
             _ist_names=frozenset(module.lora_A if names is None else names),
             _ist_dropout=keep_dropout,
-            _ist_pair=self._pair,
+            _ist_pair=pair,
             _ist_factors=None,
         )
 
-    def forget_pair(self) -> None:
-        """The matrices are about to be trained: what was prepared of them no longer holds."""
-        self._pair.forget()
+    def reason_against(self) -> str | None:
+        """Why the module computes as PEFT has it by now, where its parts were changed or hooked since; None if not."""
+        return reason_against_parts(self.module)
 
     @staticmethod
     def set_factors(module: nn.Module, factors: RowFactors | None) -> None:
@@ -118,12 +122,13 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if name in self.lora_variant or not self.cast_input_dtype_enabled or x.dim() < 2:
         return peft_forward(self, frozen, x)
     children = self._modules  # Looked up here, once: a module's own search for its attributes is slow.
-    dropout = 0.0
-    if not frozen or self._ist_dropout:
-        drop = children["lora_dropout"]._modules[name]
-        dropout = drop.p if drop.training and type(drop) is nn.Dropout else 0.0
-    up = children["lora_B"]._modules[name]
-    a, b, c = held(children["lora_A"]._modules[name], "weight"), held(up, "weight"), held(up, "bias")
+    drop = children["lora_dropout"]._modules[name]
+    down, up = children["lora_A"]._modules[name], children["lora_B"]._modules[name]
+    if not (is_plain_matrix(down) and is_plain_matrix(up) and is_plain_dropout(drop)):
+        return peft_forward(self, frozen, x)
+    drops = drop.training and type(drop) is nn.Dropout and (self._ist_dropout or not frozen)
+    dropout = drop.p if drops else 0.0
+    a, b, c = held(down, "weight"), held(up, "weight"), held(up, "bias")
     if frozen and c is not None:
         c = c.detach()
     base, factors = children["base_layer"], self._ist_factors
@@ -197,6 +202,16 @@ def is_plain(base: nn.Module) -> bool:
     return bias is None or not bias.requires_grad
 
 
+def is_plain_matrix(part: Any) -> bool:
+    """Whether one of an adapter's modules is a linear one whose weight can be read instead of calling it."""
+    return type(part) is nn.Linear and "forward" not in part.__dict__ and not has_hooks(part)
+
+
+def is_plain_dropout(part: Any) -> bool:
+    """Whether an adapter's dropout is one whose probability can be read instead of calling it."""
+    return (type(part) is nn.Identity or (type(part) is nn.Dropout and part.p < 1.0)) and not has_hooks(part)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether something watches or changes a call of the module."""
     return bool(
@@ -228,9 +243,16 @@ def reason_against(module: nn.Module, own: Collection[int]) -> str | None:
     for part in (*module.lora_A.values(), *module.lora_B.values()):
         if any(parameter.requires_grad and id(parameter) not in own for parameter in part.parameters()):
             return "matrices that several layers share"
-        if type(part) is not nn.Linear or "forward" in part.__dict__ or has_hooks(part):
-            return "adapter matrices that are no plain linear modules"
-    for part in module.lora_dropout.values():
-        if type(part) not in (nn.Dropout, nn.Identity) or has_hooks(part) or getattr(part, "p", 0.0) >= 1.0:
-            return "a dropout of another kind"
+    return reason_against_parts(module)
+
+
+def reason_against_parts(module: Any) -> str | None:
+    """Why the parts of a LoRA module cannot be read instead of called; None if they can."""
+    parts = (*module.lora_A.values(), *module.lora_B.values(), *module.lora_dropout.values())
+    if any(map(has_hooks, parts)):
+        return "hooks on the adapter's own modules"
+    if not all(map(is_plain_matrix, (*module.lora_A.values(), *module.lora_B.values()))):
+        return "adapter matrices that are no plain linear modules"
+    if not all(map(is_plain_dropout, module.lora_dropout.values())):
+        return "a dropout of another kind"
     return None

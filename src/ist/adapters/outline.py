@@ -1,0 +1,196 @@
+"""What a PEFT configuration would adapt in a model: names, ranks and sizes, found without memory for either.
+
+PEFT itself puts the adapters into a copy of the model without weights (on PyTorch's `meta` device), so whatever a
+configuration means, here and in training it means the same. The model is not touched.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..runtime.randomness import private_randomness
+from .layers import discover_layers, find_adapters
+
+__all__ = ["AdaptedModule", "Outline", "adapted_modules", "outline"]
+
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of a model's modules."""
+
+
+@dataclass(frozen=True)
+class AdaptedModule:
+    """A module that gets an adapter."""
+
+    name: str
+    """Qualified name in the model."""
+    layer: int | None
+    """Which of the outline's layers holds it, from 0; None outside of them."""
+    rank: int | None
+    """Rank of its adapter; None for kinds without one."""
+    alpha: float | None
+    """Alpha of its adapter, likewise."""
+    num_parameters: int
+    """What trains in it."""
+    largest_rank: int
+    """The smaller side of its weight; a higher rank expresses nothing more."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The layers of a model and the modules that a configuration adapts in it."""
+
+    layers: tuple[str, ...]
+    """Qualified names of the blocks that get adapters, in the order of the forward pass."""
+    modules: tuple[AdaptedModule, ...]
+    """In the order of the model."""
+    target_modules: tuple[str, ...] | str | None
+    """The configuration's, as PEFT completed it: ends of names, or a regular expression."""
+
+    def of_layer(self, layer: int | None) -> list[AdaptedModule]:
+        """The modules of one layer, or those outside of all."""
+        return [module for module in self.modules if module.layer == layer]
+
+    @property
+    def num_parameters(self) -> int:
+        """What trains in the adapters of all layers."""
+        return sum(module.num_parameters for module in self.modules if module.layer is not None)
+
+
+def outline(model: nn.Module, peft_config: Any, layers: str | Sequence[str] | None = None) -> Outline:
+    """What `get_peft_model(model, peft_config)` would adapt.
+
+    Args:
+        model: without adapters.
+        peft_config: of a method that works layer by layer; not changed.
+        layers: the stack of blocks, where the model has several: see `discover_layers`.
+
+    Raises:
+        ValueError: the configuration fits no module, or no layer by layer method; or the model has adapters already.
+    """
+    adapted = adapt_weightless(model, peft_config)
+    found = discover_layers(adapted, layers)
+    of_layer = {name: layer.index for layer in found for name in layer.adapters}
+    completed = getattr(adapted.peft_config["default"], "target_modules", None)
+    return Outline(
+        layers=tuple(layer.name.removeprefix(PREFIX) for layer in found),
+        modules=tuple(describe(name, module, of_layer.get(name)) for name, module in find_adapters(adapted).items()),
+        target_modules=completed if completed is None or isinstance(completed, str) else tuple(sorted(completed)),
+    )
+
+
+def adapted_modules(model: nn.Module, peft_config: Any) -> list[AdaptedModule]:
+    """The modules that `get_peft_model(model, peft_config)` would adapt, in layers or not.
+
+    Raises:
+        ValueError: as `outline`.
+    """
+    adapted = adapt_weightless(model, peft_config)
+    return [describe(name, module, None) for name, module in find_adapters(adapted).items()]
+
+
+def adapt_weightless(model: nn.Module, peft_config: Any) -> Any:
+    """A PEFT model without weights."""
+    from peft import PeftConfig, get_peft_model
+
+    if not isinstance(peft_config, PeftConfig):
+        raise ValueError(
+            f"peft_config is a {type(peft_config).__name__}: give the configuration that get_peft_model would take, "
+            "such as LoraConfig(r=32, target_modules='all-linear')."
+        )
+    if find_adapters(model):
+        raise ValueError(
+            "The model has adapters already, and layers are chosen before: give the base model (of a PEFT model, "
+            "peft_model.unload() returns it)."
+        )
+    empty = weightless(model)
+    with private_randomness(0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # What PEFT has to say it says when the adapters are made.
+        return get_peft_model(empty, with_plain_start(peft_config))  # type: ignore[arg-type]
+
+
+def weightless(model: nn.Module) -> nn.Module:
+    """A copy of a model whose weights have shapes and no memory; quantised linear modules become plain ones."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        if is_quantised_linear(module):
+            memo[id(module)] = nn.Linear(
+                int(module.in_features),  # type: ignore[arg-type]
+                int(module.out_features),  # type: ignore[arg-type]
+                bias=getattr(module, "bias", None) is not None,
+                device="meta",
+            )
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(
+            torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"), requires_grad=parameter.requires_grad
+        )
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def is_quantised_linear(module: nn.Module) -> bool:
+    """Whether a module is linear and its weight is stored as something else than a matrix of floats."""
+    sides = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    if not all(isinstance(side, int) for side in sides):
+        return False
+    weight = getattr(module, "weight", None)
+    return (
+        not isinstance(weight, torch.Tensor)
+        or type(weight) is not nn.Parameter
+        or not weight.is_floating_point()
+        or weight.dtype.itemsize == 1
+    )
+
+
+def with_plain_start(peft_config: Any) -> Any:
+    """A copy of a configuration that needs no weights to start from (PiSSA and others decompose them)."""
+    plain = copy.deepcopy(peft_config)
+    if hasattr(plain, "init_lora_weights"):
+        plain.init_lora_weights = True
+    return plain
+
+
+def describe(name: str, module: nn.Module, layer: int | None) -> AdaptedModule:
+    """What is known of an adapted module whose weights are shapes."""
+    counters = getattr(module, "other_param_names", ())  # Such as AdaLoRA's, which trains nothing.
+    trained = sum(
+        parameter.numel()
+        for own, parameter in module.named_parameters()
+        if parameter.requires_grad and own.partition(".")[0] not in counters
+    )
+    weight = base_weight(module)
+    sides = (weight.shape[0], math.prod(weight.shape[1:])) if weight is not None else (1,)
+    return AdaptedModule(
+        name=name.removeprefix(PREFIX),
+        layer=layer,
+        rank=setting(module, "r", "bottleneck_size"),
+        alpha=setting(module, "lora_alpha", "alpha"),
+        num_parameters=trained,
+        largest_rank=min(sides),
+    )
+
+
+def setting(module: nn.Module, *names: str) -> Any:
+    """The value that an adapter module keeps under one of `names` for its only adapter; None where it has none."""
+    for name in names:
+        kept = getattr(module, name, None)
+        if isinstance(kept, dict) and kept:
+            return next(iter(kept.values()))
+    return None
+
+
+def base_weight(module: nn.Module) -> torch.Tensor | None:
+    """The weight of the module that an adapter wraps."""
+    base: Any = module
+    while hasattr(base, "base_layer"):
+        base = base.base_layer
+    weight = getattr(base, "weight", None)
+    return weight if isinstance(weight, torch.Tensor) and weight.ndim >= 2 else None

@@ -1,0 +1,178 @@
+"""`ist train --method focused`: the look at the data before there are adapters, and the configuration that it gives."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from trl import SFTTrainer
+
+from ...adapters.outline import weightless
+from ...focusing import Focus, find_focus
+from ...runs.files import write_json
+from ...runtime.distributed import Ranks
+from ...runtime.randomness import keyed_generator
+from ..display import Display
+from .arguments import RunArguments
+from .methods import FOCUSED
+from .numbers import parse_focus
+
+__all__ = ["FOCUS_FILE", "Look", "focus_adapter"]
+
+FOCUS_FILE = "focus.json"
+NUM_BATCHES = 4
+"""Training batches that a look at the data reads, over all processes."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at the data needs."""
+
+    run: RunArguments
+    model: Any
+    """The base model."""
+    tokenizer: Any
+    rows: Any
+    """The training rows as loaded."""
+    ranks: Ranks
+
+
+def focus_adapter(
+    look: Look, peft_config: Any, folder: Path, resumed: bool, display: Display
+) -> tuple[Any, dict[str, Any]]:
+    """The configuration that puts adapters on the layers that matter, and what `focus.json` holds of it.
+
+    A resumed run takes the scores that it began with and measures nothing.
+
+    Args:
+        look: the model and the data.
+        peft_config: the adapter of all layers.
+        folder: of the run.
+        resumed: whether the run goes on from a checkpoint.
+        display: where what was chosen is said.
+
+    Raises:
+        ValueError: the model has an adapter already, the folder of a resumed run lacks `focus.json`, or an option does
+            not fit the model.
+    """
+    run, model = look.run, look.model
+    if peft_config is None:
+        raise ValueError(
+            f"--method {run.ist.method} chooses layers before there are adapters, and the model given is an adapter: "
+            "give its base, or go on with --method peft."
+        )
+    spread, criterion = FOCUSED[run.ist.method] or run.ist.focus_spread, run.ist.focus_criterion
+    num_layers, rank = parse_focus(run.ist.num_focused_layers, run.ist.focused_rank)
+    options: dict[str, Any] = {
+        "num_layers": num_layers,
+        "rank": rank,
+        "criterion": criterion,
+        "spread": spread,
+        "layers": run.ist.layers,
+        "seed": run.training.seed,
+    }
+    file = folder / FOCUS_FILE
+    if resumed:
+        options["scores"] = saved_scores(file, spread)
+        found = find_focus(model, peft_config, **options)
+    elif spread == "even":
+        found = find_focus(model, peft_config, **options)
+    else:
+        to_device(model, run)
+        with display.waiting("importance of the layers"):
+            batches = probe_batches(look)
+            found = find_focus(model, peft_config, batches, num_batches=NUM_BATCHES, **options)
+    told = {**describe(found), "criterion": None if found.scores is None else criterion, "spread": spread}
+    if resumed:
+        told["seconds"] = json.loads(file.read_text(encoding="utf-8")).get("seconds")
+    elif look.ranks.is_main:
+        write_json(file, told)
+    display.focused(told)
+    return found.config, told
+
+
+def saved_scores(file: Path, spread: str) -> list[float] | None:
+    """The scores that the run began with.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    try:
+        scores = json.loads(file.read_text(encoding="utf-8"))["scores"]
+        if spread == "even":
+            return None
+        return [float(score) for score in scores]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({type(error).__name__}), and a focused run resumes with the layers that it holds: "
+            "put it back, or train afresh without --resume_from_checkpoint."
+        ) from error
+
+
+def describe(found: Focus) -> dict[str, Any]:
+    """A focus in JSON's types."""
+    return {
+        "layers": list(found.layers),
+        "names": list(found.names),
+        "scores": None if found.scores is None else list(found.scores),
+        "ranks": found.ranks,
+        "num_parameters": found.num_parameters,
+        "num_parameters_before": found.num_parameters_before,
+        "seconds": found.seconds,
+    }
+
+
+def probe_batches(look: Look) -> Iterator[Any]:
+    """Random rows of the training set, prepared as TRL prepares them; each process has a share of its own.
+
+    The trainer that prepares them has a model without weights, so nothing happens to the real one.
+    """
+    ranks, args = look.ranks, copy.deepcopy(look.run.training)
+    args.report_to = []
+    args.eval_strategy = "no"  # type: ignore[assignment]
+    size = args.per_device_train_batch_size
+    share = max(1, NUM_BATCHES // ranks.size)
+    stub = weightless(look.model)
+    for name in ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if hasattr(stub, name):
+            setattr(stub, name, False)
+    num = size * share * ranks.size
+    trainer = Preparation(
+        model=stub,  # type: ignore[arg-type]
+        args=args,
+        train_dataset=sample(look.rows, num * (8 if args.packing else 1), args.seed),
+        processing_class=look.tokenizer,
+    )
+    prepared: Any = trainer.train_dataset
+    own = prepared.select(range(ranks.rank, len(prepared), ranks.size)) if hasattr(prepared, "select") else prepared
+    for batch in DataLoader(own, batch_size=size, collate_fn=trainer.data_collator):  # type: ignore[arg-type]
+        if "labels" not in batch or (batch["labels"] != -100).any():  # else max_length has cut off all its answers
+            yield batch
+
+
+class Preparation(SFTTrainer):
+    """TRL's trainer for what it makes of rows; its model has no weights that could go to a device."""
+
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        pass
+
+
+def sample(rows: Any, num: int, seed: int) -> Any:
+    """`num` random rows, or the first ones of rows that can only be iterated."""
+    if not hasattr(rows, "__len__"):
+        return rows.take(num)
+    order = torch.randperm(len(rows), generator=keyed_generator(seed, "focus", 0))[:num]
+    return rows.select(sorted(order.tolist()))
+
+
+def to_device(model: Any, run: RunArguments) -> None:
+    """Bring the model to where it will train, as the Trainer does later; FSDP shards it from where it is."""
+    if getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False) or run.training.fsdp:
+        return
+    model.to(run.training.device)

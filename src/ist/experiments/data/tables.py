@@ -1,0 +1,68 @@
+"""Rows from tables: CSV as spreadsheets write it, and parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["parse_table", "read_parquet"]
+
+
+def parse_table(text: str, separator: str | None = None) -> list[dict[str, str]]:
+    """Rows by the names in the first line, whose spaces at both ends do not count.
+
+    Args:
+        text: of the file.
+        separator: between cells; None: a comma, or a semicolon where the line of names has no comma.
+
+    Raises:
+        csv.Error: a name is missing or comes twice, or a line has more or fewer cells than the first.
+    """
+    first = text.lstrip("\r\n").partition("\n")[0]
+    if separator is None:
+        separator = ";" if ";" in first and "," not in first else ","
+    # Where a space follows the separator of the names, it follows those of the rows too, before quotes among others.
+    spaced = f"{separator} " in first
+    limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))
+    try:
+        table = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator, skipinitialspace=spaced)
+        names = [name.strip() for name in next(filter(None, table), [])]
+        check_names(names)
+        rows = []
+        for cells in filter(None, table):
+            if len(cells) != len(names):
+                raise csv.Error(f"line {table.line_num} has not as many cells as the first")
+            rows.append(dict(zip(names, cells, strict=True)))
+        return rows
+    finally:
+        csv.field_size_limit(limit)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise csv.Error where two columns have one name; columns without one, as pandas writes for its index, may."""
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise csv.Error(f"two columns are called {', '.join(map(repr, twice))}")
+
+
+def read_parquet(file: Path) -> list[dict[str, Any]]:
+    """The rows of a parquet file; what a row lacks is None.
+
+    Raises:
+        ValueError: pyarrow is not installed, or the file is not parquet.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{file} is parquet, which pyarrow reads: pip install pyarrow, or give JSON lines.") from error
+    try:
+        return parquet.read_table(file).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{file} is not parquet that can be read ({said}): write it anew, or give JSON lines."
+        ) from error

@@ -1,0 +1,303 @@
+"""Focused training: measure which layers matter before training, and give the adapters to those alone.
+
+A set of layers that stays, spread over the depth, chosen by importance, with the rank of all layers moved to it, learns
+about as much as adapters in every layer, in less time and memory. What comes out is a plain PEFT configuration.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from logging import getLogger
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from .adapters.layers import Layer, discover_layers, find_adapters
+from .adapters.narrowed import Rank, write_config
+from .adapters.outline import AdaptedModule, Outline, adapted_modules, outline
+from .config import check_choice, check_layer_number, check_whole
+from .method.ranks import SCALING_EXPONENTS
+from .method.spreading import Spread, choose_layers, default_num_layers
+from .probing.gradients import Target, adapter_gradients, output_norms
+from .probing.suppression import LossFunction, model_loss
+from .probing.trained import gate_scores, removal_scores
+from .runtime.distributed import current_ranks
+
+__all__ = ["CRITERIA", "TRAINED", "Criterion", "Focus", "Rank", "find_focus", "focus", "layer_scores"]
+
+logger = getLogger(__name__)
+
+Criterion = Literal["gradient", "first_step", "activation", "gate", "removal"]
+CRITERIA: dict[str, str] = {
+    "gradient": "squared norm of the loss's gradient by the adapters' weights at their start",
+    "first_step": "loss that the first step of Adam would save: the sum of that gradient's absolute values",
+    "activation": "mean norm of a token's output of the layer",
+    "gate": "loss that the layer's trained adapters save, estimated by the gradient of a factor on their response",
+    "removal": "loss that the layer's trained adapters save: the difference without them",
+}
+"""What each criterion measures; the last two are of a model whose adapters were trained a little."""
+TRAINED = ("gate", "removal")
+"""Those that need adapters that were trained a little."""
+PROBE_RANK = 32
+"""Rank of the gradient for kinds of adapters without one."""
+
+
+@dataclass(frozen=True)
+class Focus:
+    """What a look at the data has found, and the configuration that follows from it."""
+
+    config: Any
+    """A plain PEFT configuration for `get_peft_model`."""
+    layers: tuple[int, ...]
+    """The layers that get adapters, as indices of `names`."""
+    names: tuple[str, ...]
+    """All layers of the model that could have them."""
+    scores: tuple[float, ...] | None
+    """The importance of each; None for an even spread."""
+    ranks: dict[str, int]
+    """The rank of each adapted module of these layers by name; empty for kinds without one."""
+    num_parameters: int
+    """Trainable parameters of the layers' adapters now,"""
+    num_parameters_before: int
+    """and with the configuration that was given."""
+    seconds: float
+    """What finding out has taken."""
+
+
+def focus(
+    model: nn.Module, peft_config: Any, batches: Iterable[Mapping[str, Any]] | None = None, **options: Any
+) -> Any:
+    """The configuration that puts adapters on the layers that matter, and on no others.
+
+    ::
+
+        config = focus(model, LoraConfig(r=32, target_modules="all-linear"), loader)
+        model = get_peft_model(model, config)
+
+    The depth is split into `num_layers` equal parts, and the layer with the largest score of each is taken. By default
+    the ranks grow so that as many parameters train as with adapters in all layers. What is returned is plain PEFT: any
+    trainer and any server takes it. `SparseTuner(model, selector="all")` or `IST(selector="all")` makes its steps
+    cheaper.
+
+    Args:
+        model: the base model, before adapters; it is left as it was.
+        peft_config: what you would train all layers with. It is not changed.
+        batches: batches of the training data, such as its DataLoader. Not needed with `scores` or `spread="even"`.
+        options: those of `find_focus`.
+
+    Returns:
+        A configuration of the same class.
+
+    Raises:
+        ValueError: an argument is outside what is allowed, or the model and the configuration do not fit.
+    """
+    return find_focus(model, peft_config, batches, **options).config
+
+
+def find_focus(
+    model: nn.Module,
+    peft_config: Any,
+    batches: Iterable[Mapping[str, Any]] | None = None,
+    *,
+    num_layers: int | float | None = None,
+    rank: Rank = "moved",
+    scaling: str = "sqrt",
+    criterion: Criterion = "gradient",
+    spread: Spread = "parts",
+    scores: Sequence[float] | None = None,
+    num_batches: int = 4,
+    layers: str | Sequence[str] | None = None,
+    loss_function: LossFunction | None = None,
+    seed: int = 0,
+) -> Focus:
+    """As `focus`, with everything that was found.
+
+    Args:
+        model: the base model.
+        peft_config: what you would train all layers with.
+        batches: batches of the training data.
+        num_layers: how many layers get adapters, as a count or as a fraction; half of them where None.
+        rank: `moved` raises the ranks so that as many parameters train as before (a rank stops at the smaller side of
+            its module, and the others take what is left over); `kept` keeps them; `uneven` moves them and gives
+            layers with larger scores more; a number is the rank of all.
+        scaling: how the factor on a response follows its rank: `sqrt` divides it by the root of the rank's growth, so
+            that the best learning rate stays; `same` keeps it; `inverse` divides it by the growth, that is, keeps
+            alpha.
+        criterion: what is measured, see `CRITERIA`.
+        spread: `parts`, `distance`, `even` or `anywhere`, see `ist.method.spreading`.
+        scores: the importance of each layer, where it is known already.
+        num_batches: how many batches are read at most.
+        layers: the stack of blocks, where the model has several: see `discover_layers`.
+        loss_function: `(model, batch) -> loss` in nats; `model(**batch).loss` if None.
+        seed: of the probe.
+
+    Raises:
+        ValueError: as `focus`.
+    """
+    start = time.perf_counter()
+    check_options(rank, scaling, num_batches)
+    full = outline(model, peft_config, layers)
+    num = resolve_num_layers(num_layers, len(full.layers))
+    if scores is None and spread != "even":
+        if batches is None:
+            raise ValueError("batches are needed to measure importance: give some, or scores, or spread='even'.")
+        scores = scores_of(model, full, peft_config, batches, criterion, num_batches, loss_function, seed)
+    known = [0.0] * len(full.layers) if scores is None else [float(score) for score in scores]
+    if len(known) != len(full.layers):
+        raise ValueError(f"scores has {len(known)} numbers, and {len(full.layers)} layers get adapters: give one each.")
+    kept = choose_layers(known, num, spread)
+    config = write_config(model, peft_config, full, kept, rank, scaling, known)
+    own = {module.name for module in full.modules if module.layer in kept}
+    after = [module for module in adapted_modules(model, config) if module.name in own]
+    found = Focus(
+        config=config,
+        layers=kept,
+        names=full.layers,
+        scores=None if scores is None else tuple(known),
+        ranks={module.name: module.rank for module in after if module.rank is not None},
+        num_parameters=sum(module.num_parameters for module in after),
+        num_parameters_before=full.num_parameters,
+        seconds=time.perf_counter() - start,
+    )
+    logger.info(describe(found))
+    return found
+
+
+def layer_scores(
+    model: nn.Module,
+    peft_config: Any,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    criterion: Criterion = "gradient",
+    num_batches: int = 4,
+    layers: str | Sequence[str] | None = None,
+    loss_function: LossFunction | None = None,
+    seed: int = 0,
+) -> tuple[float, ...]:
+    """The importance of each layer, larger is more important; of several processes, the mean over ranks.
+
+    Args:
+        model: the base model, with `peft_config`; or for `gate` and `removal` a PEFT model whose adapters were trained
+            a little, with `peft_config=None`. It is left as it was.
+        peft_config: what you would train all layers with.
+        batches: batches of the training data, of which at most `num_batches` are read.
+        criterion: see `CRITERIA`.
+        num_batches: at least 1.
+        layers: the stack of blocks, where the model has several: see `discover_layers`.
+        loss_function: `(model, batch) -> loss` in nats; `model(**batch).loss` if None.
+        seed: of the gradient's random matrices.
+
+    Returns:
+        A score for each layer that gets adapters, in the order of the forward pass.
+
+    Raises:
+        ValueError: an argument is outside what is allowed, or the loss says nothing of the layers.
+    """
+    check_options("moved", "sqrt", num_batches)
+    check_choice("criterion", criterion, CRITERIA)
+    if criterion in TRAINED:
+        if peft_config is not None or not find_adapters(model):
+            raise ValueError(
+                f"criterion={criterion!r} measures adapters that were trained a little: give a PEFT model and "
+                "peft_config=None, or before training criterion='gradient'."
+            )
+        return trained_scores(model, discover_layers(model, layers), batches, criterion, num_batches, loss_function)
+    full = outline(model, peft_config, layers)
+    return scores_of(model, full, peft_config, batches, criterion, num_batches, loss_function, seed)
+
+
+def scores_of(
+    model: nn.Module,
+    full: Outline,
+    peft_config: Any,
+    batches: Iterable[Mapping[str, Any]],
+    criterion: Criterion,
+    num_batches: int,
+    loss_function: LossFunction | None,
+    seed: int,
+) -> tuple[float, ...]:
+    """The scores of the layers of an outline, by a criterion that needs no trained adapters."""
+    check_choice("criterion", criterion, CRITERIA)
+    if criterion in TRAINED:
+        raise ValueError(
+            f"criterion={criterion!r} needs adapters that were trained a little, and here are none yet: measure with "
+            "layer_scores(peft_model, None, batches, criterion=…) and pass scores, or take criterion='gradient'."
+        )
+    blocks = [model.get_submodule(name) for name in full.layers]
+    loss = loss_function or model_loss
+    if criterion == "activation":
+        found = output_norms(model, blocks, batches, num_batches=num_batches, loss_function=loss)
+        return tuple(current_ranks().mean(found))
+    targets = {module.name: target_of(module, peft_config) for module in full.modules if module.layer is not None}
+    gradients = adapter_gradients(
+        model, targets, batches, num_batches=num_batches, blocks=blocks, seed=seed, loss_function=loss
+    )
+    sums = [0.0] * len(full.layers)
+    for module in full.modules:
+        if module.layer is not None:
+            gradient = gradients[module.name]
+            sums[module.layer] += gradient.squared_norm if criterion == "gradient" else gradient.absolute_sum
+    return tuple(current_ranks().mean(sums))
+
+
+def trained_scores(
+    model: nn.Module,
+    found: Sequence[Layer],
+    batches: Iterable[Mapping[str, Any]],
+    criterion: Criterion,
+    num_batches: int,
+    loss_function: LossFunction | None,
+) -> tuple[float, ...]:
+    """The scores of layers whose adapters were trained a little."""
+    measure = gate_scores if criterion == "gate" else removal_scores
+    return tuple(current_ranks().mean(measure(model, found, batches, num_batches, loss_function or model_loss)))
+
+
+def target_of(module: AdaptedModule, peft_config: Any) -> Target:
+    """What the adapter of a module would be to the gradient probe."""
+    if module.rank is None or module.alpha is None:
+        return Target(rank=min(PROBE_RANK, module.largest_rank))
+    root = getattr(peft_config, "use_rslora", False)
+    return Target(module.rank, module.alpha / (math.sqrt(module.rank) if root else module.rank))
+
+
+def check_options(rank: Any, scaling: str, num_batches: int) -> None:
+    """Raise ValueError unless the options of a look at the data are what is allowed."""
+    if isinstance(rank, str):
+        check_choice("rank", rank, get_args(get_args(Rank)[0]))
+    else:
+        check_whole("rank", rank, at_least=1, why="give a rank, or 'moved', 'kept' or 'uneven'")
+    check_choice("scaling", scaling, SCALING_EXPONENTS)
+    check_whole("num_batches", num_batches, at_least=1, why="importance is measured on some; four are enough")
+
+
+def resolve_num_layers(num_layers: int | float | None, total: int) -> int:
+    """How many of `total` layers to keep."""
+    if num_layers is None:
+        return default_num_layers(total)
+    check_layer_number("num_layers", num_layers)
+    if isinstance(num_layers, float):
+        return max(1, math.floor(round(num_layers * total, 9) + 0.5))
+    if num_layers > total:
+        raise ValueError(
+            f"num_layers={num_layers} is more than the {total} layers that get adapters: give a count from 1 to "
+            f"{total}, or a fraction such as 0.5."
+        )
+    return int(num_layers)
+
+
+def describe(found: Focus) -> str:
+    """What was chosen, in one line."""
+    numbers = [found.names[layer].rpartition(".")[2] for layer in found.layers]
+    if len(set(numbers)) < len(numbers):  # of two stacks
+        numbers = [found.names[layer] for layer in found.layers]
+    ranks = sorted(set(found.ranks.values()))
+    size = f", rank {ranks[0]}" if len(ranks) == 1 else f", ranks {ranks[0]} to {ranks[-1]}" if ranks else ""
+    return (
+        f"Focused on {len(found.layers)} of {len(found.names)} layers ({', '.join(numbers)}){size}: "
+        f"{found.num_parameters:,} trainable parameters in their adapters, where all layers had "
+        f"{found.num_parameters_before:,}."
+    )

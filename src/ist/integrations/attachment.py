@@ -1,0 +1,155 @@
+"""A Trainer and the `IST` among its callbacks: brought together before a training, parted when it ends in any way.
+
+A callback is never given its Trainer, nor told of an exception. So the first `IST` that is made wraps `Trainer.train`,
+once: while a Trainer trains it can be asked for (`current_trainer`), and its `IST` is closed afterwards, also after
+Ctrl-C and where a traceback keeps the Trainer alive. Trainers without an `IST` train as they do without the wrapper.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from torch.nn.parallel import DistributedDataParallel
+from transformers import Trainer, TrainerCallback
+
+from ..runtime.sharding import is_sharded
+
+__all__ = [
+    "check_alone",
+    "check_backend_of",
+    "current_trainer",
+    "forget_evaluation",
+    "move_to_front",
+    "skip_steps",
+    "watch_trainings",
+]
+
+WRAPPED = "_ist_closes"
+"""Marks a `train` that closes the `IST` of its Trainer."""
+in_training: ContextVar[Any] = ContextVar("in_training", default=None)
+"""The Trainer whose `train` runs, in this thread."""
+
+
+def watch_trainings(kind: type[Any]) -> None:
+    """Have every Trainer close its callbacks of a kind when its training ends.
+
+    Args:
+        kind: of callbacks, with a method `close`.
+    """
+    if not hasattr(Trainer.train, WRAPPED):
+        Trainer.train = closing(Trainer.train, kind)  # type: ignore[method-assign]
+
+
+def closing(train: Callable[..., Any], kind: type[Any]) -> Callable[..., Any]:
+    """`Trainer.train`, which closes the Trainer's callbacks of a kind after it."""
+
+    @functools.wraps(train)
+    def train_and_close(self: Any, *args: Any, **kwargs: Any) -> Any:
+        callbacks = self.callback_handler.callbacks
+        if not any(isinstance(callback, kind) for callback in callbacks):
+            return train(self, *args, **kwargs)
+        forget_evaluation(self)
+        token = in_training.set(self)
+        try:
+            return train(self, *args, **kwargs)
+        finally:
+            in_training.reset(token)
+            for callback in list(callbacks):
+                if isinstance(callback, kind):
+                    callback.close()
+
+    setattr(train_and_close, WRAPPED, True)
+    return train_and_close
+
+
+def current_trainer(callback: TrainerCallback) -> Any:
+    """The Trainer that trains with a callback, or None where its `train` does not call transformers' own."""
+    trainer = in_training.get()
+    return trainer if trainer is not None and callback in trainer.callback_handler.callbacks else None
+
+
+def check_alone(callbacks: Sequence[TrainerCallback], kind: type[Any]) -> None:
+    """Raise ValueError where several callbacks would choose layers."""
+    num = sum(isinstance(callback, kind) for callback in callbacks)
+    if num > 1:
+        raise ValueError(
+            f"The Trainer has {num} {kind.__name__} callbacks, each of which would freeze the others' layers: give one."
+        )
+
+
+def move_to_front(callback: TrainerCallback, callbacks: list[TrainerCallback]) -> None:
+    """Have a callback come before the reporters (TensorBoard, W&B, trackio), which the Trainer puts before users'.
+
+    Those between the new place and the old one move up by one, so that a loop over the list misses nobody.
+    """
+    callbacks.remove(callback)
+    callbacks.insert(0, callback)
+
+
+def skip_steps(trainer: Any) -> Callable[[], object]:
+    """Have a Trainer that has done all its steps do none.
+
+    It looks at the number of steps after a step only, so that a run which is resumed at its end trains one too many.
+
+    Returns:
+        What undoes it.
+    """
+
+    def run_no_epoch(*_: Any, **__: Any) -> None:
+        """Nothing is left to train."""
+
+    vars(trainer)["_run_epoch"] = run_no_epoch
+    return lambda: vars(trainer).pop("_run_epoch", None)
+
+
+def forget_evaluation(trainer: Any) -> None:
+    """Let a training prepare its model by itself, whatever was evaluated before it.
+
+    `evaluate()` and `predict()` mark the bare model as prepared. Training then never wraps it in
+    DistributedDataParallel, and each process trains an adapter of its own. A model that FSDP shards is wrapped by the
+    evaluation already, and one that a training has wrapped stays wrapped.
+    """
+    model: Any = trainer.model
+    if model is None or not is_distributed(trainer) or is_sharded(model) or is_parallel(model):
+        return
+    vars(model).pop("_is_accelerate_prepared", None)
+    prepared = trainer.accelerator._models
+    prepared[:] = [other for other in prepared if other is not model]
+
+
+def check_backend_of(trainer: Any) -> None:
+    """Raise ValueError where the model is not wrapped as the launcher asked: ranks would train apart, in silence."""
+    wrapped: Any = trainer.model_wrapped
+    if backend(trainer) == "FSDP" and not is_sharded(wrapped):
+        found, wanted = "not sharded", "fully sharded (FSDP)"
+    elif is_distributed(trainer) and not (is_sharded(wrapped) or is_parallel(wrapped)):
+        found, wanted = "not wrapped", "wrapped in DistributedDataParallel"
+    else:
+        return
+    raise ValueError(
+        f"The launcher asks for a model that is {wanted}, and it is {found}: each of the "
+        f"{trainer.accelerator.num_processes} processes would train an adapter of its own. Make a new model and "
+        "Trainer for this training, and let nothing but this Trainer prepare the model."
+    )
+
+
+def backend(trainer: Any) -> str:
+    """Accelerate's name of the distributed backend, such as `MULTI_GPU` (DDP), `FSDP` or `NO`."""
+    kind = trainer.accelerator.distributed_type
+    return str(getattr(kind, "value", kind))
+
+
+def is_distributed(trainer: Any) -> bool:
+    """Whether several processes train a copy of the model each, or were to."""
+    return backend(trainer).startswith("MULTI_")
+
+
+def is_parallel(model: Any) -> bool:
+    """Whether a model averages its gradients over the ranks: in DDP's wrapper, or by the layout of its parameters."""
+    parts: Sequence[Any] = (model, getattr(model, "_orig_mod", None))
+    return any(isinstance(part, DistributedDataParallel) for part in parts) or any(
+        hasattr(parameter, "device_mesh") for parameter in model.parameters()
+    )

@@ -1,0 +1,137 @@
+"""Where a Trainer's probe batches come from, and whether they can be measured on: told before the training begins."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+from transformers import default_data_collator
+
+from ..probing.probes import DatasetProbes, IterableProbes, ProbeStream
+from ..probing.suppression import LossFunction, check_scalar, model_loss
+from ..runtime.distributed import current_ranks
+from ..runtime.modes import evaluation_mode, to_device
+from ..runtime.randomness import keyed_seed, private_randomness
+from ..tuner import SparseTuner
+
+__all__ = ["check_probe", "make_probes"]
+
+WITHOUT = 'selector="random" measures nothing.'
+OWN_LOSS = f"Pass IST(loss_function=lambda model, batch: …) which returns the trained loss; {WITHOUT}"
+
+
+def make_probes(
+    loader: Any, probe_dataset: Any, batch_size: int, seed: int, try_first: bool = True
+) -> ProbeStream | None:
+    """A stream of its own over the probe dataset or the training set.
+
+    Args:
+        loader: the Trainer's, or a user's own: anything that can be iterated.
+        probe_dataset: a map-style dataset, or None for the training set.
+        batch_size: examples in a batch, of each process.
+        seed: of the order.
+        try_first: whether a batch of the training set is drawn, to see that it can be.
+
+    Returns:
+        The stream; None where the training set cannot be drawn from by index, so that the last training batch is
+        measured on.
+
+    Raises:
+        ValueError: the probe dataset is not prepared as the training set is.
+    """
+    training = getattr(loader, "dataset", None)
+    collate = getattr(loader, "collate_fn", None) or default_data_collator
+    ranks = current_ranks()
+    if probe_dataset is not None:
+        dataset = with_columns_of(training, probe_dataset)
+        if length(dataset) == 0:
+            return IterableProbes((), seed)
+        return DatasetProbes(dataset, batch_size, collate, seed, ranks.rank, ranks.size)
+    if isinstance(training, IterableDataset) or not hasattr(training, "__getitem__") or not length(training):
+        return None
+    stream = DatasetProbes(training, batch_size, collate, seed, ranks.rank, ranks.size)
+    return stream if not try_first or ranks.all(can_draw(stream, seed)) else None
+
+
+def length(dataset: Any) -> int | None:
+    """How many rows a dataset has; None where it does not say."""
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def can_draw(stream: DatasetProbes, seed: int) -> bool:
+    """Whether batches of the training set can be made by index; a sampler of the user's may give it other keys."""
+    try:
+        with private_randomness(keyed_seed(seed, "probe trial", 0)):
+            stream.batch(0)
+    except OSError:  # It may be there the next time.
+        return True
+    except Exception as error:
+        warnings.warn(
+            f"No probe batch can be drawn from the training set ({describe(error)}), so importance is measured on the "
+            "last training batch: give a probe_dataset with rows by index to measure on rows of their own.",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def with_columns_of(training: Any, probes: Any) -> Any:
+    """The probe dataset with the columns that the Trainer has left the training set, where both have columns.
+
+    Raises:
+        ValueError: it has none of them.
+    """
+    kept = getattr(training, "column_names", None)
+    if not isinstance(kept, list) or not hasattr(probes, "remove_columns"):
+        return probes
+    found = list(probes.column_names)
+    if found and not set(found) & set(kept):
+        raise ValueError(
+            f"probe_dataset has the columns {', '.join(found)}, and none of those that the Trainer made of the "
+            f"training set ({', '.join(kept)}): give rows that are prepared in the same way, such as a part of "
+            "trainer.train_dataset, or None to measure on the training set."
+        )
+    return probes.remove_columns([name for name in found if name not in kept])
+
+
+def check_probe(stream: ProbeStream | None, tuner: SparseTuner, loss_function: LossFunction | None) -> None:
+    """Compute the loss of one probe batch before the training, where that is no collective.
+
+    Nothing is said of a batch that cannot be read: it costs that update alone.
+
+    Raises:
+        ValueError: no loss comes of such a batch.
+    """
+    if stream is None or tuner._view.sharded:
+        return
+    device, seed = tuner._view.device, keyed_seed(tuner.config.seed, "probe trial", 0)
+    with private_randomness(seed, device), torch.no_grad(), evaluation_mode(tuner.model):
+        try:
+            batch = stream.batch(0)
+        except Exception:
+            return
+        if batch is None:
+            return
+        try:
+            check_scalar((loss_function or model_loss)(tuner.model, to_device(batch, device)))
+        except torch.OutOfMemoryError:
+            return
+        except Exception as error:
+            if isinstance(error, ValueError) and "loss_function" in str(error):
+                raise ValueError(f"{error} Or choose without measuring: {WITHOUT}") from error
+            names = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+            raise ValueError(
+                f"Importance cannot be measured on a probe batch ({names}), {describe(error)}. {OWN_LOSS}"
+            ) from error
+
+
+def describe(error: Exception) -> str:
+    """An error in one line, with its kind."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

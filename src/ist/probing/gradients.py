@@ -1,0 +1,282 @@
+"""The gradient probe: how much an adapter of each module would learn first, before there are adapters.
+
+LoRA starts with `B = 0`, so its output is the model's and the gradient by `A` is zero. The gradient by `B` is
+`∂L/∂B = s · gᵀ(x Aᵀ)`, with a module's inputs `x`, the gradient `g` of its outputs, both flattened to tokens, and
+LoRA's factor `s`. It needs no adapter: a hook on each module takes `x` in the forward and `g` in the backward. Blocks
+are computed again in the backward, so that only one of them keeps its activations at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from ..runtime.modes import evaluation_mode, to_device
+from ..runtime.randomness import keyed_generator, private_randomness
+from ..runtime.sharding import compute_device
+from .suppression import LossFunction, check_scalar, model_loss
+
+__all__ = ["ModuleGradient", "Target", "adapter_gradients", "output_norms", "take_batches"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A module whose adapter's first gradient is measured."""
+
+    rank: int
+    """`r`, rows of `A`."""
+    scaling: float = 1.0
+    """`s`, the factor on the adapter's response."""
+
+
+@dataclass(frozen=True)
+class ModuleGradient:
+    """The gradient `G = ∂L/∂B` of one module, `[out, r]`, in two numbers; `L` is the mean loss of the batches."""
+
+    squared_norm: float
+    """`Σ G²`: the loss that a small step of gradient descent saves, by its size."""
+    absolute_sum: float
+    """`Σ |G|`: the loss that a first step of Adam saves, by its learning rate, since Adam moves each weight as far."""
+
+
+def adapter_gradients(
+    model: nn.Module,
+    targets: Mapping[str, Target],
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    num_batches: int = 4,
+    blocks: Sequence[nn.Module] = (),
+    seed: int = 0,
+    loss_function: LossFunction = model_loss,
+) -> dict[str, ModuleGradient]:
+    """The first gradients of adapters that are not there.
+
+    `A` is drawn as PEFT draws it, `U(−1/√in, 1/√in)`, the same for all modules of a width: layers differ by their
+    gradients alone. The weights, flags, mode and hooks of the model are as before afterwards, also after an exception,
+    and the global random state is not touched.
+
+    Args:
+        model: any model, quantised ones too. Evaluation mode is on while it is measured: no dropout.
+        targets: the modules by qualified name; each has to map its last dimension, as linear modules do.
+        batches: what the model takes; at most `num_batches` are read. Their gradients are averaged.
+        num_batches: at least 1.
+        blocks: the blocks to compute again in the backward.
+        seed: of `A`.
+        loss_function: `(model, batch) -> loss`, a scalar in nats.
+
+    Raises:
+        ValueError: there is no batch, a loss is no finite scalar, or the gradient reaches no module.
+    """
+    device = compute_device(model)
+    matrices = FirstMatrices(seed)
+    probes = {name: ModuleProbe(name, target, matrices) for name, target in targets.items()}
+    with ExitStack() as stack:
+        stack.enter_context(private_randomness(seed, device))
+        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(without_gradients(model))
+        stack.enter_context(recomputed(blocks))
+        for name, probe in probes.items():
+            stack.enter_context(probe.watching(model.get_submodule(name)))
+        stack.enter_context(torch.enable_grad())
+        given = take_batches(batches, num_batches)
+        for number, batch in enumerate(given):
+            loss = loss_function(model, to_device(batch, device))
+            if not math.isfinite(check_scalar(loss).item()):
+                raise ValueError(
+                    f"The loss of probe batch {number} is {loss.item()}: importance cannot be measured with it. "
+                    "Look at the batch (labels that are all ignored give NaN), or give other batches."
+                )
+            if loss.requires_grad:
+                loss.backward()
+        found = {name: probe.result(len(given)) for name, probe in probes.items()}
+    if not any(gradient.squared_norm for gradient in found.values()):
+        raise ValueError(
+            f"The loss has no gradient by any of the {len(found)} modules that the adapters would be put on: give "
+            "batches whose labels are not all ignored, and a loss_function that keeps the graph of the model."
+        )
+    return found
+
+
+def take_batches(batches: Iterable[Mapping[str, Any]], num_batches: int) -> list[Mapping[str, Any]]:
+    """The first `num_batches` batches, or fewer where there are fewer.
+
+    Raises:
+        ValueError: there is none, or they are no batches.
+    """
+    if isinstance(batches, (str, bytes, Mapping)) or not isinstance(batches, Iterable):
+        raise ValueError(
+            f"batches is a {type(batches).__name__}: give what a training loop would iterate over, such as a "
+            "DataLoader, or a list of batches."
+        )
+    given = list(islice(batches, num_batches))
+    if not given:
+        raise ValueError("batches gave no batch: importance is measured on at least one.")
+    return given
+
+
+class FirstMatrices:
+    """Draws LoRA's `A`, once for each width and rank.
+
+    Args:
+        seed: of the draws; they do not depend on their order.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._drawn: dict[tuple[Any, ...], Tensor] = {}
+
+    def like(self, inputs: Tensor, rank: int) -> Tensor:
+        """`A` of shape `[rank, in]`, in the precision and on the device of inputs `[…, in]`."""
+        width = inputs.shape[-1]
+        key = (width, rank, inputs.dtype, inputs.device)
+        if key not in self._drawn:
+            bound = 1 / math.sqrt(width)
+            generator = keyed_generator(self._seed, "probe", width)
+            matrix = torch.empty(rank, width).uniform_(-bound, bound, generator=generator)
+            self._drawn[key] = matrix.to(device=inputs.device, dtype=inputs.dtype)
+        return self._drawn[key]
+
+
+class ModuleProbe:
+    """Adds up `gᵀ(x Aᵀ)` of one module over the batches, in float32.
+
+    Args:
+        name: of the module, for messages.
+        target: what its adapter would be.
+        matrices: where `A` comes from.
+    """
+
+    def __init__(self, name: str, target: Target, matrices: FirstMatrices) -> None:
+        self._name = name
+        self._target = target
+        self._matrices = matrices
+        self._sum: Tensor | None = None
+
+    @contextmanager
+    def watching(self, module: nn.Module) -> Iterator[None]:
+        """Within the context the gradients that pass through `module` are added up."""
+        handle = module.register_forward_hook(self._project)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def result(self, num_batches: int) -> ModuleGradient:
+        """The gradient of the mean loss over the batches."""
+        if self._sum is None:
+            return ModuleGradient(0.0, 0.0)
+        gradient = self._sum.double() * (self._target.scaling / num_batches)
+        return ModuleGradient(gradient.square().sum().item(), gradient.abs().sum().item())
+
+    def _project(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return output
+        inputs = args[0] if args else None
+        if not (isinstance(inputs, Tensor) and inputs.is_floating_point() and isinstance(output, Tensor)):
+            raise ValueError(
+                f"{self._name} ({type(module).__name__}) does not map a tensor of floats to another, so its gradient "
+                "cannot be measured: choose layers by criterion='activation' or spread='even', or leave it out of "
+                "target_modules."
+            )
+        with torch.no_grad():
+            projected = functional.linear(inputs, self._matrices.like(inputs, self._target.rank))
+        anchor = torch.ones((), device=output.device, requires_grad=True)
+        return PassThrough.apply(output, projected, anchor, self._add)
+
+    def _add(self, gradient: Tensor, projected: Tensor) -> None:
+        g = gradient.flatten(0, -2).float()
+        outer = g.T @ projected.flatten(0, -2).float()
+        self._sum = outer if self._sum is None else self._sum.add_(outer)
+
+
+class PassThrough(torch.autograd.Function):
+    """The identity of a module's output; in the backward, its gradient is handed to a probe."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, output: Tensor, projected: Tensor, anchor: Tensor, add: Callable[[Tensor, Tensor], None]
+    ) -> Tensor:
+        """Args: output `[…, out]`, `x Aᵀ` `[…, r]`, a tensor that requires a gradient, and what takes both."""
+        ctx.save_for_backward(projected)
+        ctx.add = add
+        return output.clone()  # Not a view, which models that change it in place (OLMo clamps) could not have.
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        """Hand on the gradient."""
+        (projected,) = ctx.saved_tensors
+        ctx.add(gradient, projected)
+        return gradient, None, None, None
+
+
+@torch.no_grad()
+def output_norms(
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    num_batches: int = 4,
+    loss_function: LossFunction = model_loss,
+) -> list[float]:
+    """The mean norm of a token's output of each block, over at most `num_batches` batches; no backward.
+
+    Raises:
+        ValueError: as `adapter_gradients`.
+    """
+    device = compute_device(model)
+    sums, counts = [0.0] * len(blocks), [0] * len(blocks)
+
+    def add(index: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        hidden = output if isinstance(output, Tensor) else output[0]
+        norms = hidden.float().norm(dim=-1)
+        sums[index] += norms.double().sum().item()
+        counts[index] += norms.numel()
+
+    handles = [block.register_forward_hook(partial(add, index)) for index, block in enumerate(blocks)]
+    try:
+        with evaluation_mode(model):
+            for batch in take_batches(batches, num_batches):
+                loss_function(model, to_device(batch, device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]
+
+
+@contextmanager
+def without_gradients(model: nn.Module) -> Iterator[None]:
+    """Within the context no parameter requires a gradient; afterwards each does as before."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad = False
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad = True
+
+
+@contextmanager
+def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Within the context blocks keep their inputs alone and compute again in the backward."""
+    before = [(block, block.__dict__.get("forward")) for block in blocks]
+    try:
+        for block in blocks:
+            block.__dict__["forward"] = partial(checkpoint, block.forward, use_reentrant=False)
+        yield
+    finally:
+        for block, own in before:
+            if own is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.__dict__["forward"] = own

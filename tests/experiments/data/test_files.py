@@ -1,0 +1,131 @@
+"""Files as people have them: byte order marks, compression, lists and lines under either name, tables, parquet."""
+
+from __future__ import annotations
+
+import builtins
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ist.experiments.data.files import read_rows, read_text
+
+ROWS = [{"instruction": "Say größer 😀.", "output": "größer"}, {"instruction": "Add.", "output": "3"}]
+LIST = json.dumps(ROWS, ensure_ascii=False)
+INDENTED = json.dumps(ROWS, ensure_ascii=False, indent=1)
+LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n"
+TABLE = "instruction,output\nSay größer 😀.,größer\nAdd.,3\n"
+
+READ = [
+    (name, text)
+    for text, names in {
+        LIST: ("rows.json", "rows.jsonl", "rows.JSON", "rows"),
+        INDENTED: ("rows.json", "rows.jsonl"),
+        LINES: ("rows.jsonl", "rows.ndjson", "rows.json", "rows.v1.JSONL", "rows"),
+        TABLE: ("rows.csv", "rows.CSV"),
+        TABLE.replace(",", "\t"): ("rows.tsv",),
+        TABLE.replace(",", ";"): ("rows.csv",),
+    }.items()
+    for name in names
+]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(("name", "text"), READ)
+def test_rows_are_read_whatever_the_file_is_called(
+    tmp_path: Path, name: str, text: str, compressed: bool, encoding: str
+) -> None:
+    data = text.encode(encoding)
+    file = tmp_path / (f"{name}.gz" if compressed else name)
+    file.write_bytes(gzip.compress(data) if compressed else data)
+    assert read_rows(file) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        (" instruction , output \nAdd.,3\n", [{"instruction": "Add.", "output": "3"}]),
+        ('instruction, output\n"1, 2", "a ""b"""\n', [{"instruction": "1, 2", "output": 'a "b"'}]),
+        ("instruction,output\n Add., 3\n", [{"instruction": " Add.", "output": " 3"}]),
+        ("\n\ninstruction,output\n\nAdd.,3\n\n", [{"instruction": "Add.", "output": "3"}]),
+        (",instruction,output\n0,Add.,3\n", [{"": "0", "instruction": "Add.", "output": "3"}]),
+        ("instruction,output\nAdd.,1;2\n", [{"instruction": "Add.", "output": "1;2"}]),
+        (f"instruction,output\nAdd.,{'9' * 200_000}\n", [{"instruction": "Add.", "output": "9" * 200_000}]),
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str, rows: list[dict[str, str]]) -> None:
+    limit = csv.field_size_limit()
+    (tmp_path / "rows.csv").write_text(text, encoding="utf-8")
+    assert read_rows(tmp_path / "rows.csv") == rows
+    assert csv.field_size_limit() == limit
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("rows.csv", b"output,instruction, output\na,b,c\n", "two columns are called 'output'"),
+        ("rows.jsonl.gz", LINES.encode(), r"is not a whole gzip file \(Not a gzipped file"),
+        ("rows.jsonl.gz", gzip.compress(LINES.encode())[:-9], "is not a whole gzip file"),
+        ("rows.json", '[{"instruction": "größer"}]'.encode("latin-1"), r"is not text in UTF-8 \(byte 20\)"),
+        ("rows.json", b"\xff\xfe[", "is not text in UTF-8"),
+        ("rows.json", b"[" * 100_000, "it nests too deep"),
+        ("rows.json", b"[" + b"9" * 5000 + b"]", "is not JSON that can be read"),
+        ("rows.json", b'{"a": 1}\n{"a": 2}\n{bad\n', r"is not JSON \(.* in line 3\)"),
+        ("rows.jsonl", b'[{"a": 1},\n{bad]', r"is not JSON \(.* in line 2\)"),
+        ("rows.json", b'{"instruction": {"0": "a"}}', "is a dict, not a list: .* pandas writes one with orient="),
+        ("rows.json", b'"text"', "is a str, not a list"),
+        ("rows.parquet", b"PAR1", "is not parquet that can be read"),
+        ("rows.parquet", b"", "is not parquet that can be read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, name: str, data: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=said) as error:
+        read_rows(tmp_path / name)
+    assert str(error.value).startswith(str(tmp_path / name))
+    assert "\n" not in str(error.value)
+
+
+def test_a_single_line_is_a_row_where_the_name_says_lines(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}')
+    assert read_rows(tmp_path / "rows.jsonl") == [{"a": 1}]
+
+
+def test_a_path_from_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.json").write_text(LIST, encoding="utf-8")
+    assert read_rows("~/rows.json") == ROWS
+
+
+def test_parquet_is_read(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 1}]
+    rows = [{"messages": messages, "id": 1}, {"messages": messages[1:], "id": None}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    first, second = read_rows(tmp_path / "rows.parquet")
+    assert first["id"] == 1
+    assert second == {"messages": [messages[1]], "id": None}
+    assert first["messages"][0] == {"role": "user", "content": "q", "weight": None}
+
+
+def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without_pyarrow(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.split(".")[0] == "pyarrow":
+            raise ModuleNotFoundError("No module named 'pyarrow'")
+        return real(name, *args, **kwargs)
+
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    monkeypatch.setattr(builtins, "__import__", without_pyarrow)
+    with pytest.raises(ValueError, match=r"rows\.parquet is parquet, which pyarrow reads: pip install pyarrow"):
+        read_rows(tmp_path / "rows.parquet")
+
+
+def test_a_text_loses_its_byte_order_mark_alone(tmp_path: Path) -> None:
+    (tmp_path / "story.txt").write_bytes(b"\xef\xbb\xbf\xef\xbb\xbfOnce\r\n")
+    assert read_text(tmp_path / "story.txt") == "\ufeffOnce\r\n"
