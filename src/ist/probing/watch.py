@@ -41,7 +41,7 @@ class LearningWatch:
 
     def __init__(self, mu: float) -> None:
         self.said = False
-        """Whether something was said."""
+        """Whether something was reported."""
         self._mu = mu
         self._num = 0
         self._reach = 0.0
