@@ -66,11 +66,12 @@ def test_strings_of_a_module_are_read_and_names_are_not() -> None:
         '"""A docstring with\nan idle layer."""\n'
         'NAME = "damping"\n'
         'NAMES = "beta damping score_step"\n'
+        'def g():\n    """Text.\n\n    ::\n\n        damped code\n\n    An idle adapter.\n    """\n'
         "def f(x):\n"
         '    raise ValueError(f"The layer {x} is " "damped, see `damping`.")\n'
     )
     found = [(line, phrase) for line, text in source_prose(source) for _, phrase, _ in misuses(text)]
-    assert sorted(found) == [(1, "idle layer"), (6, "damped")]
+    assert sorted(found) == [(1, "idle layer"), (6, "idle adapter"), (15, "damped")]
 
 
 def test_no_phrase_is_listed_twice() -> None:

@@ -104,5 +104,5 @@ def is_names(text: str) -> bool:
 def without_code(text: str) -> str:
     """Without code spans, code blocks (after `::`) and the names of arguments in a docstring."""
     text = re.sub(r"^[ \t]+\w+: ", blank, text, flags=re.MULTILINE)
-    text = re.sub(r"::\n\n(?:[ \t]+[^\n]*\n|\n)+", blank, text)
+    text = re.sub(r"(?<=\n)([ \t]*)::\n(?:\n|\1[ \t]+[^\n]*(?:\n|$))+", blank, text)
     return re.sub(r"``?[^`]+``?", blank, text)
