@@ -139,11 +139,12 @@ def load_lines(folder: Path) -> list[Line]:
 
     What was timed more than once has all its times in `times`; the first one counts.
     """
-    lines: dict[str, Line] = {}
+    lines: dict[tuple[str, str], Line] = {}
     for line in read_folder(folder):
-        known = lines.get(line["id"], {"error": ""})
+        key = (line["model"], line["id"])
+        known = lines.get(key, {"error": ""})
         if "error" in known:
-            known = lines[line["id"]] = {**line, "times": []}
+            known = lines[key] = {**line, "times": []}
         if "step_seconds" in line:
             known["times"].append(line["step_seconds"])
     return list(lines.values())

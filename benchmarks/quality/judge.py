@@ -17,12 +17,17 @@ from ist.runtime.modes import evaluation_mode, to_device
 
 from .tasks import Choice, Prepared
 
-__all__ = ["EVALUATION_ROWS", "choose", "collate", "computing", "mean_loss", "test"]
+__all__ = ["choose", "collate", "computing", "evaluation_rows", "mean_loss", "test"]
 
-EVALUATION_ROWS = 32
-"""Sequences in a forward pass without a backward: their logits are the memory of a process."""
+EVALUATION_LOGITS = 32 * 49152
+"""Logits of a position of all sequences of a forward pass without a backward: they are the memory of a process."""
 GENERATED_ROWS = 256
 """Answers that are generated at once, which have the logits of one position each."""
+
+
+def evaluation_rows(model: Any) -> int:
+    """Sequences in a forward pass without a backward: 32 with SmolLM2's vocabulary, fewer with a larger one."""
+    return max(1, min(32, EVALUATION_LOGITS // model.config.vocab_size))
 
 
 def collate(rows: Sequence[Continuations]) -> dict[str, Any]:
@@ -45,7 +50,7 @@ def mean_loss(model: Any, rows: Sequence[Continuations], device: torch.device) -
     """Nats a token, and the tokens."""
     total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     with evaluation_mode(model), torch.no_grad(), computing(device):
-        for part in by_length([len(row.ids) for row in rows], EVALUATION_ROWS):
+        for part in by_length([len(row.ids) for row in rows], evaluation_rows(model)):
             batch = collate([rows[index] for index in part])
             tokens = int((batch["labels"] != -100).sum())
             total += model_loss(model, to_device(batch, device)).double() * tokens
@@ -58,7 +63,7 @@ def choose(model: Any, choices: Sequence[Choice], device: torch.device) -> list[
     items = [(number, part, own) for number, each in enumerate(choices) for part, own in each.parts]
     values = [[0.0] * sum(len(own) for _, own in each.parts) for each in choices]
     with evaluation_mode(model), torch.no_grad(), computing(device):
-        for some in by_length([len(part.ids) for _, part, _ in items], EVALUATION_ROWS):
+        for some in by_length([len(part.ids) for _, part, _ in items], evaluation_rows(model)):
             found = likelihoods(model, [items[index][1] for index in some], device).tolist()
             for index, row in zip(some, found, strict=True):
                 number, _, own = items[index]

@@ -51,7 +51,8 @@ REFERENCE = "LoRA"
 """The method whose time the others get at equal time."""
 WHOLE = ("lisa", "full")
 """Selectors that train the model's own weights."""
-KEYS = {"extends", "study", "tasks", "methods", "rates", "seeds", "budgets", "training", "importance"}
+KEYS = {"extends", "study", "tasks", "methods", "rates", "more_rates", "seeds", "budgets", "time_shares"}
+KEYS |= {"training", "importance"}
 
 
 @dataclass
@@ -170,28 +171,48 @@ class TaskPlan:
         ]
 
     def grid(self, name: str, method: Mapping[str, Any], options: Mapping[str, Any]) -> list[Training]:
-        """The first seed at every learning rate."""
+        """The first seed at every learning rate; where the best is at an edge so far, at one beyond it, up to
+        `more_rates` of the plan.
+        """
         rates = method.get("rates", self.plan.get("rates"))
+        rates = rates.get(self.task) if isinstance(rates, Mapping) else rates
         if not rates:
-            raise ValueError(f"{name} has no learning rates: give `rates`, for the plan or for the method.")
-        return [self.training(name, method, options, float(rate), self.seeds[0]) for rate in rates]
+            raise ValueError(f"{name} has no learning rates for {self.task}: give `rates`, for the plan or the method.")
+        grid = [self.training(name, method, options, float(rate), self.seeds[0]) for rate in sorted(map(float, rates))]
+        for _ in range(self.plan.get("more_rates", 0)):
+            beyond = rate_beyond([training["learning_rate"] for training in grid], chosen_rate(grid, self.lines))
+            if beyond is None:
+                break
+            grid.append(self.training(name, method, options, beyond, self.seeds[0]))
+            grid.sort(key=lambda training: training["learning_rate"])
+        return grid
 
     def options(self, name: str, method: Mapping[str, Any]) -> dict[str, Any] | None:
         """The method's options, a fixed set by importance with its layers; None while these are not known."""
-        known = {"rates", "rate_of", "training"}
+        known = {"rates", "rate_of", "training", "time_share"}
         options = {key: value for key, value in method.items() if key not in known}
         form = str(options.get("selector", ""))
+        if options.get("focus", {}).get("criterion") == "trained removal":
+            scores = self.measured_importance(name)
+            focus = {key: value for key, value in options["focus"].items() if key != "criterion"}
+            return scores and {**options, "focus": {**focus, "scores": scores}}
         if form not in ("fixed:top", "fixed:bottom"):
             return options
+        scores = self.measured_importance(name)
+        if not scores:
+            return None
+        config = ISTConfig.from_options(num_active_layers=options.get("num_active_layers", 0.25))
+        layers = extreme_layers(scores, config.layer_counts(len(scores)).active, most=form == "fixed:top")
+        return {**options, "selector": f"fixed:{','.join(map(str, layers))}"}
+
+    def measured_importance(self, name: str) -> list[float] | None:
+        """By how much the loss rises without each layer, for a method; None while that is not measured."""
         source = self.importance()
         self.expansion.trainings.append(source)
         scores = self.lines.get(source["id"], {}).get("importance")
         if not scores:
             self.wait(name, "the importance of the layers is not measured")
-            return None
-        config = ISTConfig.from_options(num_active_layers=options.get("num_active_layers", 0.25))
-        layers = extreme_layers(scores, config.layer_counts(len(scores)).active, most=form == "fixed:top")
-        return {**options, "selector": f"fixed:{','.join(map(str, layers))}"}
+        return scores or None
 
     def importance(self) -> Training:
         """The training that says which layers matter."""
@@ -221,7 +242,8 @@ class TaskPlan:
         """One training, with its id."""
         setting = settings(self.plan, self.task, method)
         base = self.num_steps(setting)
-        num = SPEED_STEPS if kind == "speed" else steps or base
+        share = self.time_share(method)
+        num = SPEED_STEPS if kind == "speed" else steps or max(1, round(base * (share or 1.0)))
         shared = {key: value for key, value in setting.items() if key not in ("steps", "epochs")}
         matters = {"kind": kind, "task": self.task, "options": dict(options), "setting": shared, "steps": num}
         code = hashlib.blake2b(json.dumps(matters, sort_keys=True).encode(), digest_size=4).hexdigest()
@@ -237,7 +259,21 @@ class TaskPlan:
             "base_steps": base,
             "epochs": setting["epochs"],
             "budget": budget,
+            **({} if share is None else {"time_share": share}),
         }
+
+    def time_share(self, method: Mapping[str, Any]) -> float | None:
+        """The part of the steps that a method gets, so that it takes the time of another one; None for all steps.
+
+        Raises:
+            ValueError: the plan has no such share.
+        """
+        if "time_share" not in method:
+            return None
+        shares = self.plan.get("time_shares", {})
+        if method["time_share"] not in shares:
+            raise ValueError(f"time_share={method['time_share']!r}: the plan has {', '.join(shares) or 'none'}.")
+        return float(shares[method["time_share"]])
 
     def num_steps(self, setting: Mapping[str, Any]) -> int:
         """Steps of a training at equal steps."""
@@ -248,6 +284,13 @@ class TaskPlan:
 
     def wait(self, name: str, why: str) -> None:
         self.expansion.waiting.append(f"{self.task}, {name}: {why}")
+
+
+def rate_beyond(rates: Sequence[float], best: float | None) -> float | None:
+    """Half of the lowest rate or twice the highest, if that is the best so far; None where it is inside, or unknown."""
+    if best is None or len(rates) < 2 or best not in (rates[0], rates[-1]):
+        return None
+    return best / 2 if best == rates[0] else best * 2
 
 
 def chosen_rate(grid: Sequence[Training], lines: Lines) -> float | None:

@@ -22,7 +22,13 @@ from .plan import WHOLE
 __all__ = ["Home", "Inline", "Pool"]
 
 Training = Mapping[str, Any]
-LIBRARIES = [f"{__package__}.train", "peft", "transformers.models.auto.modeling_auto", "transformers.models.llama"]
+LIBRARIES = [
+    f"{__package__}.train",
+    "peft",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama",
+    "transformers.models.qwen2",
+]
 """What one process imports, from which all others are forked: on slow cores that takes a quarter of a minute."""
 
 

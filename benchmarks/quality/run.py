@@ -25,6 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 from commit import commit  # noqa: E402
 from quality.plan import Expansion, Training, describe, expand, read_plan, select, settings  # noqa: E402
 from quality.pool import Home, Inline, Pool  # noqa: E402
+from step_time.shares import time_shares  # noqa: E402
 
 Plan = dict[str, Any]
 RESULTS = HERE / "results"
@@ -34,14 +35,21 @@ SHOWN = 5
 WORK = Path(tempfile.gettempdir()) / "ist-quality"
 
 
-def read_lines(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """The lines of result files by id; a good one counts before one with an error, and a cut-off last line for none."""
+def read_lines(files: Iterable[Path], model: str | None = None) -> dict[str, dict[str, Any]]:
+    """The lines of result files by id; a good one counts before one with an error, and a cut-off last line for none.
+
+    Args:
+        files: of JSON lines.
+        model: whose lines alone count, since an id does not name the model; None is every model's.
+    """
     lines: dict[str, dict[str, Any]] = {}
     for file in files:
         for text in file.read_text(encoding="utf-8").splitlines():
             try:
                 line = json.loads(text)
             except json.JSONDecodeError:
+                continue
+            if model is not None and line.get("model", model) != model:
                 continue
             if line["id"] not in lines or "error" in lines[line["id"]]:
                 lines[line["id"]] = line
@@ -229,6 +237,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="trainings side by side; 0: one, in this process")
     parser.add_argument("--seconds", type=float, default=420.0, help="start no training after these")
     parser.add_argument("--limit", type=float, default=560.0, help="give up what still runs after these")
+    parser.add_argument(
+        "--step-time", type=Path, help="JSON of step_time with the group focused: its ratios of time count"
+    )
     parser.add_argument("--tasks", nargs="+", help="of each plan's tasks these alone")
     parser.add_argument("--methods", nargs="+", help="of each plan's methods these alone")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of what is left these kinds alone")
@@ -251,8 +262,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begin = time.monotonic()
     options = parse(arguments)
     plans = [load_plan(argument, options.tasks, options.methods) for argument in options.plans]
+    if options.step_time and options.step_time.is_file():
+        shares = time_shares(json.loads(options.step_time.read_text(encoding="utf-8")))
+        print(f"time of a step to LoRA's, from {options.step_time}: {shares}", flush=True)
+        plans = [{**plan, "time_shares": {**plan.get("time_shares", {}), **shares}} for plan in plans]
     files = [file for folder in options.results for file in sorted(folder.glob("*.jsonl"))]
-    lines = read_lines([*files, *([options.output] if options.output.is_file() else [])])
+    name = options.name or Path(options.model).name
+    lines = read_lines([*files, *([options.output] if options.output.is_file() else [])], name)
     if options.retry:
         lines = {name: line for name, line in lines.items() if "error" not in line}
     prepared = prepare_all(plans, options)
@@ -264,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         home = Home(
             options.model,
-            options.name or Path(options.model).name,
+            name,
             prepared,
             options.device or device(),
             commit(),

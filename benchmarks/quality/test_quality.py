@@ -253,7 +253,11 @@ def test_judging_at_once_is_judging_row_by_row(data: Path, tokenizer: Any, base:
 def test_methods_of_a_seed_begin_alike(data: Path, tokenizer: Any, base: Any, tmp_path: Path) -> None:
     task = prepared("mawps", data, tokenizer, tmp_path)
     trainings = [t for t in plan.expand(small_plan(), {}, {}).trainings if t["kind"] == "training"]
-    models = [train.make_model(t, base) for t in trainings if t["method"] in ("LoRA", "random", "IST")]
+    models = [
+        train.make_model(t, base, None, torch.device("cpu"))[0]
+        for t in trainings
+        if t["method"] in ("LoRA", "random", "IST")
+    ]
     first = models[0].state_dict()
     for model in models[1:]:
         assert all(torch.equal(first[name], value) for name, value in model.state_dict().items())
@@ -447,7 +451,7 @@ def test_frozen_weights_rounded_once_give_what_autocast_gives(
     (training, *_) = plan.expand(small_plan(methods={"LoRA": {"selector": "all"}}), {}, {}).trainings
     losses, gradients = [], []
     for rounded in (False, True):
-        model = train.make_model(training, base)
+        model, _ = train.make_model(training, base, None, torch.device("cpu"))
         if rounded:
             train.round_frozen(model)
             assert any(p.dtype == torch.bfloat16 for p in model.parameters())

@@ -18,7 +18,8 @@ from ist.experiments.evaluation.scoring import Continuations
 from ist.probing.probes import DatasetProbes
 from ist.runtime.modes import to_device
 
-from .judge import EVALUATION_ROWS, collate, computing, mean_loss, test
+from .focusing import PROBE_BATCHES, WarmStart, chosen_focus
+from .judge import collate, computing, evaluation_rows, mean_loss, test
 from .plan import SPEED_WARM, WHOLE
 from .tasks import Prepared
 
@@ -26,6 +27,8 @@ __all__ = ["train"]
 
 ADAPTER = ("use_dora",)
 """Options of a method that are its adapter's, not the tuner's."""
+NOT_TUNER = (*ADAPTER, "focus", "warm_start", "own_step")
+"""Options that no tuner takes: `own_step` trains all adapters that there are with this library's step, not PEFT's."""
 
 
 def order_of_rows(num_rows: int, num: int, seed: int) -> list[int]:
@@ -67,11 +70,12 @@ def train(
         Seconds of the steps alone, validation losses `[step, seconds, nats a token]`, tests, memory, and what the
         method chose and learned. Of a training for the importance also that, of one for the speed nothing else.
     """
-    model = make_model(training, base)
+    model, focus = make_model(training, base, task, device)
     if device.type == "cuda":
         round_frozen(model)
     model.to(device)
     run = Run(training, model, task, device, compiled)
+    run.focus = focus
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
@@ -86,24 +90,40 @@ def train(
     return result
 
 
-def make_model(training: Mapping[str, Any], base: Any) -> Any:
-    """The model with its adapters, whose first weights depend on the seed alone; without for whole layers."""
+def make_model(
+    training: Mapping[str, Any], base: Any, task: Prepared | None, device: torch.device
+) -> tuple[Any, dict[str, Any] | None]:
+    """The model with its adapters, whose first weights depend on the seed alone; without for whole layers. And what
+    was found where the method chooses layers before it trains.
+    """
     model = copy.deepcopy(base)
     options, setting = training["options"], training["setting"]
     if options["selector"] in WHOLE:
-        return model
+        return model, None
     from peft import LoraConfig, get_peft_model
 
-    torch.manual_seed(training["seed"])
-    config = LoraConfig(
+    config, found = LoraConfig(
         r=setting["rank"],
         lora_alpha=setting["alpha"],
         lora_dropout=setting["dropout"],
         target_modules=list(setting["modules"]),
         task_type="CAUSAL_LM",
         **{name: options[name] for name in ADAPTER if name in options},
-    )
-    return get_peft_model(model, config)
+    ), None  # fmt: skip
+    if "focus" in options and task is not None:
+        model.to(device)
+        with computing(device):
+            batches = [to_device(batch, device) for batch in probe_batches(task, training)]
+            config, found = chosen_focus(model, config, options["focus"], batches, training["seed"])
+        model.cpu()  # The first weights of adapters are drawn there, as those of all methods.
+    torch.manual_seed(training["seed"])
+    return get_peft_model(model, config), found
+
+
+def probe_batches(task: Prepared, training: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Batches of training rows to measure importance by: not the first ones of the training."""
+    other = {**training, "seed": training["seed"] + 10_000, "steps": PROBE_BATCHES}
+    return [*batches_of(task.train, other)]
 
 
 def round_frozen(model: Any) -> None:
@@ -137,13 +157,17 @@ class Run:
             fused=device.type == "cuda",
         )
         self.choices: Counter[int] = Counter()
+        self.focus: dict[str, Any] | None = None
+        """What chose the layers of a method that keeps some."""
+        warm = training["options"].get("warm_start")
+        self.warm_start = None if warm is None else WarmStart(warm, training["steps"])
 
     def go(self) -> dict[str, Any]:
         """All steps."""
         training, speed = self.training, self.training["kind"] == "speed"
         torch.manual_seed(training["seed"])  # dropout
         points = set() if speed else evaluation_steps(training["steps"], self.setting["points"])
-        curve = [] if speed else [[0, 0.0, self.validate()]]
+        curve = [] if speed or not self.setting["points"] else [[0, 0.0, self.validate()]]
         self.model.train()
         mark = self.now()
         for step, batch in enumerate(batches_of(self.task.train, training), start=1):
@@ -177,6 +201,10 @@ class Run:
         if self.tuner:
             with computing(self.device), uncompiled():
                 self.tuner.end_step(self.optimizer)
+        if self.warm_start and step == self.warm_start.last_step:
+            batches = [to_device(batch, self.device) for batch in probe_batches(self.task, self.training)]
+            with computing(self.device):
+                self.focus = self.warm_start.narrow(self.model, batches, self.training["seed"])
 
     def validate(self) -> float | None:
         """Nats a token on the validation rows; None where that is no number."""
@@ -190,7 +218,9 @@ class Run:
         result: dict[str, Any] = {"peak_memory_bytes": peak}
         result["compiled"] = self.compiled
         result["trainable"] = sum(parameter.numel() for parameter in self.parameters)
-        if self.tuner:
+        if self.focus:
+            result["focus"] = self.focus
+        if self.tuner and not self.training["options"].get("own_step"):
             result["choices"] = [self.choices[index] for index in range(len(self.tuner.layers))]
             result["probe_seconds"] = round(self.tuner.probe_seconds, 3)
             update = self.tuner.last_update
@@ -224,10 +254,10 @@ def uncompiled() -> Any:
 
 def make_tuner(training: Mapping[str, Any], model: Any, task: Prepared) -> SparseTuner | None:
     """The method's tuner, with probe batches from an own stream over the training rows; None for PEFT alone."""
-    options = {name: value for name, value in training["options"].items() if name not in ADAPTER}
+    options = {name: value for name, value in training["options"].items() if name not in NOT_TUNER}
     selector = options.pop("selector")
     if selector == "all":
-        return None
+        return SparseTuner(model, selector="all") if training["options"].get("own_step") else None
     tuner_options = {"seed": training["seed"], **options}
     size = options.get("probe_batch_size") or (16 if options.get("preset") == "reference" else None)
     probes = DatasetProbes(task.train, size or training["setting"]["batch_size"], collate, training["seed"])
@@ -248,10 +278,9 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 def true_importance(model: Any, task: Prepared, device: torch.device) -> list[float]:
     """By how much the validation loss rises without each layer's response."""
     layers = discover_layers(model)
-    rows = task.validation
+    rows, size = task.validation, evaluation_rows(model)
     batches: list[dict[str, Any]] = [
-        to_device(collate(rows[start : start + EVALUATION_ROWS]), device)
-        for start in range(0, len(rows), EVALUATION_ROWS)
+        to_device(collate(rows[start : start + size]), device) for start in range(0, len(rows), size)
     ]
     removed: list[tuple[int, ...]] = [(), *((layer.index,) for layer in layers)]
     with computing(device):

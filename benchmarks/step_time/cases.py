@@ -33,14 +33,33 @@ class Case:
     """Whether probe batches are as large as training batches."""
     probe_tokens: int | None = None
     """Tokens of a row of a probe batch where these are fewer, as of a `probe_dataset` of shorter rows."""
+    kept: float = 1.0
+    """The part of the layers that have adapters, evenly spread from the lowest on, with the rank of all moved to them."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether there is an importance loop."""
+        return self.options is not None and self.options.get("selector") != "all"
 
     @property
     def adapter(self) -> tuple[Any, ...] | None:
         """What has to be on the model: equal for cases that share adapters; None is nothing."""
-        return None if self.floor else (self.modules, self.dropout, self.precision == "bfloat16")
+        return None if self.floor else (self.modules, self.dropout, self.precision == "bfloat16", self.kept)
+
+
+ALL = {"selector": "all"}
+"""Our step on every adapter that there is, with nothing frozen or measured."""
+FAST: dict[str, Any] = {"dropout": 0.0, "liger": True}
+PARTS = {"half": 1 / 2, "third": 1 / 3, "quarter": 1 / 4}
+
+
+def focused(options: dict[str, Any] | None, name: str, **more: Any) -> tuple[Case, ...]:
+    """A half, a third and a quarter of the layers; `name` has a place for the part's."""
+    return tuple(Case(name.format(part), options, kept=kept, **FAST, **more) for part, kept in PARTS.items())
 
 
 GROUPS: dict[str, tuple[Case, ...]] = {
+    "lora": (Case("LoRA"),),
     "plain": (
         Case("floor", floor=True),
         Case("LoRA"),
@@ -72,6 +91,16 @@ GROUPS: dict[str, tuple[Case, ...]] = {
         Case("IST, Liger", {}, liger=True),
         Case("IST, Liger, frozen layers recomputed", {"recompute": "frozen"}, liger=True),
     ),
+    "focused": (
+        Case("floor, Liger, no dropout", floor=True, **FAST),
+        Case("LoRA, Liger, no dropout", **FAST),
+        Case("LoRA in our step, Liger, no dropout", ALL, **FAST),
+        *focused(ALL, "focused {}, Liger, no dropout"),
+        *focused({**ALL, "recompute": "frozen"}, "focused {}, Liger, no dropout, layers without adapters recomputed")[
+            2:
+        ],
+    ),
+    "focused-peft": focused(None, "focused {} in PEFT's step, Liger, no dropout"),
     "seven-liger": (Case("IST, Liger, seven modules, no dropout", {}, modules=SEVEN, dropout=0.0, liger=True),),
 }
 """In the order in which they run: what changes the model for good comes last."""

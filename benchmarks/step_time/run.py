@@ -103,7 +103,9 @@ class Bench:
             probes = [{name: ids[:, : case.probe_tokens] for name, ids in batch.items()} for batch in probes]
             tuner = SparseTuner(self.model, probe_batches=probes, update_interval=interval or steps, **case.options)
         try:
-            if tuner:  # The first update of a training compares two ways to measure; the others do not pay for that.
+            if (
+                tuner and case.measures
+            ):  # The first update of a training compares two ways to measure; the others do not pay for that.
                 tuner._measure(first_sets(len(tuner.layers)))
             measured = tuner.probe_seconds if tuner else 0.0
             held, start = [], now(self.device)
@@ -156,13 +158,24 @@ def make_lora(base: Any, case: Case) -> Any:
     """The model with LoRA that has begun to learn: its up-projections are not zero."""
     torch.manual_seed(0)
     config = peft.LoraConfig(
-        r=32, lora_alpha=64, lora_dropout=case.dropout, target_modules=list(case.modules), task_type="CAUSAL_LM"
+        r=round(32 / case.kept),
+        lora_alpha=64 / case.kept**0.5,
+        lora_dropout=case.dropout,
+        target_modules=list(case.modules),
+        layers_to_transform=kept_layers(base.config.num_hidden_layers, case.kept),
+        task_type="CAUSAL_LM",
     )
     model = peft.get_peft_model(base, config, autocast_adapter_dtype=case.precision != "bfloat16").train()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=1e-3)
     return model
+
+
+def kept_layers(num_layers: int, kept: float) -> list[int] | None:
+    """The first layer of each equal part of the depth; None for all layers."""
+    num = max(1, round(kept * num_layers))
+    return None if num == num_layers else [part * num_layers // num for part in range(num)]
 
 
 @contextmanager

@@ -115,7 +115,7 @@ class SparseTuner:
         self._measurement = Measurement(view, probes, self.config, loss_function or model_loss, ranks)
         self._parts.open(self._updated)
         if ranks.is_main:
-            announce(self.model, self.layers, len(self.selector.choose(0)), self.num_fused, self.not_fused)
+            announce(self.model, self.layers, self.selector, self.num_fused, self.not_fused)
         if history is not None:
             self.record_to(history)
         self.closed = False

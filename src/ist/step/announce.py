@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from ..adapters.layers import Layer, parameters_outside
+from ..method.registry import EverySelector, Selector
+from .bare import bare_blocks
 
 __all__ = ["announce", "describe_fused", "warn_of_missing_parameters"]
 
@@ -17,21 +19,31 @@ logger = logging.getLogger(__name__)
 
 
 def announce(
-    model: nn.Module, layers: Sequence[Layer], num_active: int, num_fused: int, not_fused: Mapping[str, int]
+    model: nn.Module, layers: Sequence[Layer], selector: Selector, num_fused: int, not_fused: Mapping[str, int]
 ) -> None:
     """Say what is chosen from, whether LoRA is fused, and what trains at every step.
+
+    Where adapters are on some of the blocks alone, as focused training puts them, it says what becomes of the others.
 
     Args:
         model: with adapters, or without them where whole layers train.
         layers: what is chosen from.
-        num_active: layers of a step.
+        selector: chooses the layers of a step.
         num_fused: modules that are fused.
         not_fused: how many do not, by reason.
     """
     how = f"; {describe_fused(num_fused, not_fused)} (fused=False turns it off)" if num_fused else ""
-    # Transformers shows its users warnings alone.
-    logger.warning("IST trains %d of %d layers a step, from %s%s.", num_active, len(layers), layers[0].name, how)
     outside = parameters_outside(model, layers)
+    bare = len(bare_blocks(model, layers))
+    # Transformers shows its users warnings alone.
+    if isinstance(selector, EverySelector):
+        logger.warning("%s%s.", describe_all(layers, bare, bool(outside)), how)
+    else:
+        num_active = len(selector.choose(0))
+        among = describe_focus(len(layers), bare) if bare else ""
+        logger.warning(
+            "IST trains %d of %d layers a step%s, from %s%s.", num_active, len(layers), among, layers[0].name, how
+        )
     if outside:
         count = sum(parameter.numel() for parameter in outside.values())
         names = list(outside)
@@ -45,6 +57,37 @@ def announce(
             ", ".join(names[:3]),
             ", …" if len(names) > 3 else "",
         )
+
+
+def describe_all(layers: Sequence[Layer], bare: int, outside: bool) -> str:
+    """What `selector="all"` does.
+
+    Args:
+        layers: all of them train.
+        bare: blocks without adapters.
+        outside: whether something outside of the layers trains too, perhaps below the lowest of them.
+    """
+    kind = " with adapters" if layers[0].adapters else ""
+    said = (
+        f"IST trains all {len(layers)} layers{kind} at every step, from {layers[0].name}: nothing is frozen or measured"
+    )
+    if not bare:
+        return said
+    said += f", and the other {bare} of {bare + len(layers)} blocks stay as they are"
+    return said if outside else f"{said}, with no backward below the lowest layer"
+
+
+def describe_focus(num_layers: int, bare: int) -> str:
+    """What is chosen among where the adapters' configuration names some of the blocks, and how to train all of these.
+
+    Args:
+        num_layers: blocks with adapters.
+        bare: blocks without.
+    """
+    return (
+        f", chosen among the {num_layers} of {bare + num_layers} blocks that have adapters (layers_to_transform; "
+        f'selector="all" trains all {num_layers} at every step)'
+    )
 
 
 def describe_fused(num_fused: int, not_fused: Mapping[str, int]) -> str:

@@ -3,9 +3,11 @@
 Every layer above the lowest active one needs a backward, but three quarters of them train nothing. With fused LoRA
 (`ist.step.fused`) they keep little; here they keep their input alone, as with gradient checkpointing, at the cost of a
 second forward of the frozen layers only. What lies below the lowest active layer has no backward, so it is neither kept
-nor recomputed. The recomputation is PyTorch's own (`torch.utils.checkpoint`), exact with dropout and autocast. A frozen
-layer trains nothing, so what is bad about the reentrant kind does not touch it, and that kind is the faster one: its
-forward records no graph, and no hook runs for each tensor that would be saved.
+nor recomputed. Blocks without adapters are frozen for good, and recomputed like frozen layers.
+
+The recomputation is PyTorch's own (`torch.utils.checkpoint`), exact with dropout and autocast. A frozen layer trains
+nothing, so what is bad about the reentrant kind does not touch it, and that kind is the faster one: its forward records
+no graph, and no hook runs for each tensor that would be saved.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from ..adapters.layers import Layer
 from ..adapters.view import ModelView
 from ..runtime.part import Part
 from ..runtime.sharding import is_sharded
+from .bare import bare_blocks
 
 __all__ = ["Recompute"]
 
@@ -62,15 +65,16 @@ class Recompute(Part):
 
     Args:
         view: the model in training.
-        mode: `frozen` recomputes frozen layers, `all` every one, `none` does nothing.
+        mode: `frozen` recomputes frozen layers and blocks without adapters, `all` every one, `none` does nothing.
 
     Raises:
         ValueError: gradient checkpointing is on, which recomputes every layer already.
     """
 
     def __init__(self, view: ModelView, mode: str) -> None:
-        self._still = {layer.index for layer in view.layers if is_still(layer)}
-        layers = [replace(layer, module=within_fsdp(layer.module)) for layer in view.layers]
+        blocks = (*view.layers, *bare_blocks(view.model, view.layers))
+        self._still = {layer.name for layer in blocks if is_still(layer)}
+        layers = [replace(layer, module=within_fsdp(layer.module)) for layer in blocks]
         restore_all([layer.module for layer in layers])  # of a training that ended with an exception
         self._layers = () if mode == "none" else tuple(layers)
         self._mode = mode
@@ -83,7 +87,7 @@ class Recompute(Part):
         for layer in self._layers:
             frozen = layer.index not in active
             again = self._mode == "all" or frozen
-            switch(layer.module, again, recomputed_frozen if frozen and layer.index in self._still else recomputed)
+            switch(layer.module, again, recomputed_frozen if frozen and layer.name in self._still else recomputed)
 
     def end(self) -> None:
         """Recompute nothing."""
