@@ -36,10 +36,13 @@ AGAINST = ("LoRA", "random", "fixed, at random")
 """What every method is paired with."""
 
 
+PLANS = ("main", "ablations", "focused", "focused-sets", "focused-criteria")
+
+
 @cache
 def order() -> list[str]:
-    """The methods of the main plan, then those of the ablations, in their order."""
-    plans = [read_plan(Path(__file__).parent / "plans" / f"{name}.yaml") for name in ("main", "ablations")]
+    """The methods of the main plan, then those of the other ones, in their order."""
+    plans = [read_plan(Path(__file__).parent / "plans" / f"{name}.yaml") for name in PLANS]
     return list(dict.fromkeys(method for plan in plans for method in plan["methods"]))
 
 
@@ -52,6 +55,8 @@ class Comparison:
     base_steps: int
     epochs: int | None
     batch_size: int
+    focused: bool = False
+    """Whether it is of the plans of focused training, which have settings of their own."""
     lines: list[Line] = field(default_factory=list)
 
     @property
@@ -165,9 +170,10 @@ def compare(lines: Iterable[Line]) -> list[Comparison]:
     for line in lines:
         if line["kind"] == "training" and "error" not in line:
             key = (line["model"], line["task"], line["base_steps"], line["epochs"], line["setting"]["batch_size"])
+            key = (*key, line["study"] == "focused")
             found.setdefault(key, Comparison(*key)).lines.append(line)
     order = list(FIGURES)
-    return sorted(found.values(), key=lambda c: (order.index(c.task), bool(c.epochs), c.base_steps))
+    return sorted(found.values(), key=lambda c: (order.index(c.task), bool(c.epochs), c.base_steps, c.focused))
 
 
 def interval(values: Sequence[float]) -> Difference:

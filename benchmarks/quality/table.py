@@ -16,6 +16,7 @@ sys.path.insert(0, str(HERE.parent))
 from pages import markdown, write_section  # noqa: E402
 from quality.cells import show, show_difference, show_mean, show_rate  # noqa: E402
 from quality.figures import AGAINST, FIGURES, Comparison, compare, figures, interval, load_lines  # noqa: E402
+from quality.focused import focused_section  # noqa: E402
 from quality.layers import importance_section, layer_section  # noqa: E402
 from quality.paper import paper_section  # noqa: E402
 from quality.plan import final_loss  # noqa: E402
@@ -232,6 +233,7 @@ def sections(results: Path, paper: Mapping[str, Any]) -> dict[str, list[str]]:
     comparisons = compare(lines)
     measured = [row for row in summary_rows(comparisons) if row[2] != "–"]
     return {
+        "quality focused": [*focused_section(comparisons)],
         "quality questions": [*question_section(comparisons)],
         "quality summary": [markdown(SUMMARY_HEADER, measured)] if comparisons else [],
         "quality": [*comparison_section(comparisons)],

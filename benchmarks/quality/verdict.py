@@ -52,9 +52,12 @@ QUESTIONS = (
     Question("paper's rule (mu 100) − LoRA, equal time", "IST, mu 100", "LoRA", "seconds"),
     Question("LISA − LoRA, equal time", "LISA", "LoRA", "seconds"),
     Question("focused half, equal parameters − LoRA", "focused, half", "LoRA"),
-    Question("focused half − LoRA, equal time", "focused, half", "LoRA", "seconds"),
-    Question("focused third − LoRA, equal time", "focused, third", "LoRA", "seconds"),
+    Question("focused half − LoRA, equal time", "focused, half", "LoRA, time of half"),
+    Question("focused third − LoRA, equal time", "focused, third", "LoRA, time of third"),
     Question("focused half − even half", "focused, half", "even, half"),
+    Question("focused half − random half that stays", "focused, half", "random fixed, half"),
+    Question("focused half − the most important half anywhere", "focused, half", "top, half"),
+    Question("focused half − paper's rule (mu 100), half of the layers", "focused, half", "IST, half"),
 )
 """In the order of the table; a question that a model has no trainings for is left out."""
 README_QUESTIONS = tuple(
@@ -84,11 +87,12 @@ def cell(difference: dict[str, Any] | None, task: str) -> str:
 
 def verdict_section(comparisons: Sequence[Comparison], questions: Sequence[Question] = QUESTIONS) -> Iterator[str]:
     """A table for each model, of the trainings of the fewest steps on each task."""
-    for model in dict.fromkeys(comparison.model for comparison in comparisons):
+    for model, focused in dict.fromkeys((comparison.model, comparison.focused) for comparison in comparisons):
         of_task = {}
         for comparison in comparisons:
             # 250 steps teach no model the commonsense tasks: what differs there is chance.
-            if comparison.model == model and bool(comparison.epochs) == (comparison.task in IN_EPOCHS):
+            own = (comparison.model, comparison.focused) == (model, focused)
+            if own and bool(comparison.epochs) == (comparison.task in IN_EPOCHS):
                 known = of_task.get(comparison.task)
                 if known is None or len(comparison.lines) > len(known.lines):
                     of_task[comparison.task] = comparison

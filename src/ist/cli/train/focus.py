@@ -55,7 +55,7 @@ def focus_adapter(
         peft_config: the adapter of all layers.
         folder: of the run.
         resumed: whether the run resumes from a checkpoint.
-        display: where what was chosen is reported.
+        display: shows what was chosen.
 
     Raises:
         ValueError: the model has an adapter already, the folder of a resumed run lacks `focus.json`, or an option does
@@ -65,7 +65,7 @@ def focus_adapter(
     if peft_config is None:
         raise ValueError(
             f"--method {run.ist.method} chooses layers before there are adapters, and the model given is an adapter: "
-            "give its base, or continue with --method peft."
+            "give its base, or train it further with --method peft."
         )
     spread, criterion = FOCUSED[run.ist.method] or run.ist.focus_spread, run.ist.focus_criterion
     num_layers, rank = parse_focus(run.ist.num_focused_layers, run.ist.focused_rank)
