@@ -64,7 +64,7 @@ README_QUESTIONS = tuple(
     question
     for question in QUESTIONS
     if (question.one == "IST, mu 100" and question.budget == "steps")
-    or (question.one == "focused, half" and question.other == "LoRA")
+    or (question.one == "focused, half" and question.other in ("LoRA", "LoRA, time of half"))
 )
 """What the README shows of them."""
 
