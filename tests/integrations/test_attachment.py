@@ -1,9 +1,10 @@
-"""A Trainer and its `IST`: whatever ends a training, the next one trains every layer; and no step too many is trained."""
+"""A Trainer and its `IST`: whatever ends a training, the next one trains every layer; no step too many is trained."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,7 +77,7 @@ def train_with_the_trainer(model: Any, folder: Path) -> set[int | None]:
 
 
 @pytest.mark.parametrize("lora", [{}, {"use_dora": True}], ids=["fused", "not fused"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("as planned"), SystemExit(1)], ids=repr)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("as planned")], ids=repr)
 @pytest.mark.parametrize("event", ["on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_log", "a forward"])
 def test_the_next_training_without_ist_is_one_without_ist(
     tmp_path: Path, event: str, error: BaseException, lora: dict[str, Any]
@@ -96,9 +97,7 @@ def test_the_next_training_without_ist_is_one_without_ist(
     assert callback.tuner.closed
     after = traces(model)
     assert after == before, [name for name in before if after[name] != before[name]]
-    for module in model.modules():
-        if "disabled" not in event:
-            assert not [name for name in vars(module) if name.startswith("_ist")]
+    assert not [name for module in model.modules() for name in vars(module) if name.startswith("_ist")]
     assert train_plainly(model) == EVERY_LAYER
     assert train_with_the_trainer(model, tmp_path / "next") == EVERY_LAYER
     assert kept.tb is not None
@@ -137,7 +136,9 @@ class OwnTrain(Trainer):
         return self._inner_training_loop(batch_size=8, args=self.args)
 
 
-@pytest.mark.parametrize(("kind", "attach", "told"), [(Trainer, False, True), (OwnTrain, True, True), (OwnTrain, False, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "attach", "told"), [(Trainer, False, True), (OwnTrain, True, True), (OwnTrain, False, False)]
+)
 def test_who_is_told_what_was_chosen(tmp_path: Path, kind: type[Trainer], attach: bool, told: bool) -> None:
     reporter, callback = Reporter(), IST(update_interval=2)
     trainer = make(tiny_lora(), tmp_path, reporter, callback, kind=kind, logging_steps=2)
@@ -246,9 +247,7 @@ class Launched:
 
     def __init__(self, backend: str, model: Any) -> None:
         self.model = self.model_wrapped = model
-        self.accelerator = type(
-            "Accelerator", (), {"distributed_type": backend, "num_processes": 2, "_models": [model]}
-        )
+        self.accelerator = SimpleNamespace(distributed_type=backend, num_processes=2, _models=[model])
 
 
 @pytest.mark.parametrize(

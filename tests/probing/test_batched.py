@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ist import SparseTuner
-from ist.probing.batched import MAX_TOKENS, BatchedLosses, batched_losses, fits
+from ist.probing.batched import MAX_COMPARED, MAX_TOKENS, BatchedLosses, batched_losses, fits
 from ist.probing.measurement import Measurement
 from ist.probing.suppression import candidate_losses
 from ist.step.fused import JoinError
@@ -243,3 +243,58 @@ def test_a_loss_of_the_users_own_is_computed_set_by_set() -> None:
     with SparseTuner(tiny_lora(), **options) as tuner:
         measurement: Measurement = tuner._measurement
         assert measurement._batched is None
+
+
+# ---- Trust, which is decided by how far the candidates lie apart
+
+
+def reading_mlp(module: Any, x: Tensor) -> Tensor:
+    """An MLP that computes with the weights of its LoRA modules itself, past their forwards, as Unsloth's do."""
+
+    def lora(x: Tensor, part: Any) -> Tensor:
+        a, b = part.lora_A["default"].weight, part.lora_B["default"].weight
+        return part.base_layer(x) + x @ a.T @ b.T * part.scaling["default"]
+
+    return lora(module.act_fn(module.gate_proj(x)) * lora(x, module.up_proj), module.down_proj)
+
+
+def responding(scale: float) -> Any:
+    """A model whose adapters respond, in double precision."""
+    model = tiny_lora(target_modules=["q_proj", "v_proj", "up_proj", "down_proj"]).double()
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=scale, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "trusted"),
+    [(0.5, 0.0, True), (0.0, 0.0, None), (1e-4, 1e-3, None), (0.5, 1.0, False)],
+    ids=["the candidates lie apart", "no response yet", "an error beyond their spread", "another loss"],
+)
+def test_one_forward_is_trusted_by_the_candidates_spread(scale: float, shift: float, trusted: bool | None) -> None:
+    batch = tiny_batches(1, size=5)[0]
+    model = responding(scale)
+    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._parts.activation.measuring():
+        alone = candidate_losses(model, tuner.layers, CANDIDATES, batch, 0.25)
+        alone = alone + torch.tensor([0.0, shift, 0.0])
+        joint = BatchedLosses(tuner._view, 0.25, lambda *_: alone)
+        found = joint(CANDIDATES, batch)
+        assert joint.trusted is trusted
+        torch.testing.assert_close(found, alone, rtol=1e-12, atol=0)
+        if trusted is None:
+            joint(CANDIDATES, batch, MAX_COMPARED)
+            assert joint.trusted is False, "what has not been decided for so long is measured set by set"
+
+
+def test_blocks_that_read_the_weights_are_measured_set_by_set() -> None:
+    model = responding(0.5)
+    for block in model.get_base_model().model.layers:
+        block.mlp.forward = MethodType(reading_mlp, block.mlp)
+    batch = tiny_batches(1, size=5)[0]
+    with SparseTuner(model, probe_batches=[batch]) as tuner, tuner._parts.activation.measuring():
+        expected = candidate_losses(model, tuner.layers, CANDIDATES, batch, 0.25)
+        joint = joint_or_one_by_one(model, tuner)
+        assert torch.equal(joint(CANDIDATES, batch), expected)
+        assert joint.trusted is not True

@@ -45,7 +45,7 @@ def warn_of_no_update(tuner: SparseTuner, selector: Any, num_steps: int) -> None
 
 
 def warn_of_uniform_choice(tuner: SparseTuner) -> None:
-    """Say at the end of a training where its scores have not moved enough to rank layers, and nothing did before."""
+    """Say at the end of a training that its scores have hardly moved, where nothing has said it before."""
     update, mu = tuner.last_update, tuner.config.mu
     if update is None or mu == 0 or tuner._measurement.watch.said or not isinstance(tuner.selector, LearnedSelector):
         return

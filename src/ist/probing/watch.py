@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from ..method.importance import candidate_rewards
@@ -21,10 +19,10 @@ AHEAD = 10
 
 
 def nearly_uniform(num_updates: int, reach: float, mu: float) -> str:
-    """What there is to say of scores that did not move: after so many updates, by at most `reach`, with step size mu."""
+    """What there is to say of scores that moved by at most `reach`, with the step size `mu`."""
     return (
-        f"After {num_updates} importance updates no score has moved by more than {reach:.2g}, so the choice of layers is "
-        f"nearly uniform: raise mu (it is {mu:g}; the paper has 100 for short trainings), measure more often "
+        f"After {num_updates} importance updates no score has moved by more than {reach:.2g}, so the choice of layers "
+        f"is nearly uniform: raise mu (it is {mu:g}; the paper has 100 for short trainings), measure more often "
         "(update_interval), or save the measuring with selector='random'."
     )
 
@@ -32,8 +30,9 @@ def nearly_uniform(num_updates: int, reach: float, mu: float) -> str:
 class LearningWatch:
     """Sums up how far the scores can have moved, and says once where the choice stays nearly uniform.
 
-    An update moves a score by `μ·max_j |r_j|` at most (eq. 9 and 10), and `|r_j| <= exp(−min_k L_k)`: losses of a dozen
-    nats teach nothing, whatever the layers are. Otherwise it is foreseen after `ENOUGH` updates.
+    An update moves a score by `μ·Σ_j |r_j| / 2` at most, since rewards sum up to 0 (eq. 9 and 10), and by no more than
+    `μ·Σ_j exp(−L_j)`: losses of a dozen nats teach nothing, whatever the layers are. Otherwise it is foreseen after
+    `ENOUGH` updates.
 
     Args:
         mu: step size of the scores.
@@ -42,9 +41,10 @@ class LearningWatch:
     def __init__(self, mu: float) -> None:
         self.said = False
         """Whether something was reported."""
+        self.reach = 0.0
+        """How far a score can have moved since the start, or since the run was resumed."""
         self._mu = mu
         self._num = 0
-        self._reach = 0.0
         self._foresees = True
 
     def resume(self) -> None:
@@ -56,15 +56,15 @@ class LearningWatch:
         if self.said or self._mu == 0 or not bool(losses.isfinite().all()):
             return None
         self._num += 1
-        self._reach += self._mu * float(candidate_rewards(losses).abs().max())
-        if self._mu * math.exp(-max(float(losses.min()), 0.0)) * MANY_UPDATES < VISIBLE:
+        self.reach += self._mu * float(candidate_rewards(losses).abs().sum()) / 2
+        if self._mu * float((-losses).exp().sum()) * MANY_UPDATES < VISIBLE:
             self.said = True
             return (
                 f"The losses are about {float(losses.mean()):.4g} nats, and exp(-loss) is then so small that no "
                 "importance is learned and the choice of layers stays uniform: pass a loss_function that returns a "
                 "mean over tokens or scales the loss to a few nats, or choose without measuring with selector='random'."
             )
-        if self._foresees and self._num == ENOUGH and self._reach * AHEAD < VISIBLE:
+        if self._foresees and self._num == ENOUGH and self.reach * AHEAD < VISIBLE:
             self.said = True
-            return nearly_uniform(self._num, self._reach, self._mu)
+            return nearly_uniform(self._num, self.reach, self._mu)
         return None
