@@ -36,6 +36,9 @@ from tests.helpers.tiny import tiny_lora, tiny_rows
 NUM_STEPS = 40
 SAVE_STEPS = 4
 MAX_RUNS = 6
+AFTER_LAST = "after the last checkpoint"
+LINGER = 0.3
+"""Seconds that a training takes to end after its last checkpoint, so that kills there are no matter of luck."""
 
 
 def train(folder: Path, rank: int, num_processes: int) -> None:
@@ -64,6 +67,7 @@ def train(folder: Path, rank: int, num_processes: int) -> None:
     checkpoint = last_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     assert ist.tuner
+    time.sleep(LINGER)
     (folder / f"final.{rank}.json").write_text(json.dumps(final_state(trainer, ist)))
 
 
@@ -143,12 +147,20 @@ def finish(children: list[int], patience: float = 60.0) -> list[int]:
 
 
 def wait_for_moment(chance: random.Random, folder: Path, seconds: float) -> str:
-    """Sleep until it is time to kill: anywhere in the training, or within the writing of a checkpoint."""
-    if chance.random() < 0.6:
+    """Sleep until it is time to kill: anywhere in the training, within the writing of a checkpoint, or after the last
+    checkpoint, when nothing is left to train.
+    """
+    if (where := chance.random()) < 0.5:
         time.sleep(chance.uniform(0.15, 0.95) * seconds)
         return "any moment"
-    target = folder / f"checkpoint-{SAVE_STEPS * chance.randint(1, NUM_STEPS // SAVE_STEPS)}"
     end = time.monotonic() + 2 * seconds
+    if where > 0.8:
+        manifest = folder / f"checkpoint-{NUM_STEPS}" / MANIFEST_FILE
+        while not manifest.exists() and time.monotonic() < end:
+            time.sleep(0.0005)
+        time.sleep(chance.uniform(0, LINGER))
+        return AFTER_LAST
+    target = folder / f"checkpoint-{SAVE_STEPS * chance.randint(1, NUM_STEPS // SAVE_STEPS)}"
     while not target.exists() and time.monotonic() < end:
         time.sleep(0.0005)
     time.sleep(chance.uniform(0, 0.02))

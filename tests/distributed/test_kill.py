@@ -56,6 +56,8 @@ def test_twenty_random_kills(num_processes: int, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
     result = kill(tmp_path, num_processes, num_kills=20, seed=seed, timeout=1800)
     check(result, num_kills=20)
+    aims = [kill["aim"] for run in result["runs"] for kill in run["kills"]]
+    assert "after the last checkpoint" in aims, "no kill came after the last checkpoint"
     if folder := os.environ.get(FOLDER):
         (Path(folder) / "kills").mkdir(parents=True, exist_ok=True)
         (Path(folder) / "kills" / f"kills-{num_processes}.json").write_text(json.dumps(result, indent=1))

@@ -10,6 +10,7 @@ import torch
 from ist import discover_layers
 from ist.experiments.analysis import (
     batch_weights,
+    have_moved,
     importance_intervals,
     loss_increases,
     losses_without,
@@ -97,3 +98,33 @@ def test_greedy_removal_asks_for_each_layer_that_is_left() -> None:
 
     assert removal_order(3, measure, most_important_first=False) == [0, 1, 2]
     assert asked == [[[0], [1], [2]], [[0, 1], [0, 2]]]
+
+
+@pytest.mark.parametrize(
+    ("learned", "moved"),
+    [
+        ([0.0, 0.0, 0.0], False),
+        ([2.0, 2.0, 2.0], False),
+        ([1e-12, -1e-12, 0.0], False),
+        ([1e-4, 0.0, 2e-4], False),
+        ([0.0, 0.1, 0.2], True),
+        ([-900.0, 900.0, 0.0], True),
+        ([], False),
+    ],
+)
+def test_scores_that_never_moved_have_no_correlation(learned: list[float], moved: bool) -> None:
+    assert have_moved(learned) is moved
+    losses = torch.cat([torch.zeros(5, 1), torch.tensor([0.1, 0.2, 0.3]).expand(5, 3)], dim=1).double()
+    if not moved:
+        assert rank_correlation(losses, torch.ones(5).double(), learned) == {"tau": None, "low": None, "high": None}
+
+
+@pytest.mark.parametrize(("num_batches", "has_interval"), [(1, False), (2, False), (4, False), (5, True), (20, True)])
+def test_few_batches_give_no_interval(num_batches: int, has_interval: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    losses = torch.rand(num_batches, 4, generator=generator, dtype=torch.float64)
+    weights = torch.ones(num_batches).double()
+    assert (importance_intervals(losses, weights) is not None) is has_interval
+    found = rank_correlation(losses, weights, [1.0, 2.0, 3.0])
+    assert found["tau"] is not None
+    assert (found["low"] is not None) is has_interval

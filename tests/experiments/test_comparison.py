@@ -109,6 +109,10 @@ def full_run(method: str, seed: int, learns: bool, budget: str = "steps") -> dic
             ["losses", "importance", "choices"],
         ),
         ([full_run("LoRA", 0, False)], ["losses"]),
+        (
+            [full_run(name, seed, False) for name in ("all", "top-1", "top-2", "bottom-1") for seed in (0, 1)],
+            ["losses", "selection"],
+        ),
         ([{**full_run("LoRA", 0, False), "log": [], "before": {}}], []),
     ],
 )

@@ -155,10 +155,12 @@ class TrainingProgress(TrainerCallback):
             disable=not self._console.is_terminal,
         )
         self._task: Any = None
+        self._training = False
         self._layers = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show the line."""
+        self._training = True
         self._task = self._progress.add_task(
             "", total=state.max_steps, completed=state.global_step, layers="", loss="–"
         )
@@ -176,7 +178,11 @@ class TrainingProgress(TrainerCallback):
         self._progress.update(self._task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Show the loss."""
+        """Show the losses, of validation on the way too, which `judged` shows before and after."""
+        if logs and "eval_loss" in logs and self._training:
+            self._console.print(
+                f"step {state.global_step:>4}/{state.max_steps} validation loss {logs['eval_loss']:.3f}"
+            )
         if logs and "loss" in logs:
             self._progress.update(self._task, loss=f"{logs['loss']:.3f}")
             if not self._console.is_terminal:
@@ -186,6 +192,7 @@ class TrainingProgress(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the line stand as it is."""
+        self._training = False
         self.stop()
 
     def stop(self) -> None:

@@ -5,6 +5,7 @@ The studies are those of the paper's figure 2. Layers are taken out by suppressi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ from ..probing.suppression import LossFunction, candidate_losses, model_loss
 from .statistics import bootstrap_interval, kendall_tau
 
 __all__ = [
+    "MIN_BATCHES",
     "batch_weights",
+    "have_moved",
     "importance_intervals",
     "loss_increases",
     "losses_without",
@@ -24,6 +27,12 @@ __all__ = [
     "removal_order",
     "weighted_mean",
 ]
+
+MIN_BATCHES = 5
+"""A bootstrap over fewer batches has too few different samples to give an interval."""
+
+LEAST_SPREAD = 1e-3
+"""Of `sigmoid(I)` between the highest and the lowest score; below it, choices are as good as uniform."""
 
 
 def losses_without(
@@ -80,7 +89,7 @@ def loss_increases(losses: Tensor, weights: Tensor) -> Tensor:
 
 
 def importance_intervals(losses: Tensor, weights: Tensor, seed: int = 0) -> list[tuple[float, float]] | None:
-    """The 95% interval of each layer's importance, by a bootstrap over batches; None for a single batch.
+    """The 95% interval of each layer's importance, by a bootstrap over batches; None for fewer than `MIN_BATCHES`.
 
     Args:
         losses: as for `loss_increases`.
@@ -93,8 +102,19 @@ def importance_intervals(losses: Tensor, weights: Tensor, seed: int = 0) -> list
         return bootstrap_interval(lambda drawn: float(loss_increases(columns[drawn], weights[drawn])), n, seed=seed)
 
     n = len(losses)
+    if n < MIN_BATCHES:
+        return None
     intervals = [interval for layer in range(losses.shape[1] - 1) if (interval := of_layer(layer)) is not None]
     return intervals or None
+
+
+def have_moved(learned: Sequence[float]) -> bool:
+    """Whether learned scores say anything: whether the policy, which sees `sigmoid(I)`, tells one layer from another.
+
+    Scores of losses too high for `exp(−L)` stay so near to 0 that their order is that of rounding errors.
+    """
+    seen = [0.5 * (1 + math.tanh(score / 2)) for score in learned]
+    return max(seen, default=0.0) - min(seen, default=0.0) >= LEAST_SPREAD
 
 
 def rank_correlation(losses: Tensor, weights: Tensor, learned: Sequence[float], seed: int = 0) -> dict[str, Any]:
@@ -107,13 +127,17 @@ def rank_correlation(losses: Tensor, weights: Tensor, learned: Sequence[float], 
         seed: of the bootstrap over batches, which says how sure the true order is; the learned scores stay as they are.
 
     Returns:
-        `tau` (Kendall's tau-b), and `low` and `high`, the ends of its 95% interval; None where there is no value.
+        `tau` (Kendall's tau-b), and `low` and `high`, the ends of its 95% interval; None where there is no value: of an
+        interval from fewer than `MIN_BATCHES`, and of all three where the learned scores never moved.
     """
+    if not have_moved(learned):
+        return {"tau": None, "low": None, "high": None}
 
     def tau(drawn: list[int]) -> float | None:
         return kendall_tau(loss_increases(losses[drawn], weights[drawn]).tolist(), learned)
 
-    interval = bootstrap_interval(tau, len(losses), seed=seed) or (None, None)
+    enough = len(losses) >= MIN_BATCHES
+    interval = (bootstrap_interval(tau, len(losses), seed=seed) if enough else None) or (None, None)
     return {"tau": tau(list(range(len(losses)))), "low": interval[0], "high": interval[1]}
 
 

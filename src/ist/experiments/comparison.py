@@ -21,8 +21,8 @@ def figures_of(result: Mapping[str, Any], evaluation: Mapping[str, Any] | None =
 
     Args:
         result: of `ist train`; its figures after training are `validation loss` and `exact answers`.
-        evaluation: of `ist eval`; each task gives its accuracy or its loss, and two accuracies or more their mean as
-            `average`.
+        evaluation: of `ist eval`; each task gives its accuracy, its score or its loss, and two accuracies or more their
+            mean as `average`.
     """
     names = {"loss": "validation loss", "accuracy": "exact match"}
     figures: dict[str, float] = {names.get(name) or name: value for name, value in result["after"].items()}
@@ -30,6 +30,7 @@ def figures_of(result: Mapping[str, Any], evaluation: Mapping[str, Any] | None =
     accuracies = {name: task["accuracy"] for name, task in tasks.items() if "accuracy" in task}
     figures.update(accuracies)
     figures.update({f"{name} loss": task["loss"] for name, task in tasks.items() if "loss" in task})
+    figures.update({f"{name} score": task["score"] for name, task in tasks.items() if "score" in task})
     if len(accuracies) > 1:
         figures["average"] = mean(list(accuracies.values()))
     return figures

@@ -24,6 +24,11 @@ from .part import Part
 
 __all__ = ["ReducedGradients", "TiedOutputs", "unwrap_ddp"]
 
+JOIN = (
+    "DistributedDataParallel.join() lets a rank with less data end early, and IST needs every rank at every step: "
+    "leave join() off, and give each rank the same number of batches (DistributedSampler with drop_last=True)."
+)
+
 
 def unwrap_ddp(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel, or the model itself."""
@@ -106,6 +111,8 @@ class TiedOutputs(Part):
         wrapper = DistributedDataParallel._get_active_ddp_module()
         if wrapper is None or not torch.is_grad_enabled():
             return None
+        if wrapper._join_config.enable:
+            raise ValueError(JOIN)
         if self._wrapper is None or self._wrapper() is not wrapper:
             self._wrapper = weakref.ref(wrapper)
             self._take_over_reduction(wrapper)

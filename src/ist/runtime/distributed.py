@@ -1,44 +1,45 @@
 """Several processes that train one model choose the same layers and learn the same importance.
 
 The choice needs no message: it depends on seed, step and scores alone (`ist.method.sampling`). Two small things are
-sent: the losses of candidate sets, averaged so that every rank learns from the whole batch, and digests of what all
-ranks must have in common. Ranks that disagree end with an error on each of them; without the digests they would wait
-for each other's gradients forever.
+sent: the losses of candidate sets, averaged so that every rank learns from the whole batch, and what all ranks must
+have in common. Ranks that disagree, or that do not come, end with an error on each of them, which names them; without
+it they would wait for each other's gradients for long.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["Ranks", "current_ranks"]
+from .exchange import Exchange
+
+__all__ = ["Ranks", "current_exchange", "current_ranks"]
 
 MAX_SHOWN = 200
 """Characters of a rank's value in an error message."""
 
-_cpu_groups: dict[Any, Any] = {}
-"""For default groups that cannot exchange CPU tensors: groups of the same processes that can."""
+_exchanges: dict[Any, Exchange] = {}
+"""The exchange of the current default group."""
 
 
 class Ranks:
     """The processes that train together; alone where torch.distributed is not in use.
 
-    Every method but the properties is a collective: all ranks have to call it, in the same order.
+    Every method but the properties is a collective: all ranks have to call it, in the same order. Each raises
+    ValueError, on every rank, where a rank does not come, or calls another one.
 
     Args:
-        group: processes that exchange CPU tensors, or None for a process alone.
+        exchange: between the processes, or None for a process alone.
     """
 
-    def __init__(self, group: Any = None) -> None:
-        self._group = group
-        self.size: int = 1 if group is None else dist.get_world_size(group)
-        self.rank: int = 0 if group is None else dist.get_rank(group)
+    def __init__(self, exchange: Exchange | None = None) -> None:
+        self._exchange = exchange
+        self.size: int = 1 if exchange is None else exchange.size
+        self.rank: int = 0 if exchange is None else exchange.rank
 
     @property
     def is_main(self) -> bool:
@@ -57,27 +58,21 @@ class Ranks:
         """
         if self.size == 1:
             return
-        text = json.dumps(value)
-        digests = self._gather(torch.tensor([digest(what), digest(text)]))
-        if all(torch.equal(other, digests[0]) for other in digests):
+        texts = self._gather(what, json.dumps(value))
+        if all(text == texts[0] for text in texts):
             return
-        values: list[Any] = [None] * self.size
-        for rank, encoded in enumerate(self._gather_bytes(json.dumps([what, value]).encode())):
-            values[rank] = json.loads(encoded)
-        raise ValueError(
-            f"The processes disagree on {disagreement(values)}. Start every process with the same command, seed, model "
-            "and options, and let each take the same steps."
-        )
+        raise disagree([(what, json.loads(text)) for text in texts])
 
     def mean(self, values: Sequence[float]) -> list[float]:
         """The mean over ranks of each of `values`, the same to the bit on every rank."""
         if self.size == 1:
             return list(values)
-        return torch.stack(self._gather(torch.tensor(values, dtype=torch.float64))).mean(dim=0).tolist()
+        texts = self._gather(f"the mean of {len(values)} numbers", json.dumps(list(map(float, values))))
+        return torch.tensor([json.loads(text) for text in texts], dtype=torch.float64).mean(dim=0).tolist()
 
     def all(self, flag: bool) -> bool:
         """Whether the flag is set on all ranks."""
-        return all(bool(other) for other in self._gather(torch.tensor(flag, dtype=torch.uint8)))
+        return all(json.loads(text) for text in self._gather("whether all can go on", json.dumps(bool(flag))))
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on one rank at least."""
@@ -85,44 +80,42 @@ class Ranks:
 
     def wait(self) -> None:
         """Come back when every rank has got here."""
-        self.all(True)
+        self._gather("a wait for all", "", settle=True)
 
-    def _gather(self, tensor: Tensor) -> list[Tensor]:
-        """Every rank's tensor; all of one shape."""
-        if self.size == 1:
-            return [tensor]
-        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(gathered, tensor, group=self._group)
-        return gathered
-
-    def _gather_bytes(self, data: bytes) -> list[bytes]:
-        """Every rank's bytes, which may be of different lengths."""
-        lengths = [int(length) for length in self._gather(torch.tensor(len(data)))]
-        padded = torch.frombuffer(bytearray(data.ljust(max(lengths), b" ")), dtype=torch.uint8)
-        gathered = self._gather(padded)
-        return [bytes(other[:length].tolist()) for other, length in zip(gathered, lengths, strict=True)]
+    def _gather(self, what: str, text: str, settle: bool = False) -> list[str]:
+        """Every rank's text; all ranks have to be at the same `what`."""
+        if self._exchange is None:
+            return [text]
+        entries = self._exchange.gather(what, text, settle)
+        if any(name != what for name, _ in entries):
+            raise disagree(entries)
+        return [message for _, message in entries]
 
 
 def current_ranks() -> Ranks:
-    """The processes of this training: torch.distributed's default group, or this one alone.
+    """The processes of this training: torch.distributed's default group, or this one alone."""
+    return Ranks(current_exchange())
 
-    A collective at its first call, where the default group's backend (NCCL) takes no CPU tensors: a group of the same
-    processes is made then that talks over gloo, so that no exchange has to wait for the GPU.
-    """
+
+def current_exchange() -> Exchange | None:
+    """The messages between the processes of torch.distributed's default group, or None for a process alone."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return Ranks()
+        return None
+    from torch.distributed.distributed_c10d import _get_default_store
+
     default = dist.group.WORLD
-    if "gloo" in str(dist.get_backend_config(default)):
-        return Ranks(default)
-    if default not in _cpu_groups:
-        _cpu_groups.clear()
-        _cpu_groups[default] = dist.new_group(backend="gloo")
-    return Ranks(_cpu_groups[default])
+    if default not in _exchanges:
+        _exchanges.clear()
+        _exchanges[default] = Exchange(_get_default_store(), dist.get_rank(), dist.get_world_size())
+    return _exchanges[default]
 
 
-def digest(text: str) -> int:
-    """63 bits that two different texts share by no accident."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+def disagree(values: Sequence[tuple[str, Any]]) -> ValueError:
+    """The error of ranks that differ, as `disagreement` words it."""
+    return ValueError(
+        f"The processes disagree on {disagreement(values)}. Start every process with the same command, seed, model "
+        "and options, and let each take the same steps."
+    )
 
 
 def disagreement(values: Sequence[tuple[str, Any]]) -> str:

@@ -15,6 +15,7 @@ from .activation import LayerActivation
 from .boundary import Boundary
 from .compiled import make_room_for_graphs
 from .depth import BackwardDepth
+from .gradient_check import GradientCheck
 from .optimizer_state import OptimizerState
 from .recompute import Recompute
 
@@ -58,6 +59,7 @@ class StepParts:
             BackwardDepth(view, self.activation),
             self.tied_outputs,
             self.boundary,
+            GradientCheck(view),
             *(() if view.adalora is None else (RankAllocation(view.adalora),)),
         )
 

@@ -125,7 +125,8 @@ def learned_importance(folder: Path) -> list[float] | None:
     """What IST learned of each layer, its scores after the last update; None for other methods."""
     if not (folder / HISTORY_FILE).is_file():
         return None
-    scores = [event["importance"] for event in read_history(folder) if event["event"] == "importance"]
+    events = read_history(folder)
+    scores = [event["importance"] for event in events if event["event"] == "importance" and "importance" in event]
     return scores[-1] if scores and any(scores[-1]) else None
 
 

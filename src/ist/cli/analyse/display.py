@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from ...experiments.analysis import MIN_BATCHES, have_moved
 from ..console import PlainConsole
 
 __all__ = ["AnalyseDisplay"]
@@ -38,8 +39,10 @@ class AnalyseDisplay:
         print_line(f"validation loss {result['loss']:.4f} nats a token ({tokens})", soft_wrap=True)
         print_line(Text("\ntrue importance: the loss without a layer's response, minus the loss with it", "bold"))
         print_line(importance_table(result))
+        if not result["intervals"]:
+            print_line(f"no intervals: {result['num_batches']} batches, and {MIN_BATCHES} are needed", soft_wrap=True)
         if correlation := result["rank_correlation"]:
-            print_line(correlation_text(correlation), soft_wrap=True)
+            print_line(correlation_text(correlation, result["learned"]), soft_wrap=True)
         print_line(Text(f"\nlayers taken out one after the other ({result['order']})", "bold"))
         print_line(removal_table(result["removal"]))
         print_line(f"\nall numbers: {folder / 'analysis.json'}", soft_wrap=True)
@@ -61,8 +64,13 @@ def importance_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def correlation_text(correlation: Mapping[str, Any]) -> str:
+def correlation_text(correlation: Mapping[str, Any], learned: Sequence[float]) -> str:
     """The rank correlation in words."""
+    if not have_moved(learned):
+        return (
+            "Kendall's tau between true and learned importance: none, the learned scores never moved "
+            f"({min(learned):+.1e} to {max(learned):+.1e}), so layers were chosen nearly at random"
+        )
     if correlation["tau"] is None:
         return "Kendall's tau between true and learned importance: none, one of them is the same for all layers"
     interval = f" [{correlation['low']:+.2f}, {correlation['high']:+.2f}]" if correlation["low"] is not None else ""

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from ...experiments.evaluation import GREEDY, PAPER, PROTOCOLS, EvaluationSettings, Generation
 from ...experiments.evaluation.extraction import EXTRACTIONS
 from ...experiments.evaluation.likelihood import OPTION_FORMS
+from ...experiments.evaluation.metrics import METRICS
 
 __all__ = ["evaluation_settings", "known_eval_flags", "parse_eval_arguments"]
 
@@ -33,19 +34,25 @@ def parse_eval_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         ValueError: a flag is unknown, or flags do not go together.
     """
     flags = eval_parser().parse_args(arguments)
-    if not flags.model_name_or_path:
+    if not flags.model_name_or_path and not flags.adapter:
         raise ValueError(
             "No model given: --model_name_or_path takes a folder, a model of the Hugging Face hub, or smollm2-135m for "
-            "the quickstart's."
+            "the quickstart's; --adapter alone takes the model that the adapter names."
         )
     sources = {"--tasks": flags.tasks, "--data_files": flags.data_files, "--text_files": flags.text_files}
     if not any(sources.values()):
         raise ValueError(f"Nothing to evaluate on: give {', '.join(sources)}, or several of them.")
-    only_loss = [name for name in ("--data_files", "--text_files") if sources[name]]
-    if only_loss and flags.protocol != "loss":
-        raise ValueError(
-            f"{' and '.join(only_loss)} {'has' if len(only_loss) == 1 else 'have'} a loss alone: add --protocol loss."
-        )
+    if sources["--text_files"] and flags.protocol != "loss":
+        raise ValueError("--text_files has a loss alone: add --protocol loss.")
+    if sources["--data_files"] and flags.protocol in ("likelihood", "lm-eval"):
+        raise ValueError(f"--data_files has no options for {flags.protocol}: take --protocol generate or loss.")
+    marks = [name for name in ("metric", "labels", "metric_function") if getattr(flags, name)]
+    if marks and (flags.protocol != "generate" or not flags.data_files):
+        raise ValueError(f"--{marks[0]} marks generated answers to --data_files: take both, with --protocol generate.")
+    if flags.metric_function and len(marks) > 1:
+        raise ValueError(f"--{marks[0]} and --metric_function given: answers are marked by one of them.")
+    if flags.labels and flags.metric != "label_accuracy":
+        raise ValueError("--labels are for --metric label_accuracy: add it.")
     return flags
 
 
@@ -61,13 +68,16 @@ def eval_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model_name_or_path", help="a folder, a model of the hub, or smollm2-135m")
-    add("--adapter", help="the folder (or hub name) of a PEFT adapter")
+    add("--adapter", help="the folder (or hub name) of a PEFT adapter, which can name the model itself")
     add("--protocol", choices=PROTOCOLS, default="generate", help="how to evaluate (default: generate)")
     add("--tasks", nargs="+", help="the paper's tasks, word-problems, or tasks of lm-evaluation-harness")
     add("--data_folder", help="the folder with the tasks' files")
     add("--from_hub", action="store_true", help="load the tasks from the Hugging Face hub")
     add("--split", default="test", choices=("test", "validation", "train"), help="of the tasks (default: test)")
-    add("--data_files", nargs="+", help="files of instructions or chats, for the loss")
+    add("--data_files", nargs="+", help="files of instructions or chats: answered and marked, or for the loss")
+    add("--metric", choices=METRICS, help="how answers to --data_files are marked (default: exact_match)")
+    add("--labels", nargs="+", help="for label_accuracy (default: the different answers of a file)")
+    add("--metric_function", help="a metric of your own, FILE.py:FUNCTION or MODULE:FUNCTION: f(response, expected)")
     add("--text_files", nargs="+", help="files of plain text, for the loss")
     add("--output_dir", default="runs/eval", help="takes ist_eval.json and the answers (default: runs/eval)")
     add("--limit", type=int, help="rows of each task, from the first (default: all)")
@@ -104,6 +114,8 @@ def evaluation_settings(flags: argparse.Namespace) -> EvaluationSettings:
     return EvaluationSettings(
         **{name: getattr(flags, name) for name in names},
         limit=flags.limit,
+        metric=flags.metric or "exact_match",
+        labels=tuple(flags.labels or ()),
         seed=flags.seed,
         generation=generation(flags),
         extraction=flags.extraction or ("paper" if paper else "careful"),

@@ -5,27 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ...experiments.data import find_tasks, read_instructions, to_task_row, word_problems
 from ...experiments.data.files import read_text
+from ...experiments.data.own_rows import read_own_rows
 from ...experiments.evaluation import EvaluationSettings, TaskData, TaskResult, evaluate
 from ...runs.files import EVALUATION_FILE, write_json
 from ..checkout import commit
 from ..display import device_name
 from ..printable import printable
-from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
 from ..task_data import load_task
 from .arguments import evaluation_settings, parse_eval_arguments
+from .metric import load_metric
+from .model import find_base, load_model
+from .progress import Progress
 
 __all__ = ["evaluate_command"]
 
@@ -47,13 +47,26 @@ def evaluate_command(arguments: Sequence[str]) -> dict[str, Any]:
     logging.getLogger("ist").setLevel(logging.WARNING)
     flags = parse_eval_arguments(arguments)
     settings = evaluation_settings(flags)
+    metric = load_metric(flags.metric_function) if flags.metric_function else None
+    flags.model_name_or_path = flags.model_name_or_path or find_base(flags.adapter)
     tasks: Any = flags.tasks if flags.protocol == "lm-eval" else load_tasks(flags)
     if flags.protocol == "lm-eval":
         tasks = [name for names in flags.tasks for name in names.split(",") if name]
     folder = Path(flags.output_dir)
     model, tokenizer = load_model(flags)
     start = time.perf_counter()
-    results = evaluate(model, tokenizer, tasks, flags.protocol, settings=settings, folder=folder, progress=Progress())
+    progress = Progress()
+    results = evaluate(
+        model,
+        tokenizer,
+        tasks,
+        flags.protocol,
+        settings=settings,
+        folder=folder,
+        progress=progress,
+        on_result=progress.found,
+        metric=metric,
+    )
     record = write_result(flags, settings, results, time.perf_counter() - start)
     show(results)
     print(printable(f"written: {folder / EVALUATION_FILE}"))
@@ -74,7 +87,8 @@ def load_tasks(flags: argparse.Namespace) -> dict[str, TaskData]:
         else:
             loaded.append((task.name, load_task(task, flags.split, flags.data_folder, flags.from_hub)))
     for file in flags.data_files or ():
-        loaded.append((data_name(file), read_instructions([file])))
+        rows: Any = read_instructions([file]) if flags.protocol == "loss" else read_own_rows(file)
+        loaded.append((data_name(file), rows))
     for file in flags.text_files or ():
         if not Path(file).is_file():
             raise ValueError(f"{file} is not a file: --text_files takes plain text.")
@@ -92,55 +106,25 @@ def data_name(file: str) -> str:
     return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
 
 
-def load_model(flags: argparse.Namespace) -> tuple[Any, Any]:
-    """The model with its adapter, and the tokenizer.
-
-    Raises:
-        ValueError: the adapter's folder holds none.
-    """
-    name = flags.model_name_or_path
-    source = str(quickstart_model_path()) if name == QUICKSTART_MODEL else name
-    if flags.adapter and Path(flags.adapter).is_dir() and not (Path(flags.adapter) / "adapter_config.json").is_file():
-        raise ValueError(f"{flags.adapter} holds no adapter: --adapter takes a folder with adapter_config.json.")
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=flags.trust_remote_code)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        source, dtype=flags.dtype, trust_remote_code=flags.trust_remote_code
-    )
-    if flags.adapter:
-        from peft import PeftModel
-
-        from ... import bottleneck  # noqa: F401  (PEFT learns of series and parallel adapters)
-
-        model = PeftModel.from_pretrained(model, flags.adapter)
-    device = flags.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
-    return model.to(device), tokenizer
-
-
-class Progress:
-    """A line on a terminal that counts the rows."""
-
-    def __call__(self, task: str, done: int, total: int) -> None:
-        """Show how far a task is."""
-        if sys.stderr.isatty():
-            print(
-                f"\r{printable(task)}: {done} of {total}",
-                end="\n" if done == total else "",
-                file=sys.stderr,
-                flush=True,
-            )
-
-
 def write_result(
     flags: argparse.Namespace, settings: EvaluationSettings, results: dict[str, TaskResult], seconds: float
 ) -> dict[str, Any]:
     """Write `ist_eval.json`; tasks that the folder has results of already, by the same model, stay in it."""
     file = Path(flags.output_dir) / EVALUATION_FILE
-    known = json.loads(file.read_text(encoding="utf-8"))["tasks"] if file.exists() else {}
+    known = known_results(file)
+    marks = (
+        {"metric": flags.metric_function or settings.metric} if flags.data_files and flags.protocol != "loss" else {}
+    )
     record = {
         "model": flags.model_name_or_path,
         "adapter": flags.adapter,
         "protocol": flags.protocol,
-        "settings": {**settings.of(flags.protocol), "batch_size": settings.batch_size, "limit": settings.limit},
+        "settings": {
+            **settings.of(flags.protocol),
+            **marks,
+            "batch_size": settings.batch_size,
+            "limit": settings.limit,
+        },
         "tasks": {**known, **{name: result.to_dict() for name, result in results.items()}},
         "device": device_name(),
         "versions": versions(),
@@ -149,6 +133,20 @@ def write_result(
     }
     write_json(file, record)
     return record
+
+
+def known_results(file: Path) -> dict[str, Any]:
+    """The tasks of an earlier evaluation in this folder.
+
+    Raises:
+        ValueError: its file is damaged.
+    """
+    if not file.exists():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["tasks"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: remove it; the answers beside it are read again.") from error
 
 
 def versions() -> dict[str, str]:

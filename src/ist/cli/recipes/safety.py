@@ -17,6 +17,7 @@ COMMAND_LINE_ONLY = {
     "model_init_kwargs": "can run code that comes with a model",
     "use_kernels": "runs code from a hub",
     "task_folder": "runs code that comes with tasks",
+    "metric_function": "runs code of its own",
     "env": "changes the environment of this process",
     "deepspeed": "reads a file that names code",
     "overwrite": "deletes another run",
@@ -48,8 +49,8 @@ TRAINING_KEYS = frozenset(field.name for field in dataclasses.fields(ISTConfig))
     "model_name_or_path model_revision dtype attn_implementation load_in_8bit load_in_4bit bnb_4bit_quant_type "
     "use_bnb_nested_quant bnb_4bit_quant_storage eos_token pad_token router_aux_loss_coef "
     # the data
-    "task test_tasks data_files data_folder from_hub num_train_problems num_test_problems validation_size "
-    "dataset_name dataset_config dataset_train_split dataset_test_split dataset_text_field max_length "
+    "task test_tasks data_files validation_files data_folder from_hub num_train_problems num_test_problems "
+    "validation_size dataset_name dataset_config dataset_train_split dataset_test_split dataset_text_field max_length "
     "truncation_mode shuffle_dataset packing packing_strategy padding_free pad_to_multiple_of eval_packing "
     "completion_only_loss assistant_only_loss train_sampling_strategy dataloader_drop_last "
     # the training
@@ -69,9 +70,9 @@ TRAINING_KEYS = frozenset(field.name for field in dataclasses.fields(ISTConfig))
 """Flags of `ist train` that anybody's recipe may set; `ISTConfig`'s are numbers and words, all of them harmless."""
 
 EVALUATION_KEYS = split(
-    "protocol tasks data_folder from_hub split data_files text_files limit batch_size max_length options extraction "
-    "generation max_new_tokens num_beams do_sample temperature top_p top_k window stride num_fewshot seed dtype "
-    "device"
+    "protocol tasks data_folder from_hub split data_files text_files metric labels limit batch_size max_length options "
+    "extraction generation max_new_tokens num_beams do_sample temperature top_p top_k window stride num_fewshot seed "
+    "dtype device"
 )
 """Flags of `ist eval` that anybody's recipe may set."""
 

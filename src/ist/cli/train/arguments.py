@@ -105,6 +105,9 @@ class ISTArguments:
     """JSON, JSON-lines or CSV files. Rows have instruction, output and, if need be, input; or messages; or prompt and
     completion."""
 
+    validation_files: list[str] | None = None
+    """Files in the forms of `--data_files` for the loss before and after, in place of rows held out."""
+
     task: list[str] | None = None
     """Tasks of the paper (`boolq`, `gsm8k`, `commonsense`, …), or `word-problems`, which is built in."""
 

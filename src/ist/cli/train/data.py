@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import datasets
 from trl import get_dataset
 
+from ...experiments.data.contamination import contaminated_rows
 from ...experiments.data.instructions import read_instructions
 from ...experiments.data.word_problems import WordProblem, to_prompt_completion, word_problems
 from ..task_data import training_rows, without_test_rows
@@ -47,6 +49,9 @@ def load_data(run: RunArguments) -> TaskData:
         }.items()
         if given
     ]
+    own = bool(run.ist.data_files or run.ist.task) and run.ist.task != ["word-problems"]
+    if run.ist.validation_files and not own:
+        raise ValueError("--validation_files goes with --data_files, or with --task and tasks of the paper.")
     if len(named) != 1:
         raise ValueError(
             f"{' and '.join(named) or 'No dataset'} given: name one of --task word-problems, --data_files FILES, "
@@ -104,11 +109,40 @@ def clean_rows(rows: list[dict[str, Any]], run: RunArguments) -> datasets.Datase
 
 def hold_out(rows: datasets.Dataset, run: RunArguments) -> TaskData:
     """Keep `validation_size` rows for the loss before and after."""
+    if run.ist.validation_files:
+        return TaskData(rows, validation_rows(rows, run.ist.validation_files))
     num_held_out = run.ist.num_held_out(len(rows))
     if num_held_out == 0:
         return TaskData(rows, None)
     split = rows.train_test_split(test_size=num_held_out, seed=run.training.seed)
     return TaskData(split["train"], split["test"])
+
+
+def validation_rows(train: datasets.Dataset, files: Sequence[str]) -> datasets.Dataset:
+    """The rows of `--validation_files`; those that are trained on too are counted in a warning.
+
+    Raises:
+        ValueError: a file cannot be read, or holds chats where the training rows are texts, or the reverse.
+    """
+    rows = read_instructions(files)
+    if "prompt" not in train.column_names or not isinstance(rows[0]["prompt"], type(train[0]["prompt"])):
+        raise ValueError(
+            f"{', '.join(files)} and the training rows are not of one kind: give chats for chats, and instructions or "
+            "prompts with completions for those."
+        )
+    seen = contaminated_rows(map(pair_text, rows), map(pair_text, train))
+    if seen:
+        logger.warning("%d of %d validation rows are training rows too: their loss says little.", len(seen), len(rows))
+    return datasets.Dataset.from_list(rows)
+
+
+def pair_text(row: Any) -> str:
+    """A prompt with its completion as one text, by which rows are compared."""
+    return "\0".join(
+        text
+        for part in (row["prompt"], row["completion"])
+        for text in ([part] if isinstance(part, str) else [f"{m['role']}\0{m['content']}" for m in part])
+    )
 
 
 def check_columns(rows: Any, text_field: str) -> None:

@@ -51,15 +51,16 @@ def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
 
 
 def load_base(run: RunArguments, source: str, revision: str) -> Any:
-    """A model without an adapter, as the flags say."""
+    """A model without an adapter, as the flags say; one that is saved quantised is loaded as transformers does."""
     model_options = cast("dict[str, Any]", run.training.model_init_kwargs or {})
+    if (quantization := get_quantization_config(run.model)) is not None:  # None would hide the checkpoint's own.
+        model_options = {"quantization_config": quantization, **model_options}
     run.training.model_init_kwargs = None
     return AutoModelForCausalLM.from_pretrained(
         source,
         **{
             "dtype": run.model.dtype or "auto",
             "attn_implementation": run.model.attn_implementation,
-            "quantization_config": get_quantization_config(run.model),
             "revision": revision,
             "trust_remote_code": run.training.trust_remote_code,
             **model_options,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from .numbers import NUMBER
+from .numbers import NUMBER, skip_calculation
 
 Operation = Literal["add", "subtract", "multiply", "divide"]
 Split = Literal["train", "test"]
@@ -215,8 +215,11 @@ def to_prompt_completion(problem: WordProblem) -> dict[str, str]:
 
 
 def extract_integer(text: str) -> int | None:
-    """The first number of `text` if it is whole ("-3", "1,200", "12.0"), else None (also when there is no number)."""
-    match = NUMBER.search(text)
+    """The first number of `text` if it is whole ("-3", "1,200", "12.0"), else None (also when there is no number).
+
+    Of a calculation ("3 + 4 = 7") the result counts.
+    """
+    match = NUMBER.search(skip_calculation(text))
     if match is None or (match["fraction"] or "").strip(".0"):
         return None
     magnitude = int((match["whole"] or "0").replace(",", ""))

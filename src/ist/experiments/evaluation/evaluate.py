@@ -5,26 +5,33 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from ...config import check_choice
 from ...runs.fingerprint import weights_fingerprint
 from ...runtime.modes import evaluation_mode
+from ..data.own_rows import OwnRow
 from ..data.task_rows import TaskRow
 from .answers import AnswerFile, claim_folder, row_id
 from .extraction import extract_answer, is_correct
 from .generation import generate_texts
 from .likelihood import option_likelihoods, option_texts
 from .loss import completion_losses, losses, text_windows
-from .results import Accuracy, Loss, TaskResult
+from .metrics import UserMetric, make_marker, metric_identity
+from .results import Accuracy, Loss, Score, TaskResult
 from .settings import PROTOCOLS, EvaluationSettings, Protocol
 
 __all__ = ["TaskData", "evaluate"]
 
-TaskData = Sequence[TaskRow] | Sequence[Mapping[str, Any]] | str
-"""Rows of a task; for the loss also rows of `prompt` and `completion`, or one text."""
+TaskData = Sequence[TaskRow] | Sequence[OwnRow] | Sequence[Mapping[str, Any]] | str
+"""Rows of a task, or a user's own to be answered; for the loss also rows of `prompt` and `completion`, or one text."""
+OWN_NEW_TOKENS = 256
+"""Tokens of an answer to a row of the user's own, where the settings say nothing."""
+
 Batches = Iterator[list[tuple[int, dict[str, Any]]]]
 Progress = Callable[[str, int, int], None]
+Found = Callable[[str, TaskResult], None]
 
 
 def evaluate(
@@ -36,6 +43,8 @@ def evaluate(
     settings: EvaluationSettings | None = None,
     folder: str | Path | None = None,
     progress: Progress | None = None,
+    on_result: Found | None = None,
+    metric: UserMetric | None = None,
     **options: Any,
 ) -> dict[str, TaskResult]:
     """Evaluate a causal language model.
@@ -49,6 +58,8 @@ def evaluate(
         settings: how; single ones can be given as keywords instead.
         folder: takes the answers, `answers/<task>.jsonl`; an interrupted evaluation resumes from them.
         progress: called with the task's name, the rows done and all rows.
+        on_result: called with the task's name and the result of the rows done, before `progress`.
+        metric: a function that marks answers to the user's own rows, in place of `settings.metric`.
 
     Returns:
         The result of each task, in order.
@@ -63,14 +74,15 @@ def evaluate(
     answers = None if folder is None else Path(folder) / "answers"
     if answers is not None:
         weights = weights_fingerprint(model.named_parameters())
-        claim_folder(answers, {"weights": weights, "protocol": protocol, **settings.of(protocol)})
+        marks = metric_identity(settings.metric, settings.labels, metric) if has_own_rows(tasks) else {}
+        claim_folder(answers, {"weights": weights, "protocol": protocol, **settings.of(protocol), **marks})
     if not isinstance(tasks, Mapping) or protocol == "lm-eval":
         from .harness import evaluate_harness
 
         return evaluate_harness(model, tokenizer, list(tasks), settings, answers)
     with evaluation_mode(model):
         return {
-            name: evaluate_task(model, tokenizer, name, data, protocol, settings, answers, progress)
+            name: evaluate_task(model, tokenizer, name, data, protocol, settings, answers, metric, progress, on_result)
             for name, data in tasks.items()
         }
 
@@ -83,18 +95,25 @@ def evaluate_task(
     protocol: str,
     settings: EvaluationSettings,
     folder: Path | None,
-    progress: Progress | None,
+    metric: UserMetric | None = None,
+    progress: Progress | None = None,
+    on_result: Found | None = None,
 ) -> TaskResult:
     """One task, from the answers that are there already."""
     if settings.limit is not None and not isinstance(data, str):
         data = data[: settings.limit]
-    ids, batches = PREPARE[protocol](model, tokenizer, data, settings)
+    if protocol == "generate" and isinstance(data[0], OwnRow):
+        ids, batches = prepare_own_rows(model, tokenizer, name, data, settings, metric)
+    else:
+        ids, batches = PREPARE[protocol](model, tokenizer, data, settings)
     saved = AnswerFile(folder / f"{name}.jsonl", ids) if folder is not None else None
     found = dict(saved.answers) if saved else {}
     for batch in batches(frozenset(found)):
         if saved:
             saved.add(batch)
         found.update(batch)
+        if on_result:
+            on_result(name, summarise(found))
         if progress:
             progress(name, len(found), len(ids))
     return summarise(found)
@@ -108,6 +127,10 @@ def check_tasks(tasks: Any, protocol: str, settings: EvaluationSettings) -> None
         if not data:
             raise ValueError(f"{name} has no rows to evaluate on.")
         for row in () if protocol == "loss" else [data] if isinstance(data, str) else data:
+            if isinstance(row, OwnRow) and protocol == "generate":
+                continue
+            if isinstance(row, OwnRow):
+                raise ValueError(f"{name} has no options to compare: use the protocol generate or loss.")
             if not isinstance(row, TaskRow):
                 raise ValueError(
                     f"{name} has no answers to mark: rows of other data have a loss alone, use the protocol loss."
@@ -121,8 +144,24 @@ def summarise(answers: Mapping[int, Mapping[str, Any]]) -> TaskResult:
     rows = [answers[index] for index in sorted(answers)]
     if "correct" in rows[0]:
         return Accuracy(sum(row["correct"] for row in rows), len(rows))
+    if "score" in rows[0]:
+        return summarise_scores([row["score"] for row in rows])
     tokens = sum(row["tokens"] for row in rows)
     return Loss(sum(row["loss"] for row in rows) / tokens, tokens)
+
+
+def summarise_scores(scores: Sequence[float]) -> TaskResult:
+    """A share of right answers where each is 0 or 1, else their mean."""
+    if all(score in (0, 1) for score in scores):
+        return Accuracy(int(sum(scores)), len(scores))
+    return Score(fmean(scores), stdev(scores) if len(scores) > 1 else 0.0, len(scores))
+
+
+def has_own_rows(tasks: Any) -> bool:
+    """Whether there are rows that a metric marks."""
+    if not isinstance(tasks, Mapping):
+        return False
+    return any(not isinstance(data, str) and isinstance(data[0], OwnRow) for data in tasks.values())
 
 
 Prepared = tuple[list[str], Callable[[frozenset[int]], Batches]]
@@ -147,6 +186,32 @@ def prepare_generation(model: Any, tokenizer: Any, rows: Any, settings: Evaluati
             yield [(index, mark(rows[index], text, settings)) for index, text in batch]
 
     return [row_id(row.prompt, row.answer) for row in rows], batches
+
+
+def prepare_own_rows(
+    model: Any, tokenizer: Any, name: str, rows: Any, settings: EvaluationSettings, metric: UserMetric | None
+) -> Prepared:
+    """Generate, and mark by the metric."""
+    try:
+        marker = make_marker(settings.metric, rows, settings.labels, metric)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}.") from error
+
+    def batches(done: frozenset[int]) -> Batches:
+        for batch in generate_texts(
+            model,
+            tokenizer,
+            [row.prompt for row in rows],
+            max_new_tokens=settings.max_new_tokens or OWN_NEW_TOKENS,
+            generation=settings.generation,
+            batch_size=settings.batch_size,
+            max_length=settings.max_length,
+            seed=settings.seed,
+            done=done,
+        ):
+            yield [(i, {"text": t, "expected": rows[i].expected, "score": marker(rows[i], t)}) for i, t in batch]
+
+    return [row_id(row.prompt, row.expected) for row in rows], batches
 
 
 def mark(row: TaskRow, text: str, settings: EvaluationSettings) -> dict[str, Any]:
@@ -190,7 +255,7 @@ def prepare_loss(model: Any, tokenizer: Any, data: TaskData, settings: Evaluatio
     if isinstance(data, str):
         items = text_windows(tokenizer, data, settings.window, settings.stride)
     else:
-        rows = [row.to_prompt_completion() if isinstance(row, TaskRow) else row for row in data]
+        rows = [row if isinstance(row, Mapping) else row.to_prompt_completion() for row in data]
         items = completion_losses(tokenizer, rows, settings.max_length)
 
     def batches(done: frozenset[int]) -> Batches:

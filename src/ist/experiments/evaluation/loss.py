@@ -40,11 +40,24 @@ def losses(
 def completion_losses(
     tokenizer: Any, rows: Sequence[Mapping[str, Any]], max_length: int | None = None
 ) -> list[Continuations]:
-    """Rows of `prompt` and `completion` as items for `losses`; the token that ends a text counts, as in training."""
+    """Rows of `prompt` and `completion` as items for `losses`; the token that ends a text counts, as in training.
+
+    As in training, the first token of a row without a prompt is not predicted, and a row without a token that is does
+    not count.
+
+    Raises:
+        ValueError: no row has one.
+    """
     items = []
     for row in rows:
         first, second = encode_pair(tokenizer, row["prompt"], row["completion"], end=True, max_length=max_length)
+        if not first:
+            first, second = second[:1], second[1:]
+        if not second:
+            continue
         items.append(Continuations((*first, *second[:-1]), len(first), (second[-1],)))
+    if not items:
+        raise ValueError(f"None of {len(rows)} rows has a token to predict: give longer answers.")
     return items
 
 

@@ -1,14 +1,15 @@
-"""What an evaluation found: a share of right answers with its interval, or a loss."""
+"""What an evaluation found: a share of right answers with its interval, a mean score, or a loss."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 from .interval import wilson_interval
 
-__all__ = ["Accuracy", "Loss", "TaskResult"]
+__all__ = ["Accuracy", "Loss", "Score", "TaskResult"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,25 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Score:
+    """A mean over rows of a metric that is not a share of right answers."""
+
+    score: float
+    deviation: float
+    """The standard deviation over rows, with n - 1."""
+    total: int
+
+    def to_dict(self) -> dict[str, float]:
+        """With the 95% interval of a mean, score ± 1.96 deviation/√n, as in `ist_eval.json`."""
+        half = NormalDist().inv_cdf(0.975) * self.deviation / math.sqrt(self.total)
+        return {"score": self.score, "low": self.score - half, "high": self.score + half, "total": self.total}
+
+    def __str__(self) -> str:
+        found = self.to_dict()
+        return f"score {self.score:.4g} ({found['low']:.4g} to {found['high']:.4g}), mean of {self.total}"
+
+
+@dataclass(frozen=True)
 class Metrics:
     """What lm-evaluation-harness reports for a task, where that is no share of right answers."""
 
@@ -68,4 +88,4 @@ class Metrics:
         return ", ".join(f"{name} {value:.4g}" for name, value in self.values.items() if isinstance(value, float))
 
 
-TaskResult = Accuracy | Loss | Metrics
+TaskResult = Accuracy | Loss | Score | Metrics

@@ -10,6 +10,7 @@ from ...config import check_choice, check_whole
 from .extraction import EXTRACTIONS, Extraction
 from .generation import GREEDY, Generation
 from .likelihood import OPTION_FORMS, OptionForm
+from .metrics import METRICS, Metric
 
 __all__ = ["PROTOCOLS", "EvaluationSettings", "Protocol"]
 
@@ -38,6 +39,10 @@ class EvaluationSettings:
     """Tokens of an answer; None: the task's own number, 32 or 256 as in LLM-Adapters."""
     extraction: Extraction = "careful"
     """How an answer is found in what was generated."""
+    metric: Metric = "exact_match"
+    """How answers to rows of the user's own are marked."""
+    labels: tuple[str, ...] = ()
+    """For `label_accuracy`; empty: the different answers of the rows."""
     window: int = 1024
     """Tokens of a window of plain text."""
     stride: int | None = None
@@ -54,6 +59,7 @@ class EvaluationSettings:
         check_whole("batch_size", self.batch_size, at_least=1, why="something must be computed")
         check_choice("options", self.options, OPTION_FORMS)
         check_choice("extraction", self.extraction, EXTRACTIONS)
+        check_choice("metric", self.metric, METRICS)
         for name, least in {"max_length": 2, "max_new_tokens": 1, "limit": 1, "stride": 1, "num_fewshot": 0}.items():
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), at_least=least, why="leave it out for the default")

@@ -8,6 +8,8 @@ from typing import Any
 
 import matplotlib
 
+from ..analysis import have_moved
+from .axes import number_layers
 from .comparison import STYLE, new_figure
 
 __all__ = ["draw_analysis"]
@@ -45,6 +47,7 @@ def draw_removal(axes: Any, removal: Mapping[str, Any], figure: str, title: str,
     for name, color in (("least_first", "tab:blue"), ("most_first", "tab:red")):
         axes.plot(removal[name][figure], color=color, marker=".", label=name.replace("_", " important "))
     axes.legend(frameon=False)
+    number_layers(axes.xaxis)
 
 
 def draw_importance(axes: Any, result: Mapping[str, Any]) -> None:
@@ -57,6 +60,7 @@ def draw_importance(axes: Any, result: Mapping[str, Any]) -> None:
         axes.errorbar(range(len(importance)), middle, half, fmt="none", ecolor="0.2", elinewidth=0.8)
     axes.axhline(0, color="0.3", linewidth=0.8)
     axes.set(title="True importance", xlabel="layer", ylabel="loss increase without it, nats")
+    number_layers(axes.xaxis)
 
 
 def draw_learned(axes: Any, result: Mapping[str, Any]) -> None:
@@ -68,5 +72,7 @@ def draw_learned(axes: Any, result: Mapping[str, Any]) -> None:
     axes.scatter(result["importance"], result["learned"], s=12, color="tab:red")
     for layer, point in enumerate(zip(result["importance"], result["learned"], strict=True)):
         axes.annotate(str(layer), point, fontsize=6, xytext=(2, 2), textcoords="offset points")
-    if (tau := result["rank_correlation"]["tau"]) is not None:
+    if not have_moved(result["learned"]):
+        axes.set(title="Learned importance, which never moved")
+    elif (tau := result["rank_correlation"]["tau"]) is not None:
         axes.set(title=f"Learned and true importance, Kendall's tau {tau:+.2f}")

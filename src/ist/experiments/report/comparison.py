@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from .axes import number_layers, number_steps
 from .pictures import sigmoid
 
 __all__ = ["draw_comparison"]
@@ -28,7 +30,8 @@ def draw_comparison(summary: Mapping[str, Any], folder: Path) -> list[Path]:
 
     Args:
         summary: what `compare.json` holds.
-        folder: for the pictures: `losses.png` (figure 1, right), `importance.png` (figure 4) and `choices.png`.
+        folder: for the pictures: `losses.png` (figure 1, right), `importance.png` (figure 4), `choices.png`, and of
+            runs that tune the most or least important layers only `selection.png` (figure 2b).
 
     Returns:
         The pictures for which there was something to draw.
@@ -36,7 +39,7 @@ def draw_comparison(summary: Mapping[str, Any], folder: Path) -> list[Path]:
     runs = [run for run in summary["runs"] if run["budget"] == "steps"]
     pictures = []
     with matplotlib.rc_context(STYLE):
-        for name, draw in (("losses", draw_losses), ("importance", draw_importance), ("choices", draw_choices)):
+        for name, draw in DRAWN.items():
             figure = draw(summary["runs"] if name == "losses" else runs)
             if figure is not None:
                 pictures.append(folder / f"{name}.png")
@@ -85,6 +88,7 @@ def draw_losses(runs: Sequence[Run]) -> Figure | None:
     left.set(title="Validation loss at equal steps", xlabel="optimizer step", ylabel="nats a token")
     right.set(title="The same over training time", xlabel="seconds of training")
     left.legend(frameon=False)
+    number_steps(left.xaxis)
     return figure
 
 
@@ -129,8 +133,9 @@ def draw_importance(runs: Sequence[Run]) -> Figure | None:
             ]
             axes.plot(own[0]["importance"]["steps"][:length], means, color=colors(layer / max(1, num_layers - 1)), lw=1)
         axes.set(title=f"Importance over time, {method}", xlabel="optimizer step", ylabel="sigmoid(I)")
+        number_steps(axes.xaxis)
     scale = ScalarMappable(Normalize(0, num_layers - 1), colors)
-    figure.colorbar(scale, ax=list(panels), label="layer", pad=0.01)
+    number_layers(figure.colorbar(scale, ax=list(panels), label="layer", pad=0.01).ax.yaxis)
     return figure
 
 
@@ -153,6 +158,57 @@ def draw_choices(runs: Sequence[Run]) -> Figure | None:
         [row + [float("nan")] * (width - len(row)) for row in shares], aspect="auto", cmap="viridis", vmin=0, vmax=1
     )
     axes.set(title="Share of steps in which a layer was trained", xlabel="layer")
+    number_layers(axes.xaxis)
     axes.set_yticks(range(len(chosen)), list(chosen))
     figure.colorbar(image, ax=axes, pad=0.01)
     return figure
+
+
+def draw_selection(runs: Sequence[Run]) -> Figure | None:
+    """Validation loss by the number of layers tuned, the most or the least important ones, mean and range over seeds.
+
+    The runs are those of the recipe that `ist analyse` writes: their methods are `top-K` and `bottom-K`. All layers'
+    adapters and full fine-tuning, where they were run, are lines across.
+    """
+    own = [run for run in runs if "loss" in run["after"]]
+    curves = {name: losses_by_count(own, name) for name in ("top", "bottom")}
+    if not all(curves.values()):
+        return None
+    figure = new_figure(4.5, 3.6)
+    axes = figure.subplots()
+    for color, losses, label in zip(("C0", "C1"), curves.values(), ("most", "least"), strict=True):
+        counts = sorted(losses)
+        means = [sum(losses[count]) / len(losses[count]) for count in counts]
+        low, high = ([edge(losses[count]) for count in counts] for edge in (min, max))
+        axes.plot(counts, means, color=color, marker=".", label=f"{label} important")
+        if any(len(of_count) > 1 for of_count in losses.values()):
+            axes.fill_between(counts, low, high, color=color, alpha=0.15, lw=0)
+    for color, (method, label) in zip(("0.3", "tab:red"), LINES.items(), strict=True):
+        values = [run["after"]["loss"] for run in own if run["method"] == method]
+        if values:
+            axes.axhline(sum(values) / len(values), color=color, linestyle="--", linewidth=1, label=label)
+    axes.set(title="Tuning some layers only", xlabel="layers tuned", ylabel="validation loss, nats a token")
+    number_layers(axes.xaxis)
+    axes.legend(frameon=False)
+    return figure
+
+
+def losses_by_count(runs: Sequence[Run], name: str) -> dict[int, list[float]]:
+    """The validation losses of the methods `name-K`, by K."""
+    losses: dict[int, list[float]] = {}
+    for run in runs:
+        if match := re.fullmatch(rf"{name}-([0-9]+)", run["method"]):
+            losses.setdefault(int(match[1]), []).append(run["after"]["loss"])
+    return losses
+
+
+LINES = {"all": "all layers' adapters", "full": "full fine-tuning"}
+"""Methods that `selection.png` compares with."""
+
+DRAWN = {
+    "losses": draw_losses,
+    "importance": draw_importance,
+    "choices": draw_choices,
+    "selection": draw_selection,
+}
+"""The pictures by name."""

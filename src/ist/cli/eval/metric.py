@@ -1,0 +1,64 @@
+"""A metric of the user's own: `FILE.py:FUNCTION` or `MODULE:FUNCTION`, from the command line alone, since it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ...experiments.evaluation.metrics import UserMetric
+
+__all__ = ["load_metric"]
+
+
+def load_metric(text: str) -> UserMetric:
+    """Import the function that a flag names.
+
+    Raises:
+        ValueError: the text has another form, or the function cannot be imported.
+    """
+    source, colon, name = text.rpartition(":")
+    if not colon or not source or not name.isidentifier():
+        raise ValueError(f"--metric_function {text} is neither FILE.py:FUNCTION nor MODULE:FUNCTION.")
+    try:
+        module = load_file(Path(source).expanduser()) if source.endswith(".py") else load_module(source)
+    except FileNotFoundError as error:
+        raise ValueError(f"--metric_function {text}: {source} is not a file.") from error
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"--metric_function {text} cannot be imported ({type(error).__name__}: {said}).") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"--metric_function {text}: {source} has no function {name}.")
+    file = getattr(module, "__file__", None)
+    digest = hashlib.blake2b(Path(file).read_bytes(), digest_size=8).hexdigest() if file else ""
+    return UserMetric(function, text, digest)
+
+
+def load_file(file: Path) -> Any:
+    """A Python file as a module; what lies beside it can be imported by it."""
+    if not file.is_file():
+        raise FileNotFoundError(file)
+    spec = importlib.util.spec_from_file_location(f"ist_metric_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(file.parent.resolve()))
+    return module
+
+
+def load_module(name: str) -> Any:
+    """A module by its name, from this folder too."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(os.getcwd())

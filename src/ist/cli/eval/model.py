@@ -1,0 +1,76 @@
+"""The model of `ist eval`, with or without an adapter, whose configuration names the base where no flag does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
+
+__all__ = ["find_base", "load_model"]
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def find_base(adapter: str) -> str:
+    """The model that an adapter was trained on, as its configuration names it.
+
+    Args:
+        adapter: a folder, or a name on the Hugging Face hub.
+
+    Raises:
+        ValueError: it holds no adapter, or the configuration names no model or one that is not there.
+    """
+    check_adapter(adapter)
+    way_out = "add --model_name_or_path"
+    if Path(adapter).is_dir():
+        file = Path(adapter) / ADAPTER_CONFIG
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} is damaged ({type(error).__name__}): save the adapter anew.") from error
+        base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    else:
+        from peft import PeftConfig
+
+        file, base = Path(adapter), PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    if not base or not isinstance(base, str):
+        raise ValueError(f"{file} names no model that the adapter belongs to: {way_out}.")
+    if Path(base).is_absolute() and not Path(base).exists():
+        raise ValueError(f"{file} names the model {base}, which is not there: {way_out}.")
+    return base
+
+
+def check_adapter(adapter: str) -> None:
+    """Raise ValueError at a folder without an adapter."""
+    if Path(adapter).is_dir() and not (Path(adapter) / ADAPTER_CONFIG).is_file():
+        raise ValueError(f"{adapter} holds no adapter: --adapter takes a folder with {ADAPTER_CONFIG}.")
+
+
+def load_model(flags: argparse.Namespace) -> tuple[Any, Any]:
+    """The model with its adapter, and the tokenizer.
+
+    Raises:
+        ValueError: the adapter's folder holds none.
+    """
+    name = flags.model_name_or_path
+    source = str(quickstart_model_path()) if name == QUICKSTART_MODEL else name
+    if flags.adapter:
+        check_adapter(flags.adapter)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=flags.trust_remote_code)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        source, dtype=flags.dtype, trust_remote_code=flags.trust_remote_code
+    )
+    if flags.adapter:
+        from peft import PeftModel
+
+        from ... import bottleneck  # noqa: F401  (PEFT learns of series and parallel adapters)
+
+        model = PeftModel.from_pretrained(model, flags.adapter)
+    device = flags.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+    return model.to(device), tokenizer

@@ -1,0 +1,77 @@
+"""A checkpoint that is saved quantised is loaded as transformers does, or ends with its error."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from ist.cli.train.arguments import parse_arguments
+from ist.cli.train.model import load_base
+from tests.helpers.tiny import tiny_llama
+
+
+def load(folder: Path, *flags: str) -> Any:
+    run = parse_arguments(["--model_name_or_path", str(folder), "--task=word-problems", "--use_cpu", *flags])
+    return load_base(run, str(folder), "main")
+
+
+def packed(folder: Path, config: dict[str, Any]) -> Path:
+    """A checkpoint in the layout of packed integers, which the installed packages cannot read."""
+    tiny_llama().save_pretrained(folder)
+    weights = {}
+    for name, weight in load_file(folder / "model.safetensors").items():
+        if name.endswith("_proj.weight"):
+            base = name.removesuffix("weight")
+            weights[base + "qweight"] = torch.zeros(weight.shape[1] // 8, weight.shape[0], dtype=torch.int32)
+            weights[base + "scales"] = torch.ones(1, weight.shape[0], dtype=torch.float16)
+        else:
+            weights[name] = weight
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": config}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True},
+        {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"},
+    ],
+    ids=["gptq", "awq"],
+)
+def test_what_cannot_be_read_here_is_transformers_own_error(tmp_path: Path, config: dict[str, Any]) -> None:
+    folder = packed(tmp_path, config)
+    with pytest.raises((ImportError, ValueError, RuntimeError)) as plain:
+        AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(type(plain.value)) as ours:
+        load(folder)
+    assert str(ours.value) == str(plain.value)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bitsandbytes_weights_stay_what_they_are(tmp_path: Path, bits: int) -> None:
+    tiny_llama().save_pretrained(tmp_path / "whole")
+    config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", quantization_config=config)
+    saved.save_pretrained(tmp_path / "quantised")
+    loaded = load(tmp_path / "quantised")
+    assert type(loaded.model.layers[0].mlp.down_proj).__name__ == f"Linear{bits}bit".replace("8bit", "8bitLt")
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, saved(ids).logits.to(loaded.dtype))
+
+
+def test_the_flag_still_quantises(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    tiny_llama().save_pretrained(tmp_path)
+    assert type(load(tmp_path, "--load_in_4bit").model.layers[0].mlp.down_proj).__name__ == "Linear4bit"
+    assert type(load(tmp_path).model.layers[0].mlp.down_proj) is torch.nn.Linear

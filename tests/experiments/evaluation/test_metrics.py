@@ -1,0 +1,121 @@
+"""Marks of answers to a user's own rows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from ist.experiments.data.own_rows import OwnRow
+from ist.experiments.evaluation.evaluate import summarise_scores
+from ist.experiments.evaluation.extraction import find_label
+from ist.experiments.evaluation.metrics import MAX_LABELS, UserMetric, exact_match, make_marker, metric_identity
+from ist.experiments.evaluation.results import Accuracy, Score
+
+
+def own(expected: str, number: int = 1) -> OwnRow:
+    return OwnRow(number=number, prompt="p", completion=expected, expected=expected, fields={"id": 7})
+
+
+@pytest.mark.parametrize(
+    ("response", "expected", "right"),
+    [
+        ("b", "b", True),
+        (" b\n", "b", True),
+        ("a  b\nc", "a b c", True),
+        ("b\n\n### Instruction:\nmore", "b", True),
+        ("b.", "b", False),
+        ("B", "b", False),
+        ("", "b", False),
+        ("the b", "b", False),
+    ],
+)
+def test_exact_match(response: str, expected: str, right: bool) -> None:
+    assert exact_match(response, expected) == right
+    assert make_marker("exact_match", [own(expected)], (), None)(own(expected), response) == float(right)
+
+
+@pytest.mark.parametrize(
+    ("response", "labels", "found"),
+    [
+        ("positive", ["positive", "negative"], "positive"),
+        ("It is negative, not positive.", ["positive", "negative"], "negative"),
+        ("Positive!", ["positive", "negative"], "positive"),
+        ("very good", ["good", "very good"], "very good"),
+        ("not entailment", ["entailment", "not entailment"], "not entailment"),
+        ("unpositive", ["positive"], None),
+        ("C++ it is", ["C", "C++"], "C++"),
+        ("a.b", ["a+b", "a.b"], "a.b"),
+        ("class 12", ["1", "12"], "12"),
+        ("hm\n### Input:\npositive", ["positive"], None),
+        ("", ["positive"], None),
+    ],
+)
+def test_labels_are_found(response: str, labels: list[str], found: str | None) -> None:
+    assert find_label(response, labels) == found
+
+
+def test_label_accuracy_takes_the_labels_of_the_rows_or_those_given() -> None:
+    rows = [own("yes"), own("no", 2)]
+    mark = make_marker("label_accuracy", rows, (), None)
+    assert [mark(rows[0], text) for text in ("yes", "no, or yes", "maybe")] == [1, 0, 0]
+    mark = make_marker("label_accuracy", rows, ("yes", "no", "maybe"), None)
+    assert mark(rows[0], "maybe, or yes") == 0
+    with pytest.raises(
+        ValueError, match="row 2 has the answer 'no', which is none of the labels yes: add it to --labels"
+    ):
+        make_marker("label_accuracy", rows, ("yes",), None)
+    many = [own(str(number), number) for number in range(MAX_LABELS + 1)]
+    with pytest.raises(ValueError, match="has 101 different answers, too many for labels"):
+        make_marker("label_accuracy", many, (), None)
+
+
+def two(response: str, expected: str) -> bool:
+    return response == expected
+
+
+def three(response: str, expected: str, row: dict[str, Any]) -> int:
+    return len(response) + row["id"]
+
+
+def optional(response: str, expected: str, weight: float = 2.0) -> float:
+    return weight
+
+
+@pytest.mark.parametrize(("function", "value"), [(two, 1.0), (three, 8.0), (optional, 2.0), (lambda *_: 0.5, 0.5)])
+def test_a_function_of_the_users_gets_what_it_takes(function: Any, value: float) -> None:
+    assert make_marker("exact_match", [], (), UserMetric(function, "f"))(own("b"), "b") == value
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda response, expected: {}["x"], r"m\.py:f failed at row 3 \(KeyError: 'x'\)"),
+        (lambda response, expected: None, "gave None at row 3: a metric gives a finite number, or True or False"),
+        (lambda response, expected: math.nan, "gave nan at row 3"),
+        (lambda response, expected: "1", "gave '1' at row 3"),
+        (lambda response: 1, r"failed at row 3 \(TypeError: .*\)"),
+    ],
+)
+def test_a_function_that_fails_is_named_with_the_row(function: Any, said: str) -> None:
+    mark = make_marker("exact_match", [], (), UserMetric(function, "m.py:f"))
+    with pytest.raises(ValueError, match=said) as error:
+        mark(own("b", 3), "b")
+    assert "\n" not in str(error.value)
+
+
+def test_scores_are_a_share_or_a_mean_with_its_interval() -> None:
+    assert summarise_scores([1.0, 0.0, 1.0]) == Accuracy(2, 3)
+    found = summarise_scores([0.5, 1.0, 0.0, 0.5])
+    assert isinstance(found, Score)
+    half = 1.959964 * math.sqrt(0.5 / 3) / 2
+    assert found.to_dict() == pytest.approx({"score": 0.5, "low": 0.5 - half, "high": 0.5 + half, "total": 4})
+    assert str(found) == f"score 0.5 ({0.5 - half:.4g} to {0.5 + half:.4g}), mean of 4"
+    assert summarise_scores([0.25]) == Score(0.25, 0.0, 1)
+
+
+def test_the_identity_names_what_marks() -> None:
+    assert metric_identity("exact_match", (), None) == {"metric": "exact_match"}
+    assert metric_identity("label_accuracy", ("a",), None) == {"metric": "label_accuracy", "labels": ["a"]}
+    assert metric_identity("exact_match", (), UserMetric(two, "m.py:f", "12ab")) == {"metric": "m.py:f 12ab"}

@@ -1,0 +1,122 @@
+"""A gradient that ends on its way down is an error in the first step, and nothing that is meant is taken for one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ist import SparseTuner
+from tests.helpers.tiny import count_hooks, tiny_batches, tiny_lora, trainable
+
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class NoBackward(nn.Module):
+    """A linear whose kernel autograd does not see, as those of some quantised formats."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.detach() @ self.weight.detach().t()).detach()
+
+
+class OwnBackward(NoBackward):
+    """A linear of another class that autograd sees."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.t()
+
+
+def replace(model: Any, layer: int, name: str, kind: type[nn.Module]) -> None:
+    block = model.base_model.model.model.layers[layer]
+    for parent in block.modules():
+        if isinstance(child := getattr(parent, name, None), nn.Module):
+            setattr(parent, name, kind(child))  # type: ignore[call-arg]
+
+
+def train(model: Any, active: str = "all", num_steps: int = 2, **options: Any) -> SparseTuner:
+    model.train()
+    tuner = SparseTuner(model, selector=active, probe_batches=tiny_batches(2), **options)
+    optimizer = torch.optim.SGD(trainable(model), lr=0.01)
+    for batch in tiny_batches(num_steps):
+        with tuner.step(optimizer):
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return tuner
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_linear_without_a_backward_is_named(fused: bool) -> None:
+    model = tiny_lora(target_modules=["q_proj", "v_proj"])
+    replace(model, 2, "down_proj", NoBackward)
+    with pytest.raises(ValueError, match=r"ends at base_model\.model\.model\.layers\.2\.mlp\.down_proj, a NoBackward"):
+        train(model, fused=fused)
+
+
+def test_one_under_an_adapter_is_named_too() -> None:
+    model = tiny_lora(target_modules=LINEARS)
+    module = model.base_model.model.model.layers[1].self_attn.q_proj
+    module.base_layer = NoBackward(module.base_layer)
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.q_proj\.base_layer, a NoBackward"):
+        train(model)
+
+
+def test_one_below_all_active_layers_does_no_harm() -> None:
+    model = tiny_lora(target_modules=["q_proj", "v_proj"])
+    replace(model, 0, "down_proj", NoBackward)
+    train(model, "fixed:2,3")
+
+
+def test_a_linear_of_another_class_with_a_backward_trains() -> None:
+    model = tiny_lora(target_modules=["q_proj", "v_proj"])
+    for layer in range(4):
+        replace(model, layer, "down_proj", OwnBackward)
+    train(model)
+
+
+def test_a_layer_without_a_gradient_below_one_with_it_is_an_error() -> None:
+    model = tiny_lora()
+    blocks = model.base_model.model.model.layers
+    blocks[1].register_forward_hook(lambda module, args, output: output.detach())
+    with pytest.raises(ValueError, match=r"ends in or below .*layers\.2: .*layers\.1 was called and is to train"):
+        train(model)
+
+
+@pytest.mark.parametrize("case", ["a block skipped", "labels masked", "one layer", "only the lowest", "the default"])
+def test_what_is_meant_is_no_error(case: str) -> None:
+    model, batch = tiny_lora(), tiny_batches(1)[0]
+    active = {"one layer": "fixed:3", "only the lowest": "fixed:0", "the default": "ist"}.get(case, "all")
+    tuner = SparseTuner(model, selector=active, probe_batches=tiny_batches(2))
+    if case == "a block skipped":  # as LayerDrop does
+        inner = model.base_model.model.model
+        inner.layers = nn.ModuleList([inner.layers[0], inner.layers[2], inner.layers[3]])
+        inner.config.num_hidden_layers = 3
+    if case == "labels masked":
+        batch["labels"] = torch.full_like(batch["labels"], -100)
+    optimizer = torch.optim.SGD(trainable(model), lr=0.01)
+    with tuner.step(optimizer):
+        model(**batch).loss.backward()
+        optimizer.step()
+    tuner.close()
+
+
+def test_the_hooks_go_after_the_first_step() -> None:
+    model = tiny_lora(target_modules=["q_proj", "v_proj"])
+    for layer in range(4):
+        replace(model, layer, "down_proj", OwnBackward)
+    linears = [module for module in model.modules() if isinstance(module, OwnBackward)]
+    tuner = SparseTuner(model, selector="all", probe_batches=tiny_batches(2))
+    tuner.begin_step()
+    assert [count_hooks(linear) for linear in linears] == [1] * 4
+    tuner.end_step()
+    assert [count_hooks(linear) for linear in linears] == [0] * 4
+    tuner.begin_step()
+    assert [count_hooks(linear) for linear in linears] == [0] * 4
+    tuner.close()
