@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
+
+from ist import ISTConfig
+from ist.focusing import CRITERIA
+from ist.method.registry import SELECTORS
+from ist.method.spreading import SPREADS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
@@ -74,3 +80,22 @@ def test_messages_to_look_up_are_the_librarys() -> None:
     for message in quoted:
         pattern = re.compile(".*?".join(re.escape(part.strip()) for part in message.split("…")), re.DOTALL)
         assert any(pattern.search(string) for string in strings), message
+
+
+def in_code(page: str) -> set[str]:
+    """Every word in a code span of a page, without quotes."""
+    spans = re.findall(r"`([^`\n]+)`", (ROOT / "docs" / page).read_text(encoding="utf-8"))
+    return {span.strip('"') for span in spans}
+
+
+def test_the_guide_has_every_option() -> None:
+    missing = {field.name for field in dataclasses.fields(ISTConfig)} - in_code("guide.md")
+    assert not missing
+
+
+def test_the_baselines_have_every_selector() -> None:
+    assert not {*SELECTORS} - in_code("baselines.md")
+
+
+def test_the_page_of_focused_training_has_every_criterion_and_spread() -> None:
+    assert not {*CRITERIA, *SPREADS} - in_code("focused.md")

@@ -40,7 +40,7 @@ def test_docstrings_messages_and_help_are_in_plain_words(file: Path) -> None:
         ("The loss is no number.", ["is no number"]),
         ("LoRA computes as one function.", ["as one function"]),
         ("An idle layer is damped.", ["damped", "idle layer"]),
-        ("Sampling that knows the price; at the price of memory.", ["the price of", "knows the price"]),
+        ("Sampling that knows the price; at the price of memory.", ["at the price of", "knows the price"]),
         ("Exact answers take the lean step.", ["Exact answers", "lean step"]),
         ("It is sealed, and the run goes on.", ["sealed", "goes on"]),
         ("Twice the floor, on every engine.", ["the floor", "every engine"]),
@@ -65,11 +65,13 @@ def test_strings_of_a_module_are_read_and_names_are_not() -> None:
     source = (
         '"""A docstring with\nan idle layer."""\n'
         'NAME = "damping"\n'
+        'NAMES = "beta damping score_step"\n'
+        'def g():\n    """Text.\n\n    ::\n\n        damped code\n\n    An idle adapter.\n    """\n'
         "def f(x):\n"
         '    raise ValueError(f"The layer {x} is " "damped, see `damping`.")\n'
     )
     found = [(line, phrase) for line, text in source_prose(source) for _, phrase, _ in misuses(text)]
-    assert sorted(found) == [(1, "idle layer"), (5, "damped")]
+    assert sorted(found) == [(1, "idle layer"), (6, "idle adapter"), (15, "damped")]
 
 
 def test_no_phrase_is_listed_twice() -> None:

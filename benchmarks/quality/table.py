@@ -75,7 +75,8 @@ def caption(comparison: Comparison, budget: str) -> str:
     """What a comparison is of."""
     line = comparison.lines[0]
     rows, setting = line["rows"], line["setting"]
-    sizes = ", ".join(f"{count} {name}" for name, count in rows.items() if name != "left_out")
+    named = {name.replace("exact answers", "exact match"): count for name, count in rows.items() if name != "left_out"}
+    sizes = ", ".join(f"{count} {name}" for name, count in named.items())
     at = "at equal steps" if budget == "steps" else "at the time that LoRA takes, each timed alone on the device"
     compiled = sum(bool(line.get("compiled")) for line in comparison.lines)
     seeds = sorted({len(comparison.runs(method, budget)) for method in comparison.methods(budget)})

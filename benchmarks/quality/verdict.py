@@ -61,7 +61,10 @@ QUESTIONS = (
 )
 """In the order of the table; a question that a model has no trainings for is left out."""
 README_QUESTIONS = tuple(
-    question for question in QUESTIONS if question.one == "IST, mu 100" and question.budget == "steps"
+    question
+    for question in QUESTIONS
+    if (question.one == "IST, mu 100" and question.budget == "steps")
+    or (question.one == "focused, half" and question.other in ("LoRA", "LoRA, time of half"))
 )
 """What the README shows of them."""
 

@@ -74,7 +74,7 @@ def test_the_folder_of_a_run(runs: dict[str, list[int]], flags: list[str], folde
 
 def test_a_folder_that_was_named_is_not_numbered() -> None:
     leave_run("mine", 3)
-    message = "mine holds another run: go on with it by --resume_from_checkpoint last, give another --output_dir"
+    message = "mine holds another run: resume it by --resume_from_checkpoint last, give another --output_dir"
     with pytest.raises(ValueError, match=message), run_folder(parse("--output_dir=mine"), Ranks()):
         pass
     assert [path.name for path in Path().iterdir()] == ["mine"]

@@ -92,10 +92,17 @@ def source_prose(text: str) -> Iterator[tuple[int, str]]:
             parts = (part.value if isinstance(part, ast.Constant) else "·" for part in node.values)
             yield node.lineno, without_code("".join(map(str, parts)))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
-            yield node.lineno, "" if node.value.isidentifier() else without_code(node.value)
+            yield node.lineno, "" if is_names(node.value) else without_code(node.value)
+
+
+def is_names(text: str) -> bool:
+    """Whether a string is a name, or names with spaces between them, such as those of flags."""
+    words = text.split()
+    return all(word.isidentifier() for word in words) and (len(words) < 2 or "_" in text)
 
 
 def without_code(text: str) -> str:
-    """Without code spans and code blocks (after `::`)."""
-    text = re.sub(r"::\n\n(?:[ \t]+[^\n]*\n|\n)+", blank, text)
+    """Without code spans, code blocks (after `::`) and the names of arguments in a docstring."""
+    text = re.sub(r"^[ \t]+\w+: ", blank, text, flags=re.MULTILINE)
+    text = re.sub(r"(?<=\n)([ \t]*)::\n(?:\n|\1[ \t]+[^\n]*(?:\n|$))+", blank, text)
     return re.sub(r"``?[^`]+``?", blank, text)

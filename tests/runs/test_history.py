@@ -192,7 +192,7 @@ def test_waiting_lines_are_bounded_and_the_gap_is_in_the_file(tmp_path, monkeypa
     history = History(tmp_path / HISTORY_FILE)
     history.write("run", step=0, layers=["a"])
     disk = FullDisk(monkeypatch)
-    with pytest.warns(UserWarning, match="training goes on"):
+    with pytest.warns(UserWarning, match="training continues"):
         history.write("step", step=1, active=[0])
     for step in range(2, 1001):
         history.write("step", step=step, active=[0])
@@ -246,7 +246,7 @@ STEP = '{"event": "step", "step": 1, "active": [0]}\n'
         (b"\x1f\x8b\x08\x00 zipped", "line 1 is not UTF-8"),
         (b"notes of mine", "line 1 is not JSON"),
         (b'{"event": "step", "step": 1\n', "line 1 is not JSON"),
-        (b'{"event": "log", "step": 1, "loss": NaN}\n', r"line 1 is not JSON \(NaN is no number of JSON\)"),
+        (b'{"event": "log", "step": 1, "loss": NaN}\n', r"line 1 is not JSON \(NaN is not a number of JSON\)"),
         (b'{"event": "log", "step": 1, "loss": 1e999}\n', r"line 1 is not an event.*'loss' is inf"),
         (b'{"event": "log", "step": 1, "loss": "low"}\n', "'loss' is 'low'"),
         (b'{"event": "step", "step": 1' + b"0" * 9000 + b"}\n", "line 1 is not JSON"),

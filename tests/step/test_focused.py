@@ -203,7 +203,7 @@ def test_what_is_done_is_said_in_one_line(
 ) -> None:
     SparseTuner(focused_lora(**lora), selector=selector, fused=fused).close()
     line = next(record.getMessage() for record in caplog.records if record.name == "ist.step.announce")
-    assert line == said + ("; 12 LoRA modules compute as one function (fused=False turns it off)." if fused else ".")
+    assert line == said + ("; 12 LoRA modules are fused (fused=False turns it off)." if fused else ".")
 
 
 @pytest.mark.parametrize("recompute", ["none", "frozen"])

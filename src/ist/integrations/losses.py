@@ -20,7 +20,7 @@ __all__ = ["trained_loss", "warn_of_other_loss"]
 logger = getLogger(__name__)
 
 LIBRARIES = ("transformers", "trl")
-"""Where a Trainer's loss is the model's own, or one whose figures and reference model are not for probes."""
+"""Where a Trainer's loss is the model's own, or one whose metrics and reference model are not for probes."""
 ORDERS = 10.0
 """How many times larger one of two losses is that are not the same one. What is measured is suppressed, so it may well
 be larger than the trained one."""

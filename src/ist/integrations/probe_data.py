@@ -103,7 +103,7 @@ def with_columns_of(training: Any, probes: Any) -> Any:
 def check_probe(stream: ProbeStream | None, tuner: SparseTuner, loss_function: LossFunction | None) -> None:
     """Compute the loss of one probe batch before the training, where that is no collective.
 
-    Nothing is said of a batch that cannot be read: it costs that update alone.
+    Nothing is reported of a batch that cannot be read: it costs that update alone.
 
     Raises:
         ValueError: no loss comes of such a batch.

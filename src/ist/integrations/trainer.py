@@ -46,7 +46,7 @@ class IST(TrainerCallback, ExportableState):
 
     Probe batches are drawn from the training set by a loader of their own; a dataset that can only be iterated is
     measured on the batch trained on last. The state travels with the Trainer's checkpoints, and a run that resumes
-    from one goes on exactly. What was chosen and learned is written to `ist_history.jsonl` in the output folder, and
+    from one continues exactly. What was chosen and learned is written to `ist_history.jsonl` in the output folder, and
     its summary reaches the Trainer's reporters as `ist/…`. What is saved is a plain PEFT adapter. When the training
     ends in any way, Ctrl-C included, the model is as PEFT made it.
 

@@ -40,7 +40,7 @@ class LearningWatch:
 
     def __init__(self, mu: float) -> None:
         self.said = False
-        """Whether something was said."""
+        """Whether something was reported."""
         self.reach = 0.0
         """How far a score can have moved since the start, or since the run was resumed."""
         self._mu = mu

@@ -38,7 +38,7 @@ def write_manifest(folder: Folder) -> None:
         write_json(Path(folder) / MANIFEST_FILE, {"files": files}, indent=1)
     except OSError as error:
         warnings.warn(
-            f"The checkpoint {folder} has no {MANIFEST_FILE} ({error.strerror or error}): training goes on, and "
+            f"The checkpoint {folder} has no {MANIFEST_FILE} ({error.strerror or error}): training continues, and "
             "changes of its files will not all be found.",
             stacklevel=3,
         )

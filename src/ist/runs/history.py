@@ -1,6 +1,6 @@
 """What was chosen and learned, step by step, as JSON lines that reports and researchers read.
 
-Five kinds of lines, told apart by `event`:
+Five kinds of lines, distinguished by `event`:
 
 - `run`: the layers' names, the configuration and the versions, once at the start and once after each resume;
 - `step`: `step` (from 1, the optimizer steps done) and `active`, the indices of the layers that it updated;
@@ -45,7 +45,7 @@ RUN = BEGIN + b'run"'
 class History:
     """Writes a history, one line at a time, so that a killed run loses at most the line that it was writing.
 
-    Where the disk is full the training goes on, with one warning: lines wait in memory for the next that can be
+    Where the disk is full the training continues, with one warning: lines wait in memory for the next that can be
     written, up to `MAX_WAITING_BYTES`; later ones are counted and left out. A file or folder that is deleted during
     the run is made anew.
 
@@ -86,7 +86,7 @@ class History:
             self._keep(line)
             self._warn(
                 "full",
-                f"The history {self.path} cannot be written ({error.strerror or error}); training goes on, and its "
+                f"The history {self.path} cannot be written ({error.strerror or error}); training continues, and its "
                 f"lines are kept until they can be, {MAX_WAITING_BYTES >> 20} MiB of them at most.",
             )
 
@@ -187,7 +187,7 @@ def decode(line: bytes, number: int) -> Any:
 
 def refuse_constant(name: str) -> None:
     """NaN and infinities are no JSON, though Python reads them."""
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def finite(value: Any) -> Any:

@@ -72,7 +72,7 @@ class Ranks:
 
     def all(self, flag: bool) -> bool:
         """Whether the flag is set on all ranks."""
-        return all(json.loads(text) for text in self._gather("whether all can go on", json.dumps(bool(flag))))
+        return all(json.loads(text) for text in self._gather("whether all can continue", json.dumps(bool(flag))))
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on one rank at least."""

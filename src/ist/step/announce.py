@@ -23,7 +23,7 @@ def announce(
 ) -> None:
     """Say what is chosen from, whether LoRA is fused, and what trains at every step.
 
-    Where adapters are on some of the blocks alone, as focused training puts them, it says what becomes of the others.
+    Where adapters are on some of the blocks alone, as focused training puts them, it says what happens to the others.
 
     Args:
         model: with adapters, or without them where whole layers train.

@@ -110,7 +110,7 @@ def test_a_word_problem_is_a_row() -> None:
         ("mawps", {"answer": "seven"}, "has the answer 'seven', which is not a number"),
         ("mawps", {"answer": None}, r"lacks answer \(it has .*\)"),
         ("mawps", {"answer": math.nan}, r"lacks answer \(it has .*\)"),
-        ("mawps", {"answer": "nan"}, "has the answer 'nan', which is no number"),
+        ("mawps", {"answer": "nan"}, "has the answer 'nan', which is not a number"),
         ("boolq", {"input": "\ud83d"}, r"has a field, input, that has a lone surrogate .*"),
     ],
 )

@@ -63,7 +63,7 @@ def evaluate_once(arguments: Sequence[str], folder: Path, on_line: OnLine) -> di
 
 
 def check_same(begun: Sequence[str], wanted: Sequence[str], folder: Path) -> None:
-    """Raise ValueError where a run was begun with other arguments than it would go on with."""
+    """Raise ValueError where a run was begun with other arguments than it would resume with."""
     begun, wanted = rename_arguments(begun)[0], rename_arguments(wanted)[0]
     if begun == wanted:
         return

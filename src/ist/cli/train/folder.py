@@ -1,4 +1,4 @@
-"""The folder of a run: which one it is, whether another run is in it, and which checkpoint to go on from."""
+"""The folder of a run: which one it is, whether another run is in it, and which checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAST = ("auto", "last", "true")
 def run_folder(run: RunArguments, ranks: Ranks) -> Iterator[Path]:
     """The run's folder, made, tried and locked for this run; a folder that stays empty is removed again.
 
-    Without `--output_dir` it is the first of `runs/ist`, `runs/ist-2`, … that holds no run, and where a run goes on,
+    Without `--output_dir` it is the first of `runs/ist`, `runs/ist-2`, … that holds no run, and where a run is resumed,
     the last that holds one. The main process chooses and locks, and tells the others.
 
     Raises:

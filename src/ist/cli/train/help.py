@@ -52,7 +52,7 @@ HELP_TEXTS: Mapping[str, str] = {
     "quarter more time.",
     "output_dir": "The folder of the run; by default `runs/` and the recipe's name, numbered (`runs/ist-2`) where that "
     "folder holds another run.",
-    "resume_from_checkpoint": "Go on with a run: a checkpoint's folder, `last`, or `auto` (the last, or afresh).",
+    "resume_from_checkpoint": "Resume a run: a checkpoint's folder, `last`, or `auto` (the last, or afresh).",
     "logging_steps": "Steps between two lines of the log.",
     "save_steps": "Steps between two checkpoints.",
     "report_to": "Programs that the log goes to: tensorboard, wandb, …",

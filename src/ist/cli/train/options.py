@@ -89,7 +89,7 @@ def parse_number(name: str, value: str) -> int | float:
     """A count from `8`, a fraction from `0.25`.
 
     Raises:
-        ValueError: the text is no number.
+        ValueError: the text is not a number.
     """
     for kind in (int, float):
         try:

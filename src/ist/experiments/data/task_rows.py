@@ -74,7 +74,7 @@ def make_row(task: Task, row: Mapping[str, Any]) -> TaskRow:
         if answer not in labels:
             raise ValueError(f"has the answer {answer!r}, which is none of its options {', '.join(labels)}")
     elif not _is_number(answer):
-        raise ValueError(f"has the answer {answer!r}, which is no number")
+        raise ValueError(f"has the answer {answer!r}, which is not a number")
     output = texts.get("output", "")
     return TaskRow(
         task=task,

@@ -73,5 +73,5 @@ def find_fault(event: Mapping[str, Any], num_layers: int) -> str | None:
         if len(scores) != num_layers:
             return f"{len(scores)} scores at step {event['step']}, and its run has {num_layers} layers"
         if None in scores:
-            return f"scores at step {event['step']} that are no numbers"
+            return f"scores at step {event['step']} that are not numbers"
     return None
