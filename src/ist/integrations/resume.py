@@ -20,7 +20,7 @@ __all__ = ["checkpoint_folder", "resume", "saved_states"]
 def resume(
     tuner: SparseTuner, args: TrainingArguments, state: TrainerState, name: str, course: Mapping[str, Any]
 ) -> None:
-    """Have a tuner go on from the checkpoint of the Trainer's step; at step 0 there is none.
+    """Have a tuner continue from the checkpoint of the Trainer's step; at step 0 there is none.
 
     Args:
         tuner: of the training that begins.
@@ -50,8 +50,8 @@ def resume(
     tuner.load_state_dict(saved)
     if changed := changed_course(own.get("course") or {}, course):
         warnings.warn(
-            f"The run began with other arguments ({'; '.join(changed)}): it goes on with the new ones, and not as "
-            "it would have gone on.",
+            f"The run began with other arguments ({'; '.join(changed)}): it resumes with the new ones, and not as "
+            "it would have continued.",
             stacklevel=3,
         )
 
