@@ -92,7 +92,7 @@ def main() -> None:
     timed = [
         result
         for result in load_results(HERE / "step_time" / "results", "step_time")
-        if result["config"]["rows"] * result["config"]["tokens"] >= 4096 and "LoRA" in result["rows"]
+        if result["config"]["rows"] * result["config"]["tokens"] >= 4096 and "IST" in result["rows"]
     ]
     if not timed or not any(key[0] == "7b" for key in rows):
         write_section("figure", [])

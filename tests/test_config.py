@@ -280,7 +280,8 @@ def test_fields_have_plain_defaults_and_none_is_what_the_preset_says(field):
     """A default is the value itself, so that flags and help can be made from it."""
     assert getattr(ISTConfig(), field.name) == field.default
     if field.name in OPTION_NAMES:
-        assert ISTConfig(preset="authors", **{field.name: None}) == ISTConfig(preset="authors")
+        nothing: dict[str, Any] = {field.name: None}
+        assert ISTConfig(preset="authors", **nothing) == ISTConfig(preset="authors")
 
 
 @pytest.mark.parametrize(

@@ -512,6 +512,7 @@ def test_renamed_options_leave_the_ids_of_results() -> None:
     lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     named = [line for line in lines if line["options"].get("preset") == "reference"]
     assert len(named) > 10
+    today: dict[str, Any] = {}
     for line in named:
         matters = {key: line[key] for key in ("kind", "task", "options", "setting", "steps")}
         today = {**matters, "options": {**line["options"], "preset": "authors"}}

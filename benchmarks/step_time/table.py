@@ -39,6 +39,20 @@ COST_LIST = {
     "IST, compiled by layer, probes of 256 tokens": "IST, compiled by layer, probes of 256 tokens",
 }
 """The cases that docs/cost.md shows."""
+FOCUSED_LIST = {
+    "floor, Liger, no dropout": "frozen base (lower bound)",
+    "LoRA, Liger, no dropout": "LoRA on all layers, by PEFT",
+    "LoRA in our step, Liger, no dropout": "LoRA on all layers, fused",
+    "focused half in PEFT's step, Liger, no dropout": "focused half, by PEFT",
+    "focused half, Liger, no dropout": "focused half, fused",
+    "focused third, Liger, no dropout": "focused third, fused",
+    "focused quarter, Liger, no dropout": "focused quarter, fused",
+    "focused quarter, Liger, no dropout, layers without adapters recomputed": "focused quarter, fused, recomputed",
+    "focused quarter, Liger, no dropout, recomputed": "focused quarter, fused, recomputed",
+}
+"""The cases of focused training that docs/cost.md shows."""
+BOTH = ("LoRA, Liger, no dropout", "LoRA in our step, Liger, no dropout")
+"""What they are compared with: PEFT's LoRA, and the library's own."""
 PAPER_13 = {"LoRA": (135, 184, 31.9), "LISA": (101, 225, 32.6), "LoRA + IST, PEFT's forward": (135, 150, 32.6)}
 """Table 13 of the paper, one RTX 4090: forward and backward in ms, seconds for 100 steps."""
 
@@ -159,6 +173,20 @@ def cost_table(result: dict[str, Any]) -> str:
     return f"{table}\n\n{source(result)}."
 
 
+def focused_table(result: dict[str, Any]) -> str:
+    """What docs/cost.md shows of focused training: time and peak memory, beside LoRA on all layers."""
+    rows = result["rows"]
+    lines = []
+    for name, shown in FOCUSED_LIST.items():
+        if not middle(row := rows.get(name), "step_ms"):
+            continue
+        times = [number(ratio(row, rows.get(other), "step_ms"), ".2f") for other in BOTH]
+        peak = (number(middle(row, "peak_gib"), ".1f"), number(ratio(row, rows.get(BOTH[0]), "peak_gib"), ".2f"))
+        lines.append((shown, number(middle(row, "step_ms"), ".0f"), *times, *peak))
+    header = (f"{result['config']['rows']} × {result['config']['tokens']} tokens", "ms a step", "÷ PEFT", "÷ fused")
+    return f"{markdown((*header, 'peak, GiB', '÷ PEFT'), lines)}\n\n{source(result)}."
+
+
 def iteration_table(result: dict[str, Any]) -> str:
     """Table 13 of the paper, with its figures in brackets where they are of the same shape."""
     header = ("", "forward, ms", "backward, ms", "100 steps, s", "of it importance loop", "steps timed", "peak, GiB")
@@ -229,8 +257,11 @@ def own_work_table(results: list[dict[str, Any]]) -> str:
 def main() -> None:
     steps = sorted(load_results(RESULTS, "step_time"), key=lambda result: -result["config"]["rows"])
     write_section("step time", [step_table(result) for result in steps], PAGE)
-    write_section("step cost", [cost_table(result) for result in steps])
-    write_section("step", [short_table(result) for result in steps[:1]], README)
+    sampled = [result for result in steps if "IST" in result["rows"]]
+    focused = [result for result in steps if any(name.startswith("focused") for name in result["rows"])]
+    write_section("step cost", [cost_table(result) for result in sampled])
+    write_section("step focused", [focused_table(result) for result in focused])
+    write_section("step", [short_table(result) for result in sampled[:1]], README)
     write_section("iterations", [iteration_table(result) for result in load_results(RESULTS, "iterations")], PAGE)
     growth = load_results(RESULTS, "growth")
     grown = [table for result in growth if result["rows"] for table in growth_tables(result)]

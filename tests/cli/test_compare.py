@@ -17,7 +17,7 @@ from ist.cli.compare.recipe import read_comparison
 from ist.cli.compare.runs import run_command
 from ist.cli.main import main
 from ist.cli.train.arguments import parse_arguments
-from ist.cli.train.command import load_seeded, make_trainer, train
+from ist.cli.train.command import make_trainer, train
 from ist.cli.train.data import load_data
 
 RECIPE = """
@@ -152,7 +152,7 @@ def test_a_command_that_fails_says_why(tmp_path: Path) -> None:
 def course_of_data(arguments: Sequence[str]) -> tuple[list[Any], list[float]]:
     """The training batches of a run, as they reached the model, and the first weights of its adapters."""
     run = parse_arguments(arguments)
-    trainer = make_trainer(run, load_data(run), *load_seeded(run))
+    trainer = make_trainer(run, load_data(run))
     seen: list[Any] = []
 
     def record(module: Any, args: Any, kwargs: Any) -> None:

@@ -30,7 +30,7 @@ from ..parsing import OneLineParser
 from ..recipes.renamed import rename_arguments
 from ..recipes.safety import without_authority
 from ..train.arguments import parse_arguments
-from ..train.command import load_seeded, make_trainer, quiet_libraries
+from ..train.command import make_trainer, quiet_libraries
 from ..train.data import TaskData, load_data
 from .display import AnalyseDisplay
 from .recipe import write_selection_recipe
@@ -58,7 +58,7 @@ def analyse(arguments: Sequence[str]) -> dict[str, Any]:
     data = load_data(run)
     if data.evaluation is None:
         raise ValueError("The run has no validation data to measure on: give some, such as --num_test_problems 100.")
-    trainer = make_trainer(run, data, *load_seeded(run))
+    trainer = make_trainer(run, data)
     load_adapter(trainer.model, folder)
     analysis = Analysis(trainer, data, options)
     result = {

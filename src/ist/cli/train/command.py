@@ -80,7 +80,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         if run.ist.method in FOCUSED:
             look = Look(run, model, tokenizer, data.train, ranks)
             peft_config, focus["focus"] = focus_adapter(look, peft_config, folder, checkpoint is not None, display)
-        trainer = make_trainer(run, data, model, tokenizer, peft_config)
+        trainer = make_trainer(run, data, (model, tokenizer, peft_config))
         display.begin(run, trainer)
         before = judge(trainer, data, display, "before", ranks)
         forget_evaluation(trainer)
@@ -201,12 +201,18 @@ def load_seeded(run: RunArguments) -> tuple[Any, Any, Any]:
     return load_model(run)
 
 
-def make_trainer(run: RunArguments, data: TaskData, model: Any, tokenizer: Any, peft_config: Any) -> SFTTrainer:
+def make_trainer(run: RunArguments, data: TaskData, loaded: tuple[Any, Any, Any] | None = None) -> SFTTrainer:
     """The model with its adapter, in TRL's trainer, with IST as a callback.
 
+    Args:
+        run: what the flags say.
+        data: what it trains on.
+        loaded: what `load_seeded` gave; it is called here if None.
+
     Raises:
-        ValueError: no row is left to train on.
+        ValueError: no row is left to train on, or as `load_seeded`.
     """
+    model, tokenizer, peft_config = loaded or load_seeded(run)
     run.training.disable_tqdm = True
     trainer = TokenWeightedTrainer(
         model=model,
