@@ -213,3 +213,32 @@ def test_layers_and_steps_have_no_halves(number, low, high):
         ticks = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
         assert ticks
         assert all(tick == round(tick) for tick in ticks), ticks
+
+
+FOCUS = {"names": ["layers.0", "layers.1", "layers.2"], "layers": [0, 2], "scores": [0.5, 0.1, 2.0]}
+
+
+@pytest.mark.parametrize("scores", [FOCUS["scores"], None])
+def test_a_focused_run_shows_its_scores_over_the_depth(tmp_path, scores):
+    write_run(tmp_path)
+    sampled = share_red_and_blue(read_picture(draw_report(tmp_path)))
+    (tmp_path / "focus.json").write_text(json.dumps({**FOCUS, "scores": scores, "criterion": "gradient"}))
+    focused = share_red_and_blue(read_picture(draw_report(tmp_path)))
+    assert focused != sampled
+    assert focused[0] > 0.03  # the bars of two of three layers
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", json.dumps({**FOCUS, "scores": [1, 2]}), json.dumps({**FOCUS, "layers": [3]}),
+        json.dumps({**FOCUS, "scores": [1, 2, float("nan")]}), json.dumps({**FOCUS, "names": 3}),
+        json.dumps({**FOCUS, "scores": "many"}),
+    ],
+)  # fmt: skip
+def test_a_damaged_focus_is_one_line(tmp_path, text):
+    write_run(tmp_path)
+    (tmp_path / "focus.json").write_text(text)
+    with pytest.raises(ValueError, match=r"focus\.json is damaged") as error:
+        draw_report(tmp_path)
+    assert "\n" not in str(error.value)

@@ -113,7 +113,7 @@ def test_offload_frees_the_moments_of_frozen_layers() -> None:
     def look(mode: str) -> Callable[..., None]:
         def measure(*_: Any) -> None:
             torch.cuda.synchronize()
-            torch.cuda.empty_cache()  # Blocks that another stream has used count until the allocator looks at its events.
+            torch.cuda.empty_cache()  # Until then, blocks that another stream has used may still count.
             held.setdefault(mode, []).append(torch.cuda.memory_allocated())
 
         return measure

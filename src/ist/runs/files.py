@@ -8,13 +8,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EVALUATION_FILE", "RESULT_FILE", "write_json", "write_whole"]
+__all__ = ["EVALUATION_FILE", "FOCUS_FILE", "RESULT_FILE", "write_json", "write_whole"]
 
 RESULT_FILE = "ist_result.json"
 """What `ist train` found: losses before and after, versions, the command."""
 
 EVALUATION_FILE = "ist_eval.json"
 """What `ist eval` found."""
+
+FOCUS_FILE = "focus.json"
+"""What a focused training found before it began: the score of each layer, the layers chosen, their ranks."""
 
 
 def write_whole(file: str | os.PathLike[str], text: str) -> None:

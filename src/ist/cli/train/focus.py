@@ -15,7 +15,7 @@ from trl import SFTTrainer
 
 from ...adapters.outline import weightless
 from ...focusing import Focus, find_focus
-from ...runs.files import write_json
+from ...runs.files import FOCUS_FILE, write_json
 from ...runtime.distributed import Ranks
 from ...runtime.randomness import keyed_generator
 from ..display import Display
@@ -23,9 +23,8 @@ from .arguments import RunArguments
 from .methods import FOCUSED
 from .numbers import parse_focus
 
-__all__ = ["FOCUS_FILE", "Look", "focus_adapter"]
+__all__ = ["Look", "focus_adapter"]
 
-FOCUS_FILE = "focus.json"
 NUM_BATCHES = 4
 """Training batches that a look at the data reads, over all processes."""
 

@@ -1,4 +1,4 @@
-"""One picture of a run: importance over time, which layers were trained, and the losses."""
+"""One picture of a run: importance over time or before it, which layers were trained, and the losses."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from ...runs.history import history_file
 from .axes import number_layers, number_steps
+from .focus import draw_scores, read_focus
 from .run import RunHistory, read_run
 
 __all__ = ["PICTURE_FILE", "draw_report"]
@@ -30,25 +31,37 @@ MAX_POINTS = 2000
 def draw_report(folder: str | os.PathLike[str]) -> Path:
     """Draw the run in `folder` from its history.
 
+    A focused run has its `focus.json` there too: then the scores over the depth take the place of those over time.
+
     Returns:
         The picture, `importance.png` in that folder.
 
     Raises:
-        ValueError: the folder holds no history, one without a step, or one that no run writes.
+        ValueError: the folder holds no history, one without a step, one that no run writes, or a damaged `focus.json`.
     """
     file = history_file(folder)
-    run = read_run(file)
+    run, focus = read_run(file), read_focus(file.parent)
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(9, 6), layout="constrained", dpi=150)
         FigureCanvasAgg(figure)
-        grid = figure.add_gridspec(2, 2, width_ratios=(3, 1))
-        draw_importance(figure, figure.add_subplot(grid[0, 0]), run)
-        draw_counts(figure.add_subplot(grid[0, 1]), run)
-        draw_losses(figure.add_subplot(grid[1, 0]), run)
-        draw_final(figure.add_subplot(grid[1, 1]), run)
+        if focus is None:
+            draw_sampled(figure, run)
+        else:
+            scores, losses = figure.subplots(2, 1)
+            draw_scores(scores, focus)
+            draw_losses(losses, run)
         picture = file.parent / PICTURE_FILE
         figure.savefig(picture)
     return picture
+
+
+def draw_sampled(figure: Figure, run: RunHistory) -> None:
+    """Four panels: importance over time and at its end, how often each layer was trained, and the losses."""
+    grid = figure.add_gridspec(2, 2, width_ratios=(3, 1))
+    draw_importance(figure, figure.add_subplot(grid[0, 0]), run)
+    draw_counts(figure.add_subplot(grid[0, 1]), run)
+    draw_losses(figure.add_subplot(grid[1, 0]), run)
+    draw_final(figure.add_subplot(grid[1, 1]), run)
 
 
 def draw_importance(figure: Figure, axes: Any, run: RunHistory) -> None:
