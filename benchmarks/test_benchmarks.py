@@ -301,6 +301,7 @@ def test_docs_hold_what_the_json_files_say(monkeypatch: pytest.MonkeyPatch) -> N
     summary = load("summary.py", monkeypatch)
     results = pages.load_results(table.RESULTS)
     steps = [result for result in results if result["kind"] == "step_time"]
+    sampled = [result for result in steps if "IST" in result["rows"]]
     tables = [table.step_table(result) for result in steps]
     tables += [table.iteration_table(result) for result in results if result["kind"] == "iterations"]
     assert all(text in table.PAGE.read_text(encoding="utf-8") for text in tables)
@@ -311,6 +312,9 @@ def test_docs_hold_what_the_json_files_say(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(text in (memory.HERE / "README.md").read_text(encoding="utf-8") for text in totals)
     page = pages.COST_PAGE.read_text(encoding="utf-8")
     findings = [summary.find(target, pages.load_results(summary.RESULTS)) for target in summary.TARGETS]
-    assert all(text in page for text in [totals[1], summary.missed(findings), *map(table.cost_table, steps)])
-    short = [table.short_table(r) for r in results if r["kind"] == "step_time" and r["config"]["rows"] == 16]
+    assert all(text in page for text in [totals[1], summary.missed(findings), *map(table.cost_table, sampled)])
+    focused = [result for result in steps if any(name.startswith("focused") for name in result["rows"])]
+    assert focused
+    assert all(table.focused_table(result) in page for result in focused)
+    short = [table.short_table(result) for result in sampled if result["config"]["rows"] == 16]
     assert short[-1] in table.README.read_text(encoding="utf-8")

@@ -241,8 +241,8 @@ CASES: list[tuple[list[str], str]] = [
     ([*TRAIN, "--output_dir=rows.json/run"], "rows.json/run cannot be written"),
     ([*TRAIN, "--output_dir=finished"], "finished holds another run: give another --output_dir, or --overwrite."),
     ([*TRAIN, "--output_dir=stopped"], "resume it by --resume_from_checkpoint last"),
-    ([*TRAIN, "--output_dir=new", "--resume_from_checkpoint=last"], "new holds no whole checkpoint"),
-    ([*TRAIN, "--output_dir=stopped", "--resume_from_checkpoint=last"], "stopped holds no whole checkpoint"),
+    ([*TRAIN, "--output_dir=new", "--resume_from_checkpoint=last"], "new holds no complete checkpoint"),
+    ([*TRAIN, "--output_dir=stopped", "--resume_from_checkpoint=last"], "stopped holds no complete checkpoint"),
     ([*TRAIN, "--output_dir=new", "--resume_from_checkpoint=gone"], "There is no folder gone"),
     ([*TRAIN, "--output_dir=stopped", "--resume_from_checkpoint=stopped/checkpoint-3"], "checkpoint-3 is damaged"),
     # ---- recipes
@@ -278,7 +278,6 @@ CASES: list[tuple[list[str], str]] = [
     ([*EVAL, "--tasks=boolq", "--limit=0"], "limit"),
     ([*EVAL, "--tasks=boolq", "--batch_size=0"], "batch_size=0"),
     ([*EVAL, "--tasks=boolq", "--dtype=float8"], "float8"),
-    ([*EVAL, "--data_files=rows.json"], "add --protocol loss"),
     ([*EVAL, "--text_files=rows.json"], "add --protocol loss"),
     ([*EVAL, "--lr=3"], "--lr"),
     ([*EVAL, "--protocol=loss", "--data_files=nothing.json"], "nothing.json"),
