@@ -223,6 +223,22 @@ def test_half_of_the_layers_are_the_default_and_even_needs_no_data() -> None:
     assert focus(base, given, scores=SCORES, num_layers=1).layers_to_transform == [5]
 
 
+def test_layers_that_the_configuration_names_already_are_chosen_among() -> None:
+    given = LoraConfig(r=4, target_modules=LINEAR, layers_to_transform=[0, 2, 3, 5])
+    found = find_focus(tiny_llama(6), given, scores=[1, 2, 4, 3])
+    assert found.names == ("model.layers.0", "model.layers.2", "model.layers.3", "model.layers.5")
+    assert found.config.layers_to_transform == [2, 3]
+    assert found.config.r == 8
+
+
+def test_a_wrong_spread_is_refused_before_anything_is_measured() -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        raise AssertionError("measured")
+
+    with pytest.raises(ValueError, match="spread='wide' is unknown"):
+        focus(tiny_llama(6), LoraConfig(target_modules=LINEAR), tiny_batches(1), spread="wide", loss_function=loss)
+
+
 ARCHITECTURES = {
     "gpt2": (["c_attn"], None, "h."),
     "t5": (["q", "v"], None, "encoder.block."),

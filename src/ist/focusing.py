@@ -20,7 +20,7 @@ from .adapters.narrowed import Rank, write_config
 from .adapters.outline import AdaptedModule, Outline, adapted_modules, outline
 from .config import check_choice, check_layer_number, check_whole
 from .method.ranks import SCALING_EXPONENTS
-from .method.spreading import Spread, choose_layers, default_num_layers
+from .method.spreading import SPREADS, Spread, choose_layers, default_num_layers
 from .probing.gradients import Target, adapter_gradients, output_norms
 from .probing.suppression import LossFunction, model_loss
 from .probing.trained import gate_scores, removal_scores
@@ -138,7 +138,7 @@ def find_focus(
         ValueError: as `focus`.
     """
     start = time.perf_counter()
-    check_options(rank, scaling, num_batches)
+    check_options(rank, scaling, num_batches, spread)
     full = outline(model, peft_config, layers)
     num = resolve_num_layers(num_layers, len(full.layers))
     if scores is None and spread != "even":
@@ -203,7 +203,7 @@ def layer_scores(
     Raises:
         ValueError: an argument is outside what is allowed, or the loss says nothing of the layers.
     """
-    check_options("moved", "sqrt", num_batches)
+    check_options("moved", "sqrt", num_batches, "parts")
     check_choice("criterion", criterion, CRITERIA)
     if criterion in TRAINED:
         if peft_config is not None or not find_adapters(model):
@@ -271,13 +271,14 @@ def target_of(module: AdaptedModule, peft_config: Any) -> Target:
     return Target(module.rank, module.alpha / (math.sqrt(module.rank) if root else module.rank))
 
 
-def check_options(rank: Any, scaling: str, num_batches: int) -> None:
+def check_options(rank: Any, scaling: str, num_batches: int, spread: str) -> None:
     """Raise ValueError unless the options of a look at the data are what is allowed."""
     if isinstance(rank, str):
         check_choice("rank", rank, get_args(get_args(Rank)[0]))
     else:
         check_whole("rank", rank, at_least=1, why="give a rank, or 'moved', 'kept' or 'uneven'")
     check_choice("scaling", scaling, SCALING_EXPONENTS)
+    check_choice("spread", spread, SPREADS)
     check_whole("num_batches", num_batches, at_least=1, why="importance is measured on some; four are enough")
 
 

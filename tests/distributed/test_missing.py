@@ -47,7 +47,8 @@ def test_ranks_at_different_collectives_are_told_on_each() -> None:
     seen = lines("measurement")
     assert seen[0] == seen[1]
     assert seen[0][0].startswith(
-        "The processes disagree on what to do next (rank 0: whether all can continue; rank 1: the layers of the next step)"
+        "The processes disagree on what to do next (rank 0: whether all can continue; rank 1: the layers of the next "
+        "step)"
     )
 
 
