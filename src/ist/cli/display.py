@@ -131,8 +131,11 @@ class Display:
         )
         if "fused" in result:
             modules, others = result["fused"]["modules"], result["fused"]["others"]
-            fused = f"{describe_fused(modules, others)}; " if modules or others else ""
-            self.console.print(f"{fused}measuring took {result['probe_share']:.1%} of the steps' time", soft_wrap=True)
+            parts = [describe_fused(modules, others)] if modules or others else []
+            if "focus" not in result:
+                parts.append(f"measuring took {result['probe_share']:.1%} of the steps' time")
+            if parts:
+                self.console.print("; ".join(parts), soft_wrap=True)
         self.console.print(f"{'model' if result['adapter'] == 'none' else 'adapter'}: {folder}", soft_wrap=True)
         if picture:
             self.console.print(f"picture: {picture}", soft_wrap=True)

@@ -256,7 +256,7 @@ def resolve_config(config: ISTConfig | None, options: Mapping[str, Any]) -> ISTC
     """
     if config is not None and not isinstance(config, ISTConfig):
         raise ValueError(
-            f"config={config!r} is a {type(config).__name__}, not an ISTConfig: give the options as keywords, as in "
+            f"config is of the type {type(config).__name__} and not ISTConfig: give the options as keywords, as in "
             "num_active_layers=8."
         )
     if config is None:

@@ -120,8 +120,22 @@ def take_batches(batches: Iterable[Mapping[str, Any]], num_batches: int) -> list
         )
     given = list(islice(batches, num_batches))
     if not given:
-        raise ValueError("batches gave no batch: importance is measured on at least one.")
+        raise ValueError("batches gave no batch: importance is measured on at least one, so give at least one.")
+    if is_row(given[0]):
+        raise ValueError(
+            "batches gave a row and not a batch: give tokenised rows that are collated into tensors, such as "
+            "DataLoader(rows, batch_size=4, collate_fn=…) with the Trainer's data_collator, or "
+            "trainer.get_train_dataloader()."
+        )
     return given
+
+
+def is_row(batch: Any) -> bool:
+    """Whether this is a text, or a row of token ids that no collator has made a tensor with a dimension for rows."""
+    if isinstance(batch, str):
+        return True
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    return ids is not None and not (isinstance(ids, Tensor) and ids.ndim > 1)
 
 
 class FirstMatrices:
