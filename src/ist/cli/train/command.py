@@ -301,7 +301,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    logging.getLogger("ist").setLevel(logging.ERROR)  # The display says the same.
-    for name in ("ist.experiments.data", "ist.cli"):  # What is left out of the data, once.
-        logging.getLogger(name).setLevel(logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    main = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("ist").setLevel(logging.WARNING if main else logging.ERROR)
+    logging.getLogger("ist.step.announce").setLevel(logging.ERROR)  # The display says the same.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
