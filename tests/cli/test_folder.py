@@ -190,9 +190,12 @@ from pathlib import Path
 from ist.cli.train.lock import FolderLock
 lock = FolderLock(Path("."))
 assert lock.take()
+running, begun = os.pipe()
 if os.fork() == 0:
+    os.write(begun, b"!")
     sys.stdin.read()
     os._exit(0)
+os.read(running, 1)  # the worker is on its way, and has closed what it does not own
 print("ready", flush=True)
 os._exit(9)
 """
