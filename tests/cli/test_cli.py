@@ -124,6 +124,7 @@ def test_a_folder_with_another_run_is_refused(
     ways = "resume it by --resume_from_checkpoint last, give another --output_dir, or --overwrite."
     assert main(arguments) == 0
     before = snapshot_files(folder)
+    assert "the choice of layers is nearly uniform" in capsys.readouterr().err
     assert main(arguments) == 2
     assert capsys.readouterr().err == f"ist train: error: {folder} holds another run: {ways}\n"
     assert snapshot_files(folder) == before
