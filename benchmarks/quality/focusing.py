@@ -1,5 +1,5 @@
 """Methods that keep some of the layers: the configuration that `ist.focusing` chooses before the training, and the warm
-start, which trains all layers for the first steps and goes on with those that it finds important.
+start, which trains all layers for the first steps and continues with those that it finds important.
 """
 
 from __future__ import annotations

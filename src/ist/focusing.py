@@ -123,9 +123,9 @@ def find_focus(
         rank: `moved` raises the ranks so that as many parameters train as before (a rank stops at the smaller side of
             its module, and the others take what is left over); `kept` keeps them; `uneven` moves them and gives
             layers with larger scores more; a number is the rank of all.
-        scaling: how the factor on a response follows its rank: `sqrt` divides it by the root of the rank's growth, so
-            that the best learning rate stays; `same` keeps it; `inverse` divides it by the growth, that is, keeps
-            alpha.
+        scaling: how the factor on a response follows its rank: `sqrt` divides it by the root of the rank's growth,
+            which is meant to keep the best learning rate near that of the given rank; `same` keeps it; `inverse`
+            divides it by the growth, that is, keeps alpha.
         criterion: what is measured, see `CRITERIA`.
         spread: `parts`, `distance`, `even` or `anywhere`, see `ist.method.spreading`.
         scores: the importance of each layer, where it is known already.
