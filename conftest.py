@@ -32,6 +32,13 @@ collect_ignore = [] if importlib.util.find_spec("trl") else NEED_EXTRAS
 SHARED = Path(__file__).parents[1] / "shared" / "data"
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Bytes and long texts are called by their argument's name: every process must collect the same names, and what a
+    packer writes into bytes (the second of the day) differs between two.
+    """
+    return argname if isinstance(val, bytes) or (isinstance(val, str) and len(val) > 200) else None
+
+
 @pytest.fixture(autouse=True)
 def log_level() -> Iterator[None]:
     """`ist train` quietens the library's log for its process, which is that of other tests too; so do programs that a

@@ -58,7 +58,7 @@ FILES: dict[str, str | bytes] = {
     "empty.csv": "",
     "rows.xyz": "hello",
     "broken.gz.jsonl.gz": b"\x1f\x8b broken",
-    "cut.jsonl.gz": gzip.compress(json.dumps(ROWS[0]).encode())[:-12],
+    "cut.jsonl.gz": gzip.compress(json.dumps(ROWS[0]).encode(), mtime=0)[:-12],
     "broken.parquet": b"PAR1 no",
     "roles.json": '[{"messages": [{"role": "user"}]}]',
     "no-answer.json": '[{"messages": [{"role": "user", "content": "Hi"}]}]',
