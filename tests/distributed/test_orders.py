@@ -18,12 +18,26 @@ pytestmark = pytest.mark.distributed
 WORKER = Path(__file__).parent / "orders_worker.py"
 
 
-def test_ranks_hold_one_adapter_in_every_order(tmp_path: Path) -> None:
-    """On DDP; Accelerate itself refuses an evaluation before the first training on FSDP2."""
-    finished = launch([WORKER, tmp_path], 2)
+def found(folder: Path, engine: str) -> dict[str, str]:
+    """The hash of the adapter after each order, the same on both ranks."""
+    finished = launch([WORKER, folder, engine], 2)
     assert all(process.returncode == 0 for process in finished), finished[0].stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"found.{rank}.json").read_text()) for rank in range(2))
+    first, second = (json.loads((folder / f"found.{rank}.json").read_text()) for rank in range(2))
     assert first == second
-    assert len(first) == 4
-    assert first["evaluate train"] == first["predict train"], "and what was evaluated before changes no bit"
+    return first
+
+
+def test_ranks_hold_one_adapter_in_every_order(tmp_path: Path) -> None:
+    orders = found(tmp_path, "DDP")
+    assert len(orders) == 4
+    assert orders["evaluate train"] == orders["predict train"], "and what was evaluated before changes no bit"
     note("Trainer, DDP", "evaluate, predict and train in any order", 2, "right", "test_ranks_hold_one_adapter")
+
+
+def test_ranks_hold_one_adapter_in_every_order_that_fsdp2_takes(tmp_path: Path) -> None:
+    """Accelerate itself refuses an evaluation before the first training: sharding wants the optimizer too."""
+    orders = found(tmp_path, "FSDP2")
+    assert "passed together to `Accelerator.prepare()`" in orders.pop("evaluate train")
+    assert orders["train"] == orders["train evaluate predict"], "an evaluation changes no bit"
+    assert orders["train train"] == orders["train evaluate train"] != orders["train"]
+    note("Trainer, FSDP2", "evaluate, predict and train in any order", 2, "right", "test_ranks_hold_one_adapter")
