@@ -1,0 +1,79 @@
+"""One process of sampled training under FSDP2, whose last rank is on time, late, or does not come: `… FOLDER`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+from backends import fsdp2
+from torch import distributed as dist
+
+from ist import SparseTuner
+from ist.runtime import exchange
+from ist.runtime.distributed import current_ranks
+from tests.helpers.tiny import tiny_batches, tiny_lora, trainable
+
+DELAY = 1.0
+"""Seconds by which the last rank comes late to each measurement."""
+LIMIT = 3
+"""Seconds that the others wait for one that does not come."""
+
+
+def train(delay: float) -> dict[str, Any]:
+    """Four steps with two measurements, to which the last rank comes `delay` seconds late."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    model: Any = fsdp2()(tiny_lora(4))
+    tuner = SparseTuner(
+        model, num_active_layers=2, probe_batches=tiny_batches(size * 2), update_interval=2, mu=50.0, seed=5
+    )
+    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
+    waited, seen = [], []
+    for number, batch in enumerate(tiny_batches(4), 1):
+        active = tuner.begin_step()
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if rank == size - 1 and number % 2 == 0:
+            time.sleep(delay)
+        start = time.monotonic()
+        update = tuner.end_step(optimizer)
+        if update:
+            waited.append(time.monotonic() - start)
+            seen.append([list(active), list(update.losses), list(update.rewards)])
+    seen.append(tuner.state_dict()["selector"])
+    tuner.close()
+    return {"waited": waited, "digest": hashlib.sha256(json.dumps(seen).encode()).hexdigest()}
+
+
+def miss() -> str:
+    """What a rank is told at a measurement to which the last one does not come."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    model: Any = fsdp2()(tiny_lora(4))
+    tuner = SparseTuner(model, num_active_layers=2, probe_batches=tiny_batches(size * 2), update_interval=1)
+    tuner.begin_step()
+    model(**tiny_batches(1)[0]).loss.backward()
+    messages: Any = current_ranks()._exchange
+    messages._limit = LIMIT
+    if rank == size - 1:
+        time.sleep(LIMIT + 1)
+    try:
+        tuner.end_step()
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+if __name__ == "__main__":
+    exchange.PATIENCE = 0.5
+    dist.init_process_group("gloo")
+    found = {"on time": train(0.0), "late": train(DELAY), "missing": miss()}
+    (Path(sys.argv[1]) / f"{dist.get_rank()}.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.barrier()  # Rank 0 keeps the store, which the late rank still asks.
+    dist.destroy_process_group()

@@ -1,0 +1,46 @@
+"""Measurements on a sharded model: the ranks agree, wait for a late one, and name one that does not come."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from launch import launch
+from sharded_worker import DELAY, LIMIT
+
+pytestmark = pytest.mark.distributed
+
+WORKER = Path(__file__).parent / "sharded_worker.py"
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of 2 and 4 ranks saw."""
+    folder = tmp_path_factory.mktemp("sharded")
+    finished = launch([WORKER, folder], request.param, timeout=90)
+    assert all(process.returncode == 0 for process in finished), finished[0].stderr[-2000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(request.param)]
+
+
+def test_every_rank_chooses_measures_and_learns_the_same(found: list[dict[str, Any]]) -> None:
+    assert len({rank["on time"]["digest"] for rank in found}) == 1
+
+
+def test_a_late_rank_is_waited_for_and_changes_nothing(found: list[dict[str, Any]]) -> None:
+    assert {rank["late"]["digest"] for rank in found} == {rank["on time"]["digest"] for rank in found}
+    for rank in found[:-1]:
+        assert len(rank["late"]["waited"]) == 2
+        assert min(rank["late"]["waited"]) > DELAY / 2
+
+
+def test_a_rank_that_does_not_come_is_named_on_every_rank(found: list[dict[str, Any]]) -> None:
+    last = len(found) - 1
+    for rank in found:
+        assert rank["missing"].startswith(f"Rank {last} did not come within {LIMIT} s, while rank"), rank["missing"]
+        assert "at 'the candidate layers'" in rank["missing"]
