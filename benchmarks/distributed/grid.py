@@ -64,7 +64,8 @@ def plan(
         engines: for more than one process.
         methods: keys of `METHODS`.
         rows: of each process, whatever their number (weak scaling).
-        total_rows: of all processes together (strong scaling); numbers that do not divide it have no such cell.
+        total_rows: of all processes together (strong scaling); numbers that do not divide it have no such cell, and
+            with 0 none has.
         tokens: of a row.
         late: if above 0, one more cell of sampled training for each engine, in which a rank is late.
     """
@@ -72,7 +73,7 @@ def plan(
     def cells() -> Iterator[Cell]:
         for size in sizes:
             for number in sorted(processes):
-                shares = [rows] + ([total_rows // number] if total_rows % number == 0 else [])
+                shares = [rows] + ([total_rows // number] if total_rows and total_rows % number == 0 else [])
                 for engine in engines if number > 1 else ["none"]:
                     base = {"size": size, "processes": number, "engine": engine, "tokens": tokens}
                     for share in dict.fromkeys(shares):

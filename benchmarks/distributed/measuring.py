@@ -51,7 +51,7 @@ def measure(cell: Cell, schedule: dict[str, int], limit: float) -> dict[str, Any
 
 
 def run_cells(cells: Sequence[Cell], file: Path, schedule: dict[str, int], limit: float) -> None:
-    """Measure the cells that have no row in `file` yet."""
+    """Measure the cells that have no row in `file` yet; those with more processes than there are GPUs stay not run."""
     rows = read_rows(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -64,8 +64,12 @@ def run_cells(cells: Sequence[Cell], file: Path, schedule: dict[str, int], limit
         },
         "schedule": schedule,
     }
+    gpus = torch.cuda.device_count()
     for number, cell in enumerate(cells, 1):
         if cell.key in done:
+            continue
+        if 0 < gpus < cell.processes:
+            print(f"{number} of {len(cells)}: {cell.name}: not run, there are {gpus} GPUs", flush=True)
             continue
         row = measure(cell, schedule, limit)
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--engines", choices=[name for name in ENGINES if name != "none"], nargs="+")
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
     parser.add_argument("--rows", type=int, default=2, help="of each process, for weak scaling")
-    parser.add_argument("--total-rows", type=int, default=8, help="of all processes, for strong scaling")
+    parser.add_argument("--total-rows", type=int, default=8, help="of all processes, for strong scaling; 0: none")
     parser.add_argument("--tokens", type=int, default=512, help="of a row")
     parser.add_argument("--late", type=float, default=5.0, help="seconds by which one rank is late to measure; 0: no")
     parser.add_argument("--interval", type=int, default=10, help="steps between two measurements")

@@ -59,7 +59,7 @@ def test_sampled_training_reduces_a_quarter_and_all_ranks_agree() -> None:
 
 
 def test_an_error_of_a_worker_is_the_rows() -> None:
-    cell = Cell(size="tiny", processes=2, engine="ddp", method="sampled", rows=1, tokens=8)
+    cell = Cell(size="tiny", processes=1, engine="none", method="sampled", rows=1, tokens=8)
     line = measuring.measure(cell, {"interval": 0, "rounds": 1}, limit=90)
     assert line["error"].startswith("rank ")
     assert "update_interval=0" in line["error"]

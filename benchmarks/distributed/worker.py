@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.fsdp import FSDPModule
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -68,7 +69,8 @@ class Training:
         options = OPTIONS[cell.method]
         self.tuner = None
         if options is not None:
-            probes = LateBatches(self.batch(rows=1), cell.late if rank == size - 1 else 0.0)
+            # Of an iterable each rank reads past the batches of the others.
+            probes = LateBatches(self.batch(rows=1), cell.late / size if rank == size - 1 else 0.0)
             self.tuner = SparseTuner(self.model, probe_batches=probes, update_interval=interval, **options)  # type: ignore[arg-type]
         self.gradient_bytes = 0
         """Of this rank's gradients, the most of all steps so far."""
@@ -103,6 +105,8 @@ class Training:
 
     def state_bytes(self) -> dict[str, int]:
         """What this rank keeps between steps, and the most that its gradients took."""
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()  # A measurement leaves the root's weights gathered until the next backward.
         parameters = [(p.requires_grad, local(p).nbytes) for p in self.model.parameters()]
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
         return {

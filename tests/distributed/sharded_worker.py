@@ -13,17 +13,24 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from backends import fsdp2
+from peft import LoraConfig
 from torch import distributed as dist
 
 from ist import SparseTuner
+from ist.focusing import find_focus
 from ist.runtime import exchange
 from ist.runtime.distributed import current_ranks
-from tests.helpers.tiny import tiny_batches, tiny_lora, trainable
+from tests.helpers.tiny import tiny_batches, tiny_llama, tiny_lora, trainable
 
 DELAY = 1.0
 """Seconds by which the last rank comes late to each measurement."""
 LIMIT = 3
 """Seconds that the others wait for one that does not come."""
+
+
+def lora() -> LoraConfig:
+    """What all layers would train with."""
+    return LoraConfig(r=4, target_modules=["q_proj", "up_proj"])
 
 
 def train(delay: float) -> dict[str, Any]:
@@ -70,10 +77,19 @@ def miss() -> str:
     return "nothing"
 
 
+def look() -> dict[str, Any]:
+    """What `find_focus` finds in a sharded model of which each rank has a batch of its own, and what it leaves."""
+    rank = dist.get_rank()
+    model = fsdp2()(tiny_llama(4))
+    found = find_focus(model, lora(), [tiny_batches(dist.get_world_size())[rank]], num_layers=2)
+    touched = [name for name, p in model.named_parameters() if p.grad is not None or not p.requires_grad]
+    return {"scores": found.scores, "layers": found.layers, "touched": touched}
+
+
 if __name__ == "__main__":
     exchange.PATIENCE = 0.5
     dist.init_process_group("gloo")
-    found = {"on time": train(0.0), "late": train(DELAY), "missing": miss()}
+    found = {"on time": train(0.0), "late": train(DELAY), "focus": look(), "missing": miss()}
     (Path(sys.argv[1]) / f"{dist.get_rank()}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.barrier()  # Rank 0 keeps the store, which the late rank still asks.
     dist.destroy_process_group()

@@ -12,7 +12,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from launch import launch
-from sharded_worker import DELAY, LIMIT
+from sharded_worker import DELAY, LIMIT, lora
+
+from ist import layer_scores
+from tests.helpers.tiny import tiny_batches, tiny_llama
 
 pytestmark = pytest.mark.distributed
 
@@ -44,3 +47,14 @@ def test_a_rank_that_does_not_come_is_named_on_every_rank(found: list[dict[str, 
     for rank in found:
         assert rank["missing"].startswith(f"Rank {last} did not come within {LIMIT} s, while rank"), rank["missing"]
         assert "at 'the candidate layers'" in rank["missing"]
+
+
+def test_importance_before_training_is_measured_on_a_sharded_model_as_on_a_whole_one(
+    found: list[dict[str, Any]],
+) -> None:
+    alone = [layer_scores(tiny_llama(4), lora(), [batch]) for batch in tiny_batches(len(found))]
+    expected = [sum(own) / len(found) for own in zip(*alone, strict=True)]
+    for rank in found:
+        assert rank["focus"]["scores"] == pytest.approx(expected, rel=1e-5)
+        assert rank["focus"]["layers"] == found[0]["focus"]["layers"]
+        assert rank["focus"]["touched"] == []
