@@ -56,8 +56,8 @@ def trained_layers(size: str, method: str) -> int:
 def state_bytes(size: str, method: str, engine: str, processes: int) -> list[dict[str, int]]:
     """What each rank keeps: base weights, adapters, the gradients of a step, and AdamW's state.
 
-    Sampled training keeps optimizer state of every layer and has gradients of a quarter of them: the shapes of all
-    layers are the same, so that is a quarter of the bytes.
+    Sampled training keeps optimizer state of every layer, once each has been active, and has gradients of a quarter of
+    them: all layers have the same shapes, so that is a quarter of the bytes.
     """
     sharded = engine == "fsdp2"
     ranks = []

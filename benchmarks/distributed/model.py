@@ -81,12 +81,12 @@ def work(size: str, method: str, rows: int, tokens: int) -> float:
             in_layers += shape[0] * shape[1]
     attention = 4 * tokens * config.hidden_size * layers
     # Adapters of frozen layers pass a gradient on and get none: of sampled training, a quarter of them gets one.
-    own = trained / layers if method == "sampled" else 1.0
+    passed, own = (reached, trained / layers) if method == "sampled" else (1.0, 1.0)
     per_token = (
         2 * (in_layers + head)
         + 2 * (in_layers * reached + head)
         + attention * (1 + 2 * reached)
-        + adapters * (2 + 2 * reached + 2 * own)
+        + adapters * (2 + 2 * passed + 2 * own)
     )
     return rows * tokens * per_token
 

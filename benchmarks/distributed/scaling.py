@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,7 +141,7 @@ def grid_table(rows: Sequence[Row], rows_of_each: int = 2, tokens: int = 512) ->
         row = found.get(cell.key)
         if row is None:
             return "not run"
-        return f"{row.tokens_per_second:.0f}" if row.error is None else row.error.split(":")[0]
+        return f"{row.tokens_per_second:.0f}" if row.error is None else re.sub(r"^rank \d+: |: .*", "", row.error)
 
     lines = []
     for size in sizes:

@@ -35,9 +35,7 @@ def measured(processes: int, engine: str, method: str, late: float = 0.0) -> Row
     return Row(fields)
 
 
-@pytest.mark.parametrize(
-    ("processes", "engine", "method"), [(4, "fsdp2", "lora"), (2, "fsdp2", "focused"), (2, "ddp", "lora")]
-)
+@pytest.mark.parametrize(("processes", "engine", "method"), [(4, "fsdp2", "focused"), (2, "ddp", "lora")])
 def test_a_rank_keeps_and_sends_what_is_on_paper(processes: int, engine: str, method: str) -> None:
     row = measured(processes, engine, method)
     assert row.line["state_bytes"] == bytes_on_paper.state_bytes("tiny", method, engine, processes)
@@ -46,7 +44,12 @@ def test_a_rank_keeps_and_sends_what_is_on_paper(processes: int, engine: str, me
 
 def test_sampled_training_reduces_a_quarter_and_all_ranks_agree() -> None:
     row = measured(2, "fsdp2", "sampled", late=1.0)
-    assert row.line["state_bytes"] == bytes_on_paper.state_bytes("tiny", "sampled", "fsdp2", 2)
+    for kept, paper in zip(
+        row.line["state_bytes"], bytes_on_paper.state_bytes("tiny", "sampled", "fsdp2", 2), strict=True
+    ):
+        # Layers get optimizer state when they are active for the first time.
+        assert 0 < kept["optimizer"] <= paper["optimizer"]
+        assert {**kept, "optimizer": 0} == {**paper, "optimizer": 0}
     assert row.counted.reduced == model.traffic("tiny", "sampled", "fsdp2", 2).reduced
     assert row.agreed
     assert row.line["digests"][0]

@@ -123,11 +123,11 @@ def test_parts_of_a_tensor_are_those_of_chunk(shape: tuple[int, ...], parts: lis
 
 @pytest.mark.parametrize("method", ["lora", "sampled", "focused"])
 def test_shards_add_up_to_the_whole(method: str) -> None:
-    whole = bytes_on_paper.state_bytes("13b", method, "none", 1)[0]
-    ranks = bytes_on_paper.state_bytes("13b", method, "fsdp2", 8)
+    whole = bytes_on_paper.state_bytes("tiny", method, "none", 1)[0]
+    ranks = bytes_on_paper.state_bytes("tiny", method, "fsdp2", 8)
     for name in ("base", "adapters"):
         assert sum(rank[name] for rank in ranks) == whole[name]
-    assert bytes_on_paper.state_bytes("13b", method, "ddp", 2) == [whole] * 2
+    assert bytes_on_paper.state_bytes("tiny", method, "ddp", 2) == [whole] * 2
 
 
 def test_the_base_weights_are_those_of_the_shape() -> None:
@@ -190,16 +190,13 @@ def test_without_cost_of_bytes_a_step_is_its_computation() -> None:
 
 @pytest.mark.parametrize("method", ["lora", "focused"])
 def test_the_work_of_a_step_is_what_pytorch_counts(method: str) -> None:
-    adapted: Any = weightless("narrow", method, layers=4)
+    adapted: Any = weightless("tiny", method)
     materialise(adapted, torch.device("cpu"))
-    ids = torch.zeros((1, 64), dtype=torch.long)
+    adapted.base_model.model.set_attn_implementation("eager")  # PyTorch counts no fused attention of CPUs.
+    ids = torch.zeros((2, 32), dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         adapted(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-    scale = bytes_on_paper.num_layers("narrow") / 4
-    head = 4 * 64 * 32000 * 1024
-    assert model.work("narrow", method, 1, 64) == pytest.approx(
-        (counter.get_total_flops() - head) * scale + head, rel=0.15
-    )
+    assert model.work("tiny", method, 2, 32) == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
 def test_the_lowest_of_layers_drawn_uniformly() -> None:
@@ -234,7 +231,7 @@ def test_the_grid_names_what_was_not_run_and_what_failed() -> None:
         scaling.Row({**row(4, "fsdp2"), "error": "rank 2: out of memory"}),
     ]
     line = next(text for text in scaling.grid_table(rows).splitlines() if text.startswith("| 13b | FSDP2 | LoRA |"))
-    assert line == "| 13b | FSDP2 | LoRA | 5120 | 4096 | rank 2 | not run |"
+    assert line == "| 13b | FSDP2 | LoRA | 5120 | 4096 | out of memory | not run |"
     assert scaling.COMMAND in scaling.grid_table([])
 
 
@@ -249,7 +246,7 @@ def test_a_step_has_its_share_of_a_measurement() -> None:
 
 def test_counted_bytes_stand_beside_those_on_paper() -> None:
     (line,) = scaling.traffic_table([scaling.Row(row(2, "ddp"))]).splitlines()[2:3]
-    assert line == "| 13b | 2 | DDP | LoRA | – | – | 350.62 MB | 350.62 MB |"
+    assert line == "| 13b | 2 | DDP | LoRA | – | – | 351.27 MB | 351.27 MB |"
 
 
 def test_the_figure_has_a_curve_for_each_backend_and_method(tmp_path: Path) -> None:
@@ -267,10 +264,10 @@ def test_the_model_is_fitted_to_steps_on_several_gpus_where_there_are_some() -> 
     machine = model.Machine(3e14, 2e11, 0.01)
 
     def measured(processes: int, engine: str, method: str, rows: int) -> scaling.Row:
-        flops = model.work("13b", method, rows, 512)
-        received = model.received_bytes(model.traffic("13b", method, engine, processes), engine, processes)
+        flops = model.work("tiny", method, rows, 512)
+        received = model.received_bytes(model.traffic("tiny", method, engine, processes), engine, processes)
         seconds = model.predict(machine, flops, received)[1]
-        return scaling.Row(row(processes, engine, seconds, method=method, rows=rows))
+        return scaling.Row(row(processes, engine, seconds, size="tiny", method=method, rows=rows))
 
     rows = [
         measured(n, e, m, r)
