@@ -124,9 +124,9 @@ def held_bytes(size: str, method: str, trained: tuple[int, ...], rows: int, toke
         return saved_bytes(model.train(), {"input_ids": ids, "labels": ids})
 
 
-def gpu_dropout(values: Tensor, probability: float) -> Tensor:
-    """Dropout that keeps a mask of bytes, as GPUs do; on CPUs PyTorch keeps one of the values' type."""
-    return torch.native_dropout(values, probability, True)[0]
+def gpu_dropout(input: Tensor, probability: float) -> Tensor:
+    """Dropout that keeps a mask of bytes, as GPUs do; on CPUs PyTorch keeps one of the input's type."""
+    return torch.native_dropout(input, probability, True)[0]
 
 
 def saved_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:

@@ -127,7 +127,7 @@ def cell_table(rows: Sequence[Row]) -> str:
                 f"{row.tokens_per_second:.0f}",
             )
         )
-    return f"{markdown(header, lines)}\n\n{sources(rows)}"
+    return f"{markdown(header, lines)}\n\n{sources(rows)}" if lines else ""
 
 
 def grid_table(rows: Sequence[Row], rows_of_each: int = 2, tokens: int = 512) -> str:
@@ -178,6 +178,8 @@ def traffic_table(rows: Sequence[Row]) -> str:
         lines.append(
             (*start, *map(size_of, (counted.gathered, paper.gathered, counted.reduced, paper.reduced))),
         )
+    if not lines:
+        return ""
     header = ("shape", "processes", "backend", "method", "gathered", "on paper", "reduced", "on paper")
     return f"{markdown(header, dict.fromkeys(lines))}\n\n{sources([row for row in rows if not row.error])}"
 

@@ -177,12 +177,16 @@ def write_node_page(results: Path) -> None:
     if scaled:
         draw(PICTURE, on_gpus)
     figure = "![Weak and strong scaling](images/scaling.png)" if scaled else f"The figure is not made yet: `{COMMAND}`."
-    write_section("memory on paper", [memory_table()], NODE_PAGE)
-    write_section("scaling", [grid_table(rows), figure], NODE_PAGE)
-    write_section("traffic", [traffic_table(rows)], NODE_PAGE)
-    write_section("probes", [probe_table(rows)], NODE_PAGE)
-    write_section("beyond a node", [beyond_table(rows)], NODE_PAGE)
-    write_section("cells", [cell_table(rows)], FULL_PAGE)
+    sections = {
+        "memory on paper": (NODE_PAGE, memory_table()),
+        "traffic": (NODE_PAGE, traffic_table(rows)),
+        "scaling": (NODE_PAGE, f"{grid_table(rows)}\n\n{figure}"),
+        "probes": (NODE_PAGE, probe_table(rows)),
+        "beyond a node": (NODE_PAGE, beyond_table(rows)),
+        "cells": (FULL_PAGE, cell_table(rows)),
+    }
+    for name, (page, text) in sections.items():
+        write_section(name, [text] if text else [], page)
 
 
 def main() -> None:

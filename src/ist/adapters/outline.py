@@ -139,7 +139,7 @@ def weightless(model: nn.Module) -> nn.Module:
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     units = sharded_units(model)
     for unit in units:
-        kind = type(unit).__mro__[2]  # FSDP2 derives a class of its own from FSDPModule and the module's.
+        kind: Any = type(unit).__mro__[2]  # FSDP2 derives a class of its own from FSDPModule and the module's.
         memo[id(unit)] = kind.__new__(kind)
         memo[id(unit._get_fsdp_state())] = object()  # type: ignore[operator]  # Holds groups, which have no copy.
     for unit in units:
