@@ -15,6 +15,7 @@ import torch
 from backends import fsdp2
 from peft import LoraConfig
 from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 from ist import SparseTuner
 from ist.focusing import find_focus
@@ -33,10 +34,15 @@ def lora() -> LoraConfig:
     return LoraConfig(r=4, target_modules=["q_proj", "up_proj"])
 
 
-def train(delay: float) -> dict[str, Any]:
-    """Four steps with two measurements, to which the last rank comes `delay` seconds late."""
+def train(delay: float = 0.0, **options: Any) -> dict[str, Any]:
+    """Four steps with two measurements, to which the last rank comes `delay` seconds late.
+
+    Args:
+        delay: in seconds.
+        options: of `fully_shard`.
+    """
     rank, size = dist.get_rank(), dist.get_world_size()
-    model: Any = fsdp2()(tiny_lora(4))
+    model: Any = fsdp2(**options)(tiny_lora(4))
     tuner = SparseTuner(
         model, num_active_layers=2, probe_batches=tiny_batches(size * 2), update_interval=2, mu=50.0, seed=5
     )
@@ -54,9 +60,10 @@ def train(delay: float) -> dict[str, Any]:
         if update:
             waited.append(time.monotonic() - start)
             seen.append([list(active), list(update.losses), list(update.rewards)])
+    losses = [loss for _, measured, _ in seen for loss in measured]
     seen.append(tuner.state_dict()["selector"])
     tuner.close()
-    return {"waited": waited, "digest": hashlib.sha256(json.dumps(seen).encode()).hexdigest()}
+    return {"waited": waited, "losses": losses, "digest": hashlib.sha256(json.dumps(seen).encode()).hexdigest()}
 
 
 def miss() -> str:
@@ -89,7 +96,14 @@ def look() -> dict[str, Any]:
 if __name__ == "__main__":
     exchange.PATIENCE = 0.5
     dist.init_process_group("gloo")
-    found = {"on time": train(0.0), "late": train(DELAY), "focus": look(), "missing": miss()}
+    replicas = init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("replicate", "shard"))
+    found = {
+        "on time": train(),
+        "late": train(DELAY),
+        "hybrid": train(mesh=replicas),
+        "focus": look(),
+        "missing": miss(),
+    }
     (Path(sys.argv[1]) / f"{dist.get_rank()}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.barrier()  # Rank 0 keeps the store, which the late rank still asks.
     dist.destroy_process_group()

@@ -42,6 +42,12 @@ def test_a_late_rank_is_waited_for_and_changes_nothing(found: list[dict[str, Any
         assert min(rank["late"]["waited"]) > DELAY / 2
 
 
+def test_shards_within_groups_of_replicas_learn_what_shards_of_all_ranks_learn(found: list[dict[str, Any]]) -> None:
+    assert len({rank["hybrid"]["digest"] for rank in found}) == 1
+    assert found[0]["hybrid"]["losses"] == pytest.approx(found[0]["on time"]["losses"], rel=1e-5)
+    assert len(found[0]["hybrid"]["losses"]) == 6
+
+
 def test_a_rank_that_does_not_come_is_named_on_every_rank(found: list[dict[str, Any]]) -> None:
     last = len(found) - 1
     for rank in found:
