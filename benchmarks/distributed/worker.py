@@ -73,27 +73,35 @@ class Training:
             probes = LateBatches(self.batch(rows=1), cell.late / size if rank == size - 1 else 0.0)
             self.tuner = SparseTuner(self.model, probe_batches=probes, update_interval=interval, **options)  # type: ignore[arg-type]
         self.gradient_bytes = 0
-        """Of this rank's gradients, the most of all steps so far."""
+        """Of this rank's gradients, the most of the steps that were looked at."""
 
     def batch(self, rows: int) -> dict[str, Tensor]:
         """Random tokens of this rank, which are their own labels."""
         ids = torch.randint(self._vocabulary, (rows, self.cell.tokens), generator=self._generator).to(self.device)
         return {"input_ids": ids, "labels": ids}
 
-    def step(self) -> tuple[float, float]:
-        """One optimizer step: its seconds, and those of what follows it (the measurement, where one is due)."""
-        inputs = self.batch(self.cell.rows)
-        start = now(self.kind)
+    def train(self, look: bool = False) -> None:
+        """Forward, backward and optimizer on the next batch; `look` notes how large the gradients are."""
         if self.tuner:
             self.tuner.begin_step()
-        self.model(**inputs, use_cache=False).loss.backward()
+        self.model(**self.batch(self.cell.rows), use_cache=False).loss.backward()
+        if look:
+            held = sum(local(p.grad).nbytes for p in self.model.parameters() if p.grad is not None)
+            self.gradient_bytes = max(self.gradient_bytes, held)
         self.optimizer.step()
-        held = sum(local(p.grad).nbytes for p in self.model.parameters() if p.grad is not None)
-        self.gradient_bytes = max(self.gradient_bytes, held)
         self.optimizer.zero_grad()
-        middle = now(self.kind)
+
+    def finish(self) -> None:
+        """What follows a step: the measurement of importance, where one is due."""
         if self.tuner:
             self.tuner.end_step(self.optimizer)
+
+    def time(self) -> tuple[float, float]:
+        """Seconds of the next step, and of what follows it."""
+        start = now(self.kind)
+        self.train()
+        middle = now(self.kind)
+        self.finish()
         return middle - start, now(self.kind) - middle
 
     def digest(self) -> str:
@@ -121,9 +129,9 @@ def measure(training: Training, schedule: Schedule) -> dict[str, Any]:
     """The figures of this rank."""
     interval = schedule.interval
     for _ in range(interval):
-        training.step()
+        training.time()
     reset_peak(training.kind)
-    times = [training.step() for _ in range(schedule.rounds * interval)]
+    times = [training.time() for _ in range(schedule.rounds * interval)]
     cuda = training.kind == "cuda"
     top = peak("cuda") if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     counted = count(training, interval)
@@ -143,18 +151,12 @@ def count(training: Training, interval: int) -> dict[str, Any]:
     """The collectives of the steps of a round, and of its measurement."""
     steps: list[dict[str, int]] = []
     probe = {"gathered": 0, "reduced": 0, "calls": 0}
-    tuner = training.tuner
-    with CollectiveBytes() as bytes_:
+    with CollectiveBytes() as counter:
         for _ in range(interval):
-            if tuner:
-                tuner.begin_step()
-            training.model(**training.batch(training.cell.rows), use_cache=False).loss.backward()
-            training.optimizer.step()
-            training.optimizer.zero_grad()
-            steps.append(bytes_.take())
-            if tuner:
-                tuner.end_step(training.optimizer)
-            taken = bytes_.take()
+            training.train(look=True)
+            steps.append(counter.take())
+            training.finish()
+            taken = counter.take()
             probe = {name: probe[name] + taken[name] for name in probe}
     return {"step_collectives": steps, "probe_collectives": probe}
 
