@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.again and file.exists():
         kept = [json.dumps(row) + "\n" for row in read_rows(file) if "error" not in row]
         file.write_text("".join(kept), encoding="utf-8")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # So that the workers are ended too.
     run_cells(cells, file, {"interval": given.interval, "rounds": given.rounds}, given.limit)
     print(file)
 
