@@ -77,12 +77,12 @@ def memory_table() -> str:
 
 
 def machines_of(rows: Sequence[Row]) -> tuple[dict[str, Machine], str]:
-    """What a GPU reaches with each method, and where that comes from: the results of run.py on GPUs, or without any on
-    several GPUs the one card that was measured.
+    """What a GPU reaches with each method, and where that comes from: the results of run.py on one kind of GPU, or
+    without any on several GPUs the one card that was measured.
     """
     steps: dict[str, list[Work]] = {method: [] for method in METHODS}
     for row in rows:
-        if row.on_gpu and row.error is None and not row.cell.late:
+        if row.error is None and not row.cell.late:
             flops = work(row.cell.size, row.cell.method, row.cell.rows, row.cell.tokens)
             received = received_bytes(row.counted, row.cell.engine, row.cell.processes)
             steps[row.cell.method].append(Work(flops, received, row.step))

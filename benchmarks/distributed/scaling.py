@@ -18,7 +18,17 @@ from model import Traffic, traffic  # noqa: E402
 
 from pages import markdown, source  # noqa: E402
 
-__all__ = ["Row", "cell_table", "draw", "grid_table", "load_rows", "probe_table", "traffic_table"]
+__all__ = [
+    "COMMAND",
+    "Row",
+    "cell_table",
+    "draw",
+    "grid_table",
+    "load_rows",
+    "probe_table",
+    "rows_of_one_gpu",
+    "traffic_table",
+]
 
 COMMAND = "python benchmarks/distributed/run.py node --sizes 13b 70b --processes 1 2 4 8"
 PLANNED = (("13b", "70b"), (1, 2, 4, 8))
@@ -87,6 +97,15 @@ def load_rows(folder: Path) -> list[Row]:
     return list(rows.values())
 
 
+def rows_of_one_gpu(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the kind of GPU that most cells were measured on; none where none was measured on a GPU."""
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.on_gpu:
+            kinds.setdefault(row.line["device"], []).append(row)
+    return max(kinds.values(), key=len, default=[])
+
+
 def size_of(count: float) -> str:
     """Bytes for people."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6)):
@@ -132,10 +151,15 @@ def cell_table(rows: Sequence[Row]) -> str:
 
 def grid_table(rows: Sequence[Row], rows_of_each: int = 2, tokens: int = 512) -> str:
     """Tokens a second of each GPU under weak scaling: a line for a shape, backend and method, a column for a number of
-    GPUs; planned cells without a line are named.
+    GPUs; planned cells without a row are named.
+
+    Args:
+        rows: of one kind of GPU.
+        rows_of_each: of a batch, on each GPU.
+        tokens: of a row.
     """
     sizes, numbers = PLANNED
-    found = {row.cell.key: row for row in rows if row.on_gpu}
+    found = {row.cell.key: row for row in rows}
 
     def text(cell: Cell) -> str:
         row = found.get(cell.key)
@@ -213,7 +237,7 @@ def probe_table(rows: Sequence[Row]) -> str:
 
 
 def draw(file: Path, rows: Sequence[Row]) -> None:
-    """Weak scaling (tokens/s of each GPU) and strong scaling (speed-up) of each method and backend."""
+    """Weak scaling (tokens/s of each process) and strong scaling (of all together), a row of panels for each shape."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -226,8 +250,8 @@ def draw(file: Path, rows: Sequence[Row]) -> None:
         panels = figure.subplots(len(sizes), 2, squeeze=False)
         for (weak, strong), size in zip(panels, sizes, strict=True):
             own = [row for row in rows if row.cell.size == size]
-            draw_curves(weak, weak_rows(own), "tokens_per_second")
-            draw_curves(strong, strong_rows(own), "speed")
+            draw_curves(weak, weak_rows(own), together=False)
+            draw_curves(strong, strong_rows(own), together=True)
             weak.set(title=f"{size}, weak scaling", xlabel="processes", ylabel="tokens/s of each", ylim=(0, None))
             strong.set(title=f"{size}, strong scaling", xlabel="processes", ylabel="tokens/s of all", ylim=(0, None))
             weak.legend(frameon=False)
@@ -253,8 +277,10 @@ def largest_group(rows: Sequence[Row], kind: Any) -> list[Row]:
     return max(groups.values(), key=lambda own: len({row.cell.processes for row in own}), default=[])
 
 
-def draw_curves(axes: Any, rows: Sequence[Row], what: str) -> None:
-    """A curve for each method and backend, which begins at one process where that was measured."""
+def draw_curves(axes: Any, rows: Sequence[Row], together: bool) -> None:
+    """Tokens a second, of each process or of all together: a curve for each method and backend, which begins at one
+    process where that was measured.
+    """
     for engine in ("ddp", "fsdp2"):
         for method in METHODS:
             own = sorted(
@@ -264,7 +290,7 @@ def draw_curves(axes: Any, rows: Sequence[Row], what: str) -> None:
             if not any(row.cell.engine == engine for row in own):
                 continue
             numbers = [row.cell.processes for row in own]
-            values = [row.tokens_per_second * (row.cell.processes if what == "speed" else 1) for row in own]
+            values = [row.tokens_per_second * (row.cell.processes if together else 1) for row in own]
             label = f"{METHODS[method]}, {ENGINES[engine]}"
             axes.plot(numbers, values, LINES[engine], color=COLORS[method], marker="o", markersize=3, label=label)
     axes.set_xscale("log", base=2)

@@ -18,7 +18,16 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from paper_tables import beyond_table, memory_table  # noqa: E402
-from scaling import COMMAND, cell_table, draw, grid_table, load_rows, probe_table, traffic_table  # noqa: E402
+from scaling import (  # noqa: E402
+    COMMAND,
+    cell_table,
+    draw,
+    grid_table,
+    load_rows,
+    probe_table,
+    rows_of_one_gpu,
+    traffic_table,
+)
 
 from commit import commit  # noqa: E402
 from pages import fill, source, write_section  # noqa: E402
@@ -172,7 +181,7 @@ def cost_table(result: dict[str, Any]) -> str:
 def write_node_page(results: Path) -> None:
     """Fill the sections of docs/from-one-card-to-a-node.md, and the table of all cells on the full page."""
     rows = load_rows(results)
-    on_gpus = [row for row in rows if row.on_gpu]
+    on_gpus = rows_of_one_gpu(rows)
     scaled = len({row.cell.processes for row in on_gpus if row.error is None}) > 1
     if scaled:
         draw(PICTURE, on_gpus)
@@ -180,9 +189,9 @@ def write_node_page(results: Path) -> None:
     sections = {
         "memory on paper": (NODE_PAGE, memory_table()),
         "traffic": (NODE_PAGE, traffic_table(rows)),
-        "scaling": (NODE_PAGE, f"{grid_table(rows)}\n\n{figure}"),
+        "scaling": (NODE_PAGE, f"{grid_table(on_gpus)}\n\n{figure}"),
         "probes": (NODE_PAGE, probe_table(rows)),
-        "beyond a node": (NODE_PAGE, beyond_table(rows)),
+        "beyond a node": (NODE_PAGE, beyond_table(on_gpus)),
         "cells": (FULL_PAGE, cell_table(rows)),
     }
     for name, (page, text) in sections.items():

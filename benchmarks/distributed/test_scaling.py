@@ -235,6 +235,12 @@ def test_the_grid_names_what_was_not_run_and_what_failed() -> None:
     assert scaling.COMMAND in scaling.grid_table([])
 
 
+def test_tables_of_scaling_are_of_one_kind_of_gpu() -> None:
+    rows = [scaling.Row(row(device=device)) for device in ("CPU", "CPU", "NVIDIA H100", "NVIDIA H200", "NVIDIA H200")]
+    assert {own.line["device"] for own in scaling.rows_of_one_gpu(rows)} == {"NVIDIA H200"}
+    assert scaling.rows_of_one_gpu(rows[:2]) == []
+
+
 def test_a_step_has_its_share_of_a_measurement() -> None:
     shown = scaling.Row(row(2, "fsdp2", 0.2, method="sampled"))
     assert shown.whole_step == pytest.approx(0.2 + 0.06)
