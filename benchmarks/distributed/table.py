@@ -21,13 +21,13 @@ from paper_tables import beyond_table, memory_table  # noqa: E402
 from scaling import (  # noqa: E402
     COMMAND,
     cell_table,
-    draw,
     grid_table,
     load_rows,
     probe_table,
     rows_of_one_gpu,
     traffic_table,
 )
+from scaling_figure import draw  # noqa: E402
 
 from commit import commit  # noqa: E402
 from pages import fill, source, write_section  # noqa: E402

@@ -20,6 +20,7 @@ import measuring  # noqa: E402
 import model  # noqa: E402
 import paper_tables  # noqa: E402
 import scaling  # noqa: E402
+import scaling_figure  # noqa: E402
 from build import materialise, weightless  # noqa: E402
 from grid import Cell, plan  # noqa: E402
 from workers import CellError, launch  # noqa: E402
@@ -260,9 +261,9 @@ def test_the_figure_has_a_curve_for_each_backend_and_method(tmp_path: Path) -> N
         scaling.Row(row(n, "fsdp2" if n > 1 else "none", s, rows=r))
         for n, s, r in ((1, 0.2, 2), (2, 0.25, 2), (4, 0.3, 2), (1, 0.8, 8), (2, 0.45, 4), (8, 0.2, 1))
     ]
-    assert [own.cell.processes for own in scaling.weak_rows(rows)] == [1, 2, 4]
-    assert [own.cell.processes for own in scaling.strong_rows(rows)] == [4, 1, 2, 8]
-    scaling.draw(tmp_path / "x.png", rows)
+    assert [own.cell.processes for own in scaling_figure.weak_rows(rows)] == [1, 2, 4]
+    assert [own.cell.processes for own in scaling_figure.strong_rows(rows)] == [4, 1, 2, 8]
+    scaling_figure.draw(tmp_path / "x.png", rows)
     assert (tmp_path / "x.png").stat().st_size > 10_000
 
 
