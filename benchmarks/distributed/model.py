@@ -110,9 +110,11 @@ def traffic(size: str, method: str, engine: str, processes: int) -> Traffic:
     if engine == "ddp":
         return Traffic(0, gradients * part)
     *units, root = gathered_bytes(size, method, processes)
-    again = max(0.0, lowest_layer(size, method) - 1)
-    whole = int(again)
-    skipped = sum(units[:whole]) + (again - whole) * units[whole]
+    spared = max(0.0, lowest_layer(size, method) - 1)
+    if method == "sampled":  # The lowest of `k` of `L` layers is the first with a probability of `k / L`.
+        spared = lowest_layer(size, method) - 1 + part
+    whole = int(spared)
+    skipped = sum(units[:whole]) + (spared - whole) * units[whole]
     return Traffic(root + 2 * sum(units) - skipped, padded * part)
 
 
