@@ -120,7 +120,7 @@ def cell_table(rows: Sequence[Row]) -> str:
     """Every figure of every cell."""
     header = (
         *("shape", "processes", "backend", "method", "batch of each", "step, median (quartiles)", "with measurements"),
-        *("gathered a step", "reduced a step", "peak memory of a rank", "tokens/s of each"),
+        *("gathered a step", "reduced a step", "peak memory of the ranks", "tokens/s of each"),
     )
     lines = []
     for row in rows:
@@ -139,7 +139,7 @@ def cell_table(rows: Sequence[Row]) -> str:
                 f"{row.whole_step * 1e3:.1f} ms",
                 size_of(row.counted.gathered),
                 size_of(row.counted.reduced),
-                size_of(max(row.line["peak_bytes"])),
+                " to ".join(dict.fromkeys(map(size_of, (min(row.line["peak_bytes"]), max(row.line["peak_bytes"]))))),
                 f"{row.tokens_per_second:.0f}",
             )
         )

@@ -257,6 +257,19 @@ def test_counted_bytes_stand_beside_those_on_paper() -> None:
     assert line == "| 13b | 2 | DDP | LoRA | – | – | 351.27 MB | 351.27 MB |"
 
 
+def test_a_cell_has_its_step_its_bytes_and_the_memory_of_its_ranks_or_its_error() -> None:
+    rows = [
+        scaling.Row(row(2, "ddp", peak_bytes=[3 * 10**9, 4 * 10**9])),
+        scaling.Row({**row(2, "fsdp2"), "error": "not done after 300 s"}),
+    ]
+    first, second = scaling.cell_table(rows).splitlines()[2:4]
+    assert first == (
+        "| 13b | 2 | DDP | LoRA | 2 × 512 | 200.0 ms (190.0 to 210.0) | 200.0 ms | – | 351.27 MB | 3.00 GB to 4.00 GB "
+        "| 5120 |"
+    )
+    assert second == "| 13b | 2 | FSDP2 | LoRA | 2 × 512 | not done after 300 s | – | – | – | – | – |"
+
+
 def test_the_figure_has_a_curve_for_each_backend_and_method(tmp_path: Path) -> None:
     rows = [
         scaling.Row(row(n, "fsdp2" if n > 1 else "none", s, rows=r))
