@@ -1,4 +1,4 @@
-"""Memory and time on paper: equal to what PyTorch counts, to what a GPU held, and to what synthetic steps were made of."""
+"""Memory and time on paper: equal to what PyTorch counts, what a GPU held, and what synthetic steps were made of."""
 
 from __future__ import annotations
 
