@@ -112,8 +112,13 @@ def size_of(count: float) -> str:
 
 
 def sources(rows: Sequence[Row]) -> str:
-    """Device, commit and versions of rows, each once."""
-    return "; ".join(dict.fromkeys(source(row.line) for row in rows)) + "."
+    """Device, commits and versions of rows."""
+    commits: dict[str, list[str]] = {}
+    for row in rows:
+        same = commits.setdefault(source({**row.line, "commit": "{}"}), [])
+        if row.line["commit"] not in same:
+            same.append(row.line["commit"])
+    return "; ".join(text.replace("{}", ", ".join(own)) for text, own in commits.items()) + "."
 
 
 def cell_table(rows: Sequence[Row]) -> str:

@@ -121,6 +121,11 @@ def test_tables_of_scaling_are_of_one_kind_of_gpu() -> None:
     assert scaling.rows_of_one_gpu(rows[:2]) == []
 
 
+def test_the_source_of_a_table_has_every_commit_once() -> None:
+    rows = [scaling.Row(row(commit=commit)) for commit in ("abc", "def", "abc")]
+    assert scaling.sources(rows) == "NVIDIA H200, commit abc, def (torch 2)."
+
+
 def test_a_step_has_its_share_of_a_measurement() -> None:
     shown = scaling.Row(row(2, "fsdp2", 0.2, method="sampled"))
     assert shown.whole_step == pytest.approx(0.2 + 0.06)
