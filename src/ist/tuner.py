@@ -24,8 +24,9 @@ from .runs.resume import STATE_FORMAT, check_same_run
 from .runtime.distributed import current_ranks
 from .step.announce import announce
 from .step.finite import CHECK_INTERVAL, FiniteWeights
+from .step.interrupted import close_earlier
 from .step.parts import StepParts
-from .step.steps import SparseSteps, close_earlier
+from .step.steps import SparseSteps
 
 __all__ = ["SparseTuner"]
 
