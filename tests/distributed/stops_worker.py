@@ -44,7 +44,12 @@ if __name__ == "__main__":
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     case, engine = sys.argv[1:]
     try:
-        train(ENGINES[engine][1](tiny_lora()), case == "weights" and dist.get_rank() == 1)
+        base = tiny_lora()
+        if case == "gradient":
+            base.base_model.model.model.layers[1].register_forward_pre_hook(
+                lambda block, args: (args[0].detach(), *args[1:])
+            )
+        train(ENGINES[engine][1](base), case == "weights" and dist.get_rank() == 1)
     except ValueError as error:
         print(error)
     dist.barrier()

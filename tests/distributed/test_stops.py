@@ -29,3 +29,11 @@ def test_weights_that_are_not_finite_on_one_rank(engine: str) -> None:
     assert seen[0].startswith(f"{start}on another process). Give a lower learning rate"), seen
     assert seen[1].startswith(f"{start}32 of 32 tensors, base_model"), seen
     assert not any("\n" in line for line in seen)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "ddp-unused", "fsdp2", "fsdp1"])
+def test_a_gradient_that_ends_between_two_layers(engine: str) -> None:
+    seen = lines("gradient", engine)
+    assert all(line.startswith("The gradient ends ") for line in seen), seen
+    assert any("layers.1" in line and "layers.0" in line for line in seen)
+    assert not any("\n" in line for line in seen)

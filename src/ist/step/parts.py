@@ -94,9 +94,13 @@ class StepParts:
             part.check_length(num_steps)
 
     def begin(self, active: Collection[int], step: int) -> None:
-        """A step begins: from now on the layers `active` train alone."""
-        for part in self._all():
-            part.begin(active, step)
+        """A step begins: from now on the layers `active` train alone. Where a part raises, none has begun."""
+        try:
+            for part in self._all():
+                part.begin(active, step)
+        except BaseException:
+            self.give_up()
+            raise
 
     def before_update(self) -> None:
         """The optimizer is about to step."""
