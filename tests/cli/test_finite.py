@@ -1,4 +1,4 @@
-"""`ist train` ends with one line and status 2 where the weights become NaN or infinite, and keeps the last checkpoint."""
+"""`ist train` ends with one line and status 2 where the weights become NaN or infinite; checkpoints stay."""
 
 from __future__ import annotations
 
