@@ -1,7 +1,8 @@
-"""One process of a launch whose training is to stop with an error on every rank: `… CASE ENGINE`."""
+"""One process of a launch whose trainings are to stop with an error on every rank; prints the errors as JSON."""
 
 from __future__ import annotations
 
+import json
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -16,17 +17,37 @@ from torch import distributed as dist
 from ist import SparseTuner
 from tests.helpers.tiny import tiny_batches, tiny_lora, trainable
 
+CASES = {
+    "weights": ["ddp", "fsdp2"],
+    "gradient": ["ddp", "ddp-unused", "fsdp2", "fsdp1"],
+}
+"""What goes wrong, and the engines with which it does."""
 
-def train(model: Any, poison: bool) -> None:
-    """Steps that train every layer; after the third one rank's weights are NaN, where they are to be, and looked at."""
-    tuner = SparseTuner(model, selector="all")
+
+def run(case: str, engine: str) -> str:
+    """The error of a training: rank 1's weights are NaN after step 2, or no gradient comes to layer 0."""
+    model = tiny_lora()
+    if case == "gradient":
+        block = model.base_model.model.model.layers[1]
+        block.register_forward_pre_hook(lambda block, args: (args[0].detach(), *args[1:]))
+    model = ENGINES[engine][1](model)
+    try:
+        with SparseTuner(model, selector="all") as tuner:
+            train(model, tuner, poison=case == "weights" and dist.get_rank() == 1)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def train(model: Any, tuner: SparseTuner, poison: bool) -> None:
+    """Three steps; the weights are looked at after the second."""
     optimizer = torch.optim.SGD(trainable(model), lr=1e-2)
-    for batch in tiny_batches(12):
+    for batch in tiny_batches(3):
         with tuner.step(optimizer):
             model(**batch).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        if tuner.num_steps == 3:
+        if tuner.num_steps == 2:
             if poison:
                 fill(trainable(model), float("nan"))
             tuner.check_weights()
@@ -42,15 +63,6 @@ def fill(parameters: list[torch.nn.Parameter], value: float) -> None:
 
 if __name__ == "__main__":
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    case, engine = sys.argv[1:]
-    try:
-        base = tiny_lora()
-        if case == "gradient":
-            base.base_model.model.model.layers[1].register_forward_pre_hook(
-                lambda block, args: (args[0].detach(), *args[1:])
-            )
-        train(ENGINES[engine][1](base), case == "weights" and dist.get_rank() == 1)
-    except ValueError as error:
-        print(error)
+    print(json.dumps({f"{case}:{engine}": run(case, engine) for case, engines in CASES.items() for engine in engines}))
     dist.barrier()
     dist.destroy_process_group()

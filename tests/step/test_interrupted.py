@@ -120,7 +120,7 @@ def test_a_script_s_next_training_trains_every_layer_from_its_third_step_on_and_
     model, tuner = make(where, **OPTIONS[options])
     with pytest.raises(KeyboardInterrupt):
         interrupt(model, tuner, where)
-    optimizer = optimizer_of(model)
+    optimizer, before = optimizer_of(model), snapshot(model)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for _ in range(3):
