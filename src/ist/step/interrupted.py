@@ -25,7 +25,7 @@ __all__ = ["GAVE_UP", "Interruption", "close_earlier", "open_steps"]
 GAVE_UP = (
     "A step of a SparseTuner that was begun and not ended has been given up, and every layer trains again: where its "
     "training has ended, call tuner.close(), or use `with SparseTuner(…) as tuner:` or `with tuner.step(optimizer):`, "
-    "which see an exception; where it goes on, call begin_step() before and end_step(optimizer) after each step."
+    "which see an exception; where it continues, call begin_step() before and end_step(optimizer) after each step."
 )
 open_steps: weakref.WeakSet[Any] = weakref.WeakSet()
 """The `SparseSteps` that were not closed, perhaps since their training ended with an exception."""

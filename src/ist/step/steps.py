@@ -261,7 +261,7 @@ class SparseSteps:
             self._finish()
 
     def _abandon(self) -> None:
-        """A training that does not know of the step goes on, or another one has begun."""
+        """The training that began the step is over, and another one runs."""
         if not self._in_block:
             self._waiting = False
             self._parts.give_up()
