@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ._version import __version__
+from .adapters.layers import parameters_outside
 from .adapters.view import view_model
 from .config import ISTConfig, resolve_config
 from .method.registry import ImportanceUpdate, SelectorFactory, make_selector, selector_factory, what_trains
@@ -22,8 +23,10 @@ from .runs.history import History, check_history
 from .runs.resume import STATE_FORMAT, check_same_run
 from .runtime.distributed import current_ranks
 from .step.announce import announce
+from .step.finite import CHECK_INTERVAL, FiniteWeights
+from .step.interrupted import close_earlier
 from .step.parts import StepParts
-from .step.steps import SparseSteps, close_earlier
+from .step.steps import SparseSteps
 
 __all__ = ["SparseTuner"]
 
@@ -97,6 +100,9 @@ class SparseTuner(SparseSteps):
         probes = probe_stream(probe_batches, view.model, seed, ranks.rank, ranks.size, size)
         close_earlier(view.layers)
         self._measurement = Measurement(view, probes, self.config, loss_function or model_loss, ranks)
+        outside = parameters_outside(view.model, view.layers).values()
+        trained = [*(weight for layer in view.layers for weight in layer.parameters), *outside]
+        self._weights = FiniteWeights(view.model, trained, ranks)
         self._open()
         if ranks.is_main:
             announce(view.model, view.layers, self.selector, self.num_fused, self.not_fused)
@@ -149,12 +155,24 @@ class SparseTuner(SparseSteps):
 
     def _learn(self) -> ImportanceUpdate | None:
         """Measure and learn, if it is time to, and write it to the history."""
+        if self.num_steps % CHECK_INTERVAL == 0:
+            self.check_weights()
         update = self.selector.learn(self.num_steps, self._measure)
         if update is not None:
             self.last_update = update
             if self.history:
                 self.history.write("importance", step=self.num_steps, **dataclasses.asdict(update))
         return update
+
+    def check_weights(self) -> None:
+        """Make sure that the weights in training are finite. A collective.
+
+        It is called every ten steps and before importance is measured; call it before you save.
+
+        Raises:
+            NotFiniteError: on every rank, a ValueError, where NaN or infinite numbers are among them.
+        """
+        self._weights.check(self.num_steps)
 
     def close(self) -> None:
         """Leave the model as PEFT made it. The tuner's state can still be saved; for more steps make another tuner."""
@@ -195,6 +213,7 @@ class SparseTuner(SparseSteps):
 
     def _measure(self, candidates: Sequence[tuple[int, ...]]) -> Tensor | None:
         """Losses of candidate sets, as `Measurement` gives them."""
+        self.check_weights()
         with self._parts.activation.measuring():
             return self._measurement(candidates)
 

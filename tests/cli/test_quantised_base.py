@@ -75,3 +75,24 @@ def test_the_flag_still_quantises(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
     assert type(load(tmp_path, "--load_in_4bit").model.layers[0].mlp.down_proj).__name__ == "Linear4bit"
     assert type(load(tmp_path).model.layers[0].mlp.down_proj) is torch.nn.Linear
+
+
+def test_fp8_is_loaded_as_transformers_does(tmp_path: Path) -> None:
+    """Without a GPU transformers takes the weights times their scales, which train like any others."""
+    tiny_llama().save_pretrained(tmp_path)
+    weights, expected = {}, {}
+    for name, weight in load_file(tmp_path / "model.safetensors").items():
+        weights[name] = weight
+        if name.endswith("_proj.weight"):
+            weights[name] = (weight / 2).to(torch.float8_e4m3fn)
+            weights[f"{name}_scale_inv"] = torch.full([size // 16 for size in weight.shape], 2.0)
+            expected[name] = weights[name].to(torch.bfloat16) * 2
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    file = tmp_path / "config.json"
+    config = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [16, 16]}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": config}))
+    plain, ours = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto"), load(tmp_path)
+    for name, weight in plain.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], weight), name
+    for name, weight in expected.items():
+        assert torch.equal(ours.state_dict()[name].to(torch.bfloat16), weight), name

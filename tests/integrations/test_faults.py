@@ -7,6 +7,7 @@
 | a reporter raises | the last checkpoint; the model is as PEFT made it | here |
 | a probe dataset that raises, a probe loader whose workers die, an empty one | training, without updates | here |
 | losses that are not finite | training; the update is recorded as skipped | here, test_measurement.py |
+| weights that are not finite | the last checkpoint | step/test_finite.py, distributed/test_stops.py |
 | out of memory in a probe | training, with the same batches as without | test_measurement.py |
 | Ctrl-C, SIGTERM | a checkpoint is written, then out | here |
 | SIGKILL at any moment | the last checkpoint, to the bit | distributed/test_kill.py |
@@ -186,27 +187,28 @@ def test_probes_that_cannot_be_read(fault: str) -> None:
 
 
 class Poison(TrainerCallback):
-    """A weight that overflows from step 4 to step 6: losses and gradients are not finite."""
+    """A frozen weight that is NaN while step 4 is measured: its losses are not finite, and the weights are."""
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         norm = model.base_model.model.model.norm.weight
         if state.global_step == 3:
             self._weight = norm.detach().clone()
             norm.data.fill_(float("nan"))
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if state.global_step == 5:
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == 4:
             model.base_model.model.model.norm.weight.data.copy_(self._weight)
 
 
 def test_losses_that_are_not_finite(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, IST(update_interval=2), Poison(), learning_rate=0.0)
+    trainer = make_trainer(tmp_path, IST(update_interval=2), Poison())
     with pytest.warns(UserWarning, match="losses not finite"):
         trainer.train()
     updates = {event["step"]: event["skipped"] for event in read_history(tmp_path) if event["event"] == "importance"}
     assert sorted(updates) == [2, 4, 6, 8]
     assert updates[2] is None
     assert updates[4].startswith("losses not finite")
+    assert updates[6] is None
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -83,7 +83,7 @@ def test_what_is_measured_is_what_is_trained(name: str, tmp_path: Path) -> None:
 def test_a_trainer_of_the_model_s_own_loss_has_none(tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
     assert trained_loss(make(tmp_path)) is None
-    for kind in (trl.SFTTrainer, trl.DPOTrainer, trl.RewardTrainer):
+    for kind in (trl.SFTTrainer, trl.GRPOTrainer, trl.RLOOTrainer):
         assert trained_loss(kind.__new__(kind)) is None, kind.__name__
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ist import SparseTuner
-from tests.helpers.tiny import count_hooks, tiny_batches, tiny_lora, trainable
+from ist.method.registry import EverySelector
+from tests.helpers.tiny import checkpoint_activations, count_hooks, tiny_batches, tiny_lora, trainable
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -40,15 +42,17 @@ def replace(model: Any, layer: int, name: str, kind: type[nn.Module]) -> None:
             setattr(parent, name, kind(child))  # type: ignore[call-arg]
 
 
-def train(model: Any, active: str = "all", num_steps: int = 2, **options: Any) -> SparseTuner:
+def train(model: Any, active: Any = "all", num_steps: int = 2, micro: int = 1, **options: Any) -> SparseTuner:
+    """Steps of `micro` batches each."""
     model.train()
     tuner = SparseTuner(model, selector=active, probe_batches=tiny_batches(2), **options)
     optimizer = torch.optim.SGD(trainable(model), lr=0.01)
-    for batch in tiny_batches(num_steps):
+    for number, batch in enumerate(tiny_batches(num_steps * micro), 1):
         with tuner.step(optimizer):
             model(**batch).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            if number % micro == 0:
+                optimizer.step()
+                optimizer.zero_grad()
     return tuner
 
 
@@ -112,6 +116,77 @@ def test_what_is_meant_is_no_error(case: str) -> None:
         model(**batch).loss.backward()
         optimizer.step()
     tuner.close()
+
+
+def compile_blocks(model: Any) -> None:
+    for block in model.base_model.model.model.layers:
+        block.compile(backend="eager")
+
+
+def checkpoint(model: Any, reentrant: bool) -> None:
+    checkpoint_activations(model.get_base_model(), use_reentrant=reentrant)
+    model.enable_input_require_grads()
+
+
+SETTINGS: dict[str, tuple[Callable[[Any], object], dict[str, Any]]] = {
+    "plain": (lambda model: None, {}),
+    "accumulation": (lambda model: None, {"micro": 3}),
+    "compiled blocks": (compile_blocks, {}),
+    "reentrant checkpointing": (lambda model: checkpoint(model, True), {}),
+    "non-reentrant checkpointing": (lambda model: checkpoint(model, False), {}),
+    "recompute": (lambda model: None, {"recompute": "all"}),
+}
+
+
+def detach_input(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].detach(), *args[1:])
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("fault", ["none", "a linear", "between two blocks"])
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own calls, and of checkpoints whose input was detached
+def test_it_holds_however_the_step_is_computed(fault: str, setting: str) -> None:
+    model = tiny_lora(target_modules=["q_proj", "v_proj"])
+    prepare, options = SETTINGS[setting]
+    for layer in range(4):
+        replace(model, layer, "down_proj", OwnBackward)
+    if fault == "a linear":
+        replace(model, 2, "up_proj", NoBackward)
+    if fault == "between two blocks":
+        model.base_model.model.model.layers[1].register_forward_pre_hook(detach_input)
+    prepare(model)
+    if fault == "none":
+        assert train(model, **options).num_steps == 2
+        return
+    said = {"a linear": r"ends at base_model\S+layers\.2\.mlp\.up_proj, a NoBackward"}
+    kind, text = ValueError, said.get(fault, r"ends in or below \S+layers\.1: \S+layers\.0 was called")
+    if (fault, setting) == ("between two blocks", "reentrant checkpointing"):
+        # Without a gradient at its input that kind returns none, so that the loss has none and PyTorch says so.
+        kind, text = RuntimeError, "does not require grad"
+    with pytest.raises(kind, match=text):
+        train(model, **options)
+
+
+class Turns(EverySelector):
+    """Trains the upper layers first, and the lowest one later."""
+
+    def choose(self, step: int) -> tuple[int, ...]:
+        return ((2, 3), (0, 3))[step % 2]
+
+
+@pytest.mark.parametrize("fault", ["none", "a linear", "between two blocks"])
+def test_what_a_later_step_gets_down_to_is_watched_then(fault: str) -> None:
+    model = tiny_lora(target_modules=["q_proj", "v_proj"])
+    if fault == "a linear":
+        replace(model, 0, "down_proj", NoBackward)
+    if fault == "between two blocks":
+        model.base_model.model.model.layers[1].register_forward_pre_hook(detach_input)
+    assert train(model, Turns, 1).num_steps == 1
+    if fault == "none":
+        assert train(model, Turns, 4).num_steps == 4
+        return
+    with pytest.raises(ValueError, match=r"ends (at|in or below) \S+layers\.[03]"):
+        train(model, Turns, 2)
 
 
 def test_the_hooks_go_after_the_first_step() -> None:

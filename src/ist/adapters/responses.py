@@ -8,7 +8,7 @@ adapters off: `base + β·(full − base)`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -35,13 +35,13 @@ def scaled_response(adapter: nn.Module, beta: float, suppression: Suppression = 
     if beta == 1:
         yield
         return
-    factors = response_factors(adapter)
+    factors, names = response_factors(adapter), active_names(adapter)
     if factors is not None:
-        scaled = scaled_factors(factors, beta)
+        scaled = scaled_factors(factors, beta, names)
     elif adapterhub.is_adapter(adapter):
         scaled = adapterhub.scaled_response(adapter, beta)
     elif suppression == "scaling" and has_factor(adapter):
-        scaled = scaled_factors(adapter.scaling, beta)  # type: ignore[arg-type]
+        scaled = scaled_factors(adapter.scaling, beta, names)  # type: ignore[arg-type]
     else:
         scaled = blended_output(adapter, beta)
     with scaled:
@@ -115,10 +115,19 @@ def is_nested(adapter: nn.Module) -> bool:
     return hasattr(getattr(adapter, "base_layer", None), "base_layer")
 
 
+def active_names(adapter: Any) -> list[str] | None:
+    """The names of a module's active adapters; None where it does not say.
+
+    A pass with another adapter within the context, as that of TRL's reference, is not suppressed.
+    """
+    names = getattr(adapter, "active_adapters", None)
+    return list(names) if isinstance(names, (list, tuple, set)) else None
+
+
 @contextmanager
-def scaled_factors(factors: dict[str, Any], beta: float) -> Iterator[None]:
-    """Multiply the factors of every adapter name; the very same values come back."""
-    before = dict(factors)
+def scaled_factors(factors: dict[str, Any], beta: float, names: Collection[str] | None = None) -> Iterator[None]:
+    """Multiply the factors of some adapters, or of all; the very same values come back."""
+    before = {name: factor for name, factor in factors.items() if names is None or name in names}
     try:
         for name, factor in before.items():
             factors[name] = factor * beta
@@ -131,7 +140,11 @@ def scaled_factors(factors: dict[str, Any], beta: float) -> Iterator[None]:
 def blended_output(adapter: nn.Module, beta: float) -> Iterator[None]:
     """Blend the output with what the module computes with its adapters off."""
 
+    names = active_names(adapter)
+
     def blend_with_base(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], full: Any) -> Any:
+        if active_names(module) != names:
+            return full
         with disabled(module):
             base = module.forward(*args, **kwargs)
         return blend(base, full, beta)

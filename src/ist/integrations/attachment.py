@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..runtime.sharding import DEEPSPEED, is_sharded
+from .finite import checked_weights
 
 __all__ = [
     "check_alone",
@@ -38,7 +39,7 @@ def watch_trainings(kind: type[Any]) -> None:
     """Have every Trainer close its callbacks of a kind when its training ends.
 
     Args:
-        kind: of callbacks, with a method `close`.
+        kind: of callbacks, with methods `close` and `check_weights`.
     """
     if not hasattr(Trainer.train, WRAPPED):
         Trainer.train = closing(Trainer.train, kind)  # type: ignore[method-assign]
@@ -53,9 +54,16 @@ def closing(train: Callable[..., Any], kind: type[Any]) -> Callable[..., Any]:
         if not any(isinstance(callback, kind) for callback in callbacks):
             return train(self, *args, **kwargs)
         forget_evaluation(self)
+
+        def check() -> None:
+            for callback in callbacks:
+                if isinstance(callback, kind):
+                    callback.check_weights()
+
         token = in_training.set(self)
         try:
-            return train(self, *args, **kwargs)
+            with checked_weights(self, check):
+                return train(self, *args, **kwargs)
         finally:
             in_training.reset(token)
             for callback in list(callbacks):

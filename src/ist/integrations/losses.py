@@ -11,6 +11,7 @@ from logging import getLogger
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import Trainer
 
 from ..method.registry import ImportanceUpdate
 from ..probing.suppression import LossFunction
@@ -19,27 +20,25 @@ __all__ = ["trained_loss", "warn_of_other_loss"]
 
 logger = getLogger(__name__)
 
-LIBRARIES = ("transformers", "trl")
-"""Where a Trainer's loss is the model's own, or one whose metrics and reference model are not for probes."""
 ORDERS = 10.0
 """How many times larger one of two losses is that are not the same one. What is measured is suppressed, so it may well
 be larger than the trained one."""
-COUNTED = ("_metrics", "_total_train_tokens")
+COUNTED = ("_metrics", "_stored_metrics", "_total_train_tokens")
 """What TRL's trainers count in their losses, for their logs."""
 
 
 def trained_loss(trainer: Any) -> LossFunction | None:
     """The loss that a Trainer computes by itself; None where it is the model's.
 
-    It is the Trainer's own where a class outside of transformers and TRL defines `compute_loss`, or where it has a
-    `compute_loss_func` or smooths labels. TRL's losses of preferences and rewards come with figures of their own, and
-    with batches that no probe can be made of: they are not bound.
+    It is the Trainer's own where it has a `compute_loss_func` or smooths labels, and where another class than
+    transformers' Trainer and TRL's SFTTrainer defines `compute_loss`, as TRL's trainers of preferences and rewards do.
+    Those of TRL that sample completions first (GRPO, RLOO) have no loss of a batch of the training set.
 
     Args:
         trainer: kept by a weak reference.
     """
     changes = getattr(trainer, "compute_loss_func", None) or getattr(trainer, "label_smoother", None)
-    if not changes and is_of_library(trainer):
+    if not changes and not has_own_loss(trainer):
         return None
     reference = weakref.ref(trainer)
 
@@ -51,12 +50,16 @@ def trained_loss(trainer: Any) -> LossFunction | None:
     return loss
 
 
-def is_of_library(trainer: Any) -> bool:
-    """Whether transformers or TRL define a Trainer's `compute_loss`."""
+def has_own_loss(trainer: Any) -> bool:
+    """Whether a Trainer's `compute_loss` computes another loss of a batch than the model's."""
     if "compute_loss" in vars(trainer):
-        return False
+        return True
     owner = next(kind for kind in type(trainer).__mro__ if "compute_loss" in vars(kind))
-    return owner.__module__.split(".")[0] in LIBRARIES
+    library = owner.__module__.split(".")[0]
+    if library != "trl":
+        return library != "transformers"
+    samples = type(trainer)._prepare_inputs is not Trainer._prepare_inputs
+    return owner.__name__ != "SFTTrainer" and not samples
 
 
 @contextmanager

@@ -115,8 +115,9 @@ def check_probe(stream: ProbeStream | None, tuner: SparseTuner, loss_function: L
         try:
             batch = stream.batch(0)
         except Exception:
-            return
-        if batch is None:
+            batch = None
+        # A trainer's own loss may gather its metrics over the ranks: all compute it, or none.
+        if not current_ranks().all(batch is not None):
             return
         try:
             check_scalar((loss_function or model_loss)(tuner.model, to_device(batch, device)))

@@ -209,6 +209,12 @@ class IST(TrainerCallback, ExportableState):
         if self.tuner and not self.tuner.closed:
             self.tuner.end_step(kwargs.get("optimizer"))
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the weights at the end of the training at the latest."""
+        self.check_weights()
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add the checksum manifest when every rank has written its files, so that damage is found at a resume."""
         if self.tuner:
@@ -232,6 +238,7 @@ class IST(TrainerCallback, ExportableState):
             numbers = {name: v for name, v in logs.items() if isinstance(v, (int, float)) and name not in own}
             self.tuner.history.write("log", step=state.global_step, **numbers)
         if "loss" in logs:
+            self.check_weights()
             if not self._compared and self._loss_function is None and (update := self.tuner.last_update):
                 self._compared = True
                 warn_of_other_loss(update, logs["loss"])
@@ -247,6 +254,11 @@ class IST(TrainerCallback, ExportableState):
         if self.tuner:
             warn_of_uniform_choice(self.tuner)
         self.close()
+
+    def check_weights(self) -> None:
+        """Raise ValueError, on every rank, where the weights in training are not finite."""
+        if self.tuner and not self.tuner.closed:
+            self.tuner.check_weights()
 
     def close(self) -> None:
         """Leave the model as PEFT made it. The Trainer does not say when a training ends with an exception: between

@@ -78,6 +78,7 @@ class LayerActivation(Part):
                 reason = reason_against(adapter, own) if fused else "switched off"
                 if reason is None:
                     (gate,) = make_gates(adapter, own, hooked=False)
+                    self._gates.append(gate)
                     names = trained_adapters(adapter, own)
                     fused_modules.append(FusedLora(adapter, gate, frozen_dropout, not view.sharded, one, names))
                 else:
@@ -135,6 +136,13 @@ class LayerActivation(Part):
         for part in self._parts:
             for switch in part.switches:
                 switch.frozen = False
+
+    def give_up(self) -> None:
+        """Train every layer, also what a forward that Ctrl-C ended left frozen."""
+        self.end()
+        for gate in self._gates:
+            if isinstance(gate, AdapterGate):
+                gate.thaw()
 
     @contextmanager
     def measuring(self) -> Iterator[None]:

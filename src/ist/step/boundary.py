@@ -22,15 +22,19 @@ class Boundary(Part):
     Args:
         layers: an optimizer counts that holds a parameter of one of them.
         on_update: called after each update, while the gradients are still there.
+        on_step: called with the optimizer after that.
     """
 
-    def __init__(self, layers: Sequence[Layer], on_update: Callable[[], None]) -> None:
+    def __init__(
+        self, layers: Sequence[Layer], on_update: Callable[[], None], on_step: Callable[[Optimizer], None]
+    ) -> None:
         self.updated = False
         """Whether an optimizer has updated the layers since the step began."""
         self._own = {id(parameter) for layer in layers for parameter in layer.parameters}
         self._known: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
         notice = weakref.WeakMethod(self._notice)
         self._on_update = weakref.WeakMethod(on_update)  # type: ignore[arg-type]
+        self._on_step = weakref.WeakMethod(on_step)
         handle = register_optimizer_step_post_hook(lambda optimizer, *_: (alive := notice()) and alive(optimizer))
         self._remove = weakref.finalize(self, handle.remove)
 
@@ -51,3 +55,6 @@ class Boundary(Part):
             on_update = self._on_update()
             if on_update is not None:
                 on_update()
+            on_step = self._on_step()
+            if on_step is not None:
+                on_step(optimizer)

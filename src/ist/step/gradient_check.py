@@ -1,4 +1,4 @@
-"""Make sure, in the first step, that the gradient gets down to every layer that trains.
+"""Make sure, the first time that it can be seen, that the gradient gets down to every layer that trains.
 
 Some linear layers of quantised models have no backward: what they return has no gradient, and the layers below train on
 a wrong one, or on none, while the loss still falls. Nothing else says so.
@@ -16,6 +16,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from ..adapters.layers import Layer
 from ..adapters.view import ModelView
+from ..runtime.distributed import current_ranks
 from ..runtime.hooks import WeakHook
 from ..runtime.part import Part
 
@@ -28,54 +29,81 @@ FIX = (
 
 
 class GradientCheck(Part):
-    """Watches the first step, and then takes its hooks off.
+    """Watches the steps in which a gradient gets deeper than before, and takes its hooks off after each.
 
     A linear of another class than PyTorch's own must return an output with a gradient wherever its input has one. At
     the optimizer's step, of the active layers of a stack whose blocks were called, none may lack a gradient below one
-    that has it. Blocks that were skipped, stacks without a loss, and shards, which may be empty, do not count.
+    that has it. Blocks that were skipped and stacks without a loss do not count.
 
     Args:
-        view: the model in training. Compiled blocks are not watched, since hooks would compile them anew.
+        view: the model in training. Compiled blocks are not hooked, which would compile them anew: their linears are
+            called once with a row of zeros, and all of them count as called.
     """
 
     def __init__(self, view: ModelView) -> None:
         self._view = view
+        self._lowest = len(view.layers)
+        """The lowest layer that a watched step trained."""
+        self._next_lowest = self._lowest
+        self._watching = False
         self._active: list[Layer] = []
         self._called: set[int] = set()
+        self._trains = True
+        """Whether the model's forward that runs is one of a training step."""
         self._handles: list[Any] = []
-        self._began = False
         self._remove = weakref.finalize(self, remove_all, self._handles)
 
     def begin(self, active: Collection[int], step: int) -> None:
-        """Watch the first step."""
-        if self._began:
+        """Watch a step that trains a lower layer than those before it."""
+        if self._watching or not active or min(active) >= self._lowest:
             return
-        self._began = True
-        if self._view.compiled:
-            return
+        self._watching, self._next_lowest = True, min(active)
         self._active = [layer for layer in self._view.layers if layer.index in active]
-        for layer in self._view.layers:
-            for linear in other_linears(layer.module):
-                self._handles.append(linear.register_forward_hook(WeakHook(self._check_linear)))
-        if self._view.sharded or len(self._active) < 2:
+        self._called.clear()
+        self._watch_linears()
+        if len(self._active) < 2:
             return
-        for layer in self._active:
-            self._handles.append(layer.module.register_forward_pre_hook(WeakHook(self._note_call)))
         check = weakref.WeakMethod(self._check_layers)
-        self._handles.append(
-            register_optimizer_step_pre_hook(lambda optimizer, *_: (alive := check()) and alive(optimizer))
-        )
+        self._handles += [
+            self._view.model.register_forward_pre_hook(WeakHook(self._note_forward)),
+            register_optimizer_step_pre_hook(lambda optimizer, *_: (alive := check()) and alive(optimizer)),
+        ]
+        if self._view.compiled and not drops_layers(self._view.model):
+            self._called.update(id(layer.module) for layer in self._active)
+        elif not self._view.compiled:
+            hook = WeakHook(self._note_call)
+            self._handles += [layer.module.register_forward_pre_hook(hook) for layer in self._active]
 
     def end(self) -> None:
-        """The first step is over."""
+        """The step is over."""
+        if self._watching:
+            self._lowest = self._next_lowest
+        self.give_up()
+
+    def give_up(self) -> None:
+        """The step is over without an update: another one is to be watched."""
+        self._watching = False
         remove_all(self._handles)
 
     def close(self) -> None:
         """Stop watching."""
         self._remove()
 
+    def _watch_linears(self) -> None:
+        """Of the layers that no gradient has come to yet."""
+        for layer in self._view.layers[self._next_lowest : self._lowest]:
+            for linear in other_linears(layer.module):
+                if not self._view.compiled:
+                    self._handles.append(linear.register_forward_hook(WeakHook(self._check_linear)))
+                elif not self._view.sharded and cuts_gradient(linear, self._view.device):
+                    raise self._error_at(linear)
+
+    def _note_forward(self, model: nn.Module, args: Any) -> None:
+        self._trains = torch.is_grad_enabled() and model.training
+
     def _note_call(self, block: nn.Module, args: Any) -> None:
-        if torch.is_grad_enabled() and block.training:
+        # Reentrant checkpointing calls blocks without a gradient first, and again only where one gets to them.
+        if self._trains and block.training:
             self._called.add(id(block))
 
     def _check_linear(self, linear: nn.Module, args: Any, output: Any) -> None:
@@ -83,31 +111,29 @@ class GradientCheck(Part):
         if not (torch.is_grad_enabled() and given and isinstance(output, Tensor) and output.is_floating_point()):
             return
         if not output.requires_grad:
-            raise ValueError(
-                f"The gradient ends at {self._name_of(linear)}, a {type(linear).__name__} without a backward, so the "
-                f"layers below it would train on a wrong gradient or none: {FIX}"
-            )
+            raise self._error_at(linear)
 
     def _check_layers(self, optimizer: Optimizer) -> None:
         """Before the optimizer's step, while the gradients are there."""
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        called = [
-            layer
-            for layer in self._active
-            if id(layer.module) in self._called and all(id(parameter) in held for parameter in layer.parameters)
-        ]
-        for stack in {stack_of(layer): None for layer in called}:
-            own = [layer for layer in called if stack_of(layer) == stack]
-            lowest = next((number for number, layer in enumerate(own) if has_gradient(layer)), 0)
-            if lowest:
-                raise ValueError(
-                    f"The gradient ends in or below {own[lowest].name}: {own[lowest - 1].name} was called and is to "
-                    f"train, and no gradient comes to it. A module between them has no backward, or its output was "
-                    f"detached: {FIX}"
-                )
+        trained = [layer for layer in self._active if all(id(parameter) in held for parameter in layer.parameters)]
+        if not trained:
+            return
+        called = [layer for layer in trained if id(layer.module) in self._called]
+        # A rank may hold no part of a layer that FSDP shards.
+        called = [layer for layer in called if any(parameter.numel() for parameter in layer.parameters)]
+        said = next(filter(None, map(gap_in, by_stack(called))), None)
+        if self._view.sharded and current_ranks().any(said is not None):
+            said = said or "The gradient ends on its way down to the layers, on another process: see its message."
+        if said is not None:
+            raise ValueError(said)
 
-    def _name_of(self, module: nn.Module) -> str:
-        return next((name for name, other in self._view.model.named_modules() if other is module), "a linear")
+    def _error_at(self, linear: nn.Module) -> ValueError:
+        name = next((name for name, other in self._view.model.named_modules() if other is linear), "a linear")
+        return ValueError(
+            f"The gradient ends at {name}, a {type(linear).__name__} without a backward, so the layers below it would "
+            f"train on a wrong gradient or none: {FIX}"
+        )
 
 
 def other_linears(block: nn.Module) -> Iterator[nn.Module]:
@@ -119,9 +145,38 @@ def other_linears(block: nn.Module) -> Iterator[nn.Module]:
             yield module
 
 
-def stack_of(layer: Layer) -> str:
-    """The list of blocks that a layer stands in, by name."""
-    return layer.name.rpartition(".")[0]
+def cuts_gradient(linear: Any, device: torch.device) -> bool:
+    """Whether a linear returns an output without a gradient for a row of zeros with one; False where it takes none."""
+    with torch.enable_grad():
+        row = torch.zeros(1, linear.in_features, device=device, requires_grad=True)
+        try:
+            return not linear(row).requires_grad
+        except Exception:  # It wants other numbers or shapes.
+            return False
+
+
+def drops_layers(model: Any) -> bool:
+    """Whether a model leaves blocks out at random."""
+    return bool(getattr(getattr(model, "config", None), "layerdrop", 0))
+
+
+def by_stack(layers: list[Layer]) -> list[list[Layer]]:
+    """Layers apart by the list of blocks that they stand in, each in the order of the depth."""
+    stacks: dict[str, list[Layer]] = {}
+    for layer in layers:
+        stacks.setdefault(layer.name.rpartition(".")[0], []).append(layer)
+    return list(stacks.values())
+
+
+def gap_in(layers: list[Layer]) -> str | None:
+    """In words, where a gradient has come to a layer and to none below it; None where it has come to the lowest."""
+    lowest = next((number for number, layer in enumerate(layers) if has_gradient(layer)), 0)
+    if not lowest:
+        return None
+    return (
+        f"The gradient ends in or below {layers[lowest].name}: {layers[lowest - 1].name} was called and is to train, "
+        f"and no gradient comes to it. A module between them has no backward, or its output was detached: {FIX}"
+    )
 
 
 def has_gradient(layer: Layer) -> bool:

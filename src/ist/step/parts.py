@@ -17,6 +17,7 @@ from .boundary import Boundary
 from .compiled import make_room_for_graphs
 from .depth import BackwardDepth
 from .gradient_check import GradientCheck
+from .interrupted import Interruption
 from .optimizer_state import OptimizerState
 from .recompute import Recompute
 
@@ -40,16 +41,19 @@ class StepParts:
         self._parts: tuple[Part, ...] = ()
         self._of_optimizer: tuple[Part, ...] = ()
 
-    def open(self, on_update: Callable[[], None]) -> None:
+    def open(self, on_update: Callable[[], None], on_interruption: Callable[[], None]) -> None:
         """Put the parts on the model.
 
         Args:
             on_update: a method that is called after each update of the layers by an optimizer.
+            on_interruption: a method that is called where the training which began a step is found to be over.
         """
         view, config = self._view, self._config
         self.activation = LayerActivation(view, config.fused, config.frozen_dropout)
         """Which layers train."""
-        self.boundary = Boundary(view.layers, on_update)
+        self.interruption = Interruption(view.model, on_interruption)
+        """Whether the training that began the step is over."""
+        self.boundary = Boundary(view.layers, on_update, self.interruption.updated)
         """Whether the optimizer has stepped."""
         self.tied_outputs = TiedOutputs(view.model, self.activation.frozen_parameters)
         """What DDP reduces."""
@@ -60,6 +64,7 @@ class StepParts:
             BackwardDepth(view, self.activation),
             self.tied_outputs,
             self.boundary,
+            self.interruption,
             GradientCheck(view),
             *(() if view.adalora is None else (RankAllocation(view.adalora),)),
         )
@@ -89,9 +94,13 @@ class StepParts:
             part.check_length(num_steps)
 
     def begin(self, active: Collection[int], step: int) -> None:
-        """A step begins: from now on the layers `active` train alone."""
-        for part in self._all():
-            part.begin(active, step)
+        """A step begins: from now on the layers `active` train alone. Where a part raises, none has begun."""
+        try:
+            for part in self._all():
+                part.begin(active, step)
+        except BaseException:
+            self.give_up()
+            raise
 
     def before_update(self) -> None:
         """The optimizer is about to step."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,14 +17,13 @@ from ..adapters.view import ModelView
 from ..method.selectors.base import ImportanceUpdate
 from ..runtime.sharding import DEEPSPEED, is_deepspeed
 from .announce import warn_of_missing_parameters
+from .interrupted import GAVE_UP, open_steps
 from .parts import StepParts
 
-__all__ = ["SparseSteps", "close_earlier"]
+__all__ = ["SparseSteps"]
 
 MANY_STEPS = 10
 """So many steps begun and none ended are no longer steps that a loop skips."""
-open_steps: weakref.WeakSet[SparseSteps] = weakref.WeakSet()
-"""Those that were not closed, perhaps since their training ended with an exception."""
 
 
 class SparseSteps:
@@ -65,7 +63,7 @@ class SparseSteps:
 
     def _open(self) -> None:
         """Put the parts on the model."""
-        self._parts.open(self._updated)
+        self._parts.open(self._updated, self._abandon)
         open_steps.add(self)
 
     @property
@@ -168,10 +166,13 @@ class SparseSteps:
                 f"A {type(self._optimizer).__name__} does not say when it steps: give an optimizer of torch.optim's "
                 "kind, or call tuner.begin_step() and tuner.end_step() around each optimizer step."
             )
+        if self._parts.interruption.was_shown():
+            self._parts.give_up()
         active = self.active_layers
         if active is None:
             active = self.begin_step()
         self._in_block, self._waiting = True, False
+        self._parts.interruption.inside = True
         try:
             yield active
         except BaseException:
@@ -259,10 +260,18 @@ class SparseSteps:
         if self._waiting:
             self._finish()
 
+    def _abandon(self) -> None:
+        """The training that began the step is over, and another one runs."""
+        if not self._in_block:
+            self._waiting = False
+            self._parts.give_up()
+            warnings.warn(GAVE_UP, stacklevel=2)
+
     def _end_if_updated(self) -> ImportanceUpdate | None:
         """End the step if the optimizer has stepped since it began; else when it does."""
         if self.active_layers is not None and not self._parts.boundary.updated:
             self._waiting = True
+            self._parts.interruption.inside = False
             return None
         return self._finish()
 
@@ -283,11 +292,3 @@ class SparseSteps:
             raise ValueError(
                 "This tuner is closed, and the model is as PEFT made it: make another SparseTuner to continue."
             )
-
-
-def close_earlier(layers: Sequence[Layer]) -> None:
-    """Close the tuners of the same layers, which would freeze them at their own steps."""
-    blocks = {id(layer.module) for layer in layers}
-    for steps in list(open_steps):
-        if blocks & {id(layer.module) for layer in steps.layers}:
-            steps.close()

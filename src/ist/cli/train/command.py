@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import PrinterCallback
 from trl import SFTTrainer
 
 from ...experiments.evaluation import exact_answers
+from ...integrations.finite import FiniteWeightsCallback, checked_weights
 from ...integrations.trainer import IST
 from ...runs.files import RESULT_FILE, write_json
 from ...runs.history import HISTORY_FILE
@@ -35,7 +37,6 @@ from .greedy import search_layers
 from .interrupt import Interrupt, Stopped
 from .methods import FOCUSED
 from .model import load_model
-from .numbers import all_finite
 from .opening import Opening
 from .validation import TokenWeightedTrainer
 
@@ -86,7 +87,6 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         opening = Opening(trainer, lambda: judge(trainer, data, display, "before", ranks))
         search = search_first(run, trainer, folder, checkpoint is not None, display)
         trained = run_training(run, trainer, folder, checkpoint, display)
-        check_weights(trainer, trained.num_steps, ranks)
         after = judge(trainer, data, display, "after", ranks)
         trainer.save_model(str(folder))
         result = {
@@ -144,7 +144,7 @@ def run_training(
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     try:
-        with interrupt:
+        with interrupt, stopped_at_not_finite(trainer):
             output = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     finally:
         progress.stop()
@@ -184,6 +184,15 @@ def describe_steps(trainer: SFTTrainer) -> dict[str, Any]:
         "fused": {"modules": tuner.num_fused, "others": dict(tuner.not_fused)},
         "probe_share": tuner.probe_share,
     }
+
+
+def stopped_at_not_finite(trainer: SFTTrainer) -> AbstractContextManager[None]:
+    """Around a training: it stops where its weights are no longer finite. `IST` does so by itself."""
+    if ist_callback(trainer) is not None:
+        return nullcontext()
+    watch = FiniteWeightsCallback()
+    trainer.add_callback(watch)
+    return checked_weights(trainer, watch.check)
 
 
 def ist_callback(trainer: SFTTrainer) -> IST | None:
@@ -253,16 +262,6 @@ def judge(trainer: SFTTrainer, data: TaskData, display: Display, when: str, rank
         figures["accuracy"] = correct * (ranks.size if shared else 1) / len(data.problems)
     display.judged(when, figures)
     return figures
-
-
-def check_weights(trainer: SFTTrainer, step: int, ranks: Ranks) -> None:
-    """Raise ValueError, on every rank, where the trained weights are no longer finite."""
-    finite = all_finite(p for p in cast("Any", trainer.model).parameters() if p.requires_grad)
-    if ranks.mean([float(not finite)])[0] > 0:
-        raise ValueError(
-            f"The weights are not finite after {step} steps, and no adapter is saved: give a lower --learning_rate, "
-            "more --warmup_steps or a lower --max_grad_norm."
-        )
 
 
 def log_entries(trainer: SFTTrainer) -> list[dict[str, Any]]:

@@ -1,18 +1,15 @@
-"""Numbers that cannot be: refused before anything loads, and named where a training ends in them."""
+"""Numbers that cannot be: refused before anything loads."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any, cast
-
-import torch
 
 from ...config import check_layer_number, check_whole
 from ...focusing import Rank
 from .options import parse_number
 
-__all__ = ["all_finite", "check_numbers", "check_validation_size", "count_held_out", "parse_focus"]
+__all__ = ["check_numbers", "check_validation_size", "count_held_out", "parse_focus"]
 
 COUNTS = (
     "lora_r", "lora_alpha", "bottleneck_size", "adalora_init_r", "per_device_train_batch_size",
@@ -52,11 +49,6 @@ def check_numbers(*options: Any) -> None:
                 continue
             if not math.isfinite(value) or not least <= value <= most:
                 raise ValueError(f"{name}={value} cannot be: give {allowed}.")
-
-
-def all_finite(parameters: Iterable[torch.Tensor]) -> bool:
-    """Whether every number in these tensors is finite."""
-    return all(bool(torch.isfinite(parameter.detach()).all()) for parameter in parameters)
 
 
 MOST_HELD_OUT, SHARE_HELD_OUT = 120, 0.1

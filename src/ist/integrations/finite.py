@@ -1,0 +1,94 @@
+"""A Trainer whose weights are no longer finite stops before it saves them, and names its last checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..runtime.distributed import current_ranks
+from ..step.finite import CHECK_INTERVAL, FiniteWeights, NotFiniteError
+
+__all__ = ["FiniteWeightsCallback", "checked_weights"]
+
+
+@contextmanager
+def checked_weights(trainer: Any, check: Callable[[], object]) -> Iterator[None]:
+    """Around a training: no checkpoint is written, and none deleted for it, before the weights were checked.
+
+    Args:
+        trainer: about to train.
+        check: raises NotFiniteError where the weights are not finite.
+
+    Raises:
+        NotFiniteError: as `check` or a callback raises it, with the checkpoint that this training saved last.
+    """
+    own, save = vars(trainer).get("_save_checkpoint"), trainer._save_checkpoint
+
+    saved = ""
+
+    def check_and_save(*args: Any, **kwargs: Any) -> Any:
+        nonlocal saved
+        check()
+        save(*args, **kwargs)
+        saved = f"{trainer.args.output_dir}/{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+
+    vars(trainer)["_save_checkpoint"] = check_and_save
+    try:
+        yield
+    except NotFiniteError as error:
+        left = f": the last good checkpoint is {saved}." if saved else "."
+        raise NotFiniteError(f"{error} They were not saved{left}") from None
+    finally:
+        if own is None:
+            vars(trainer).pop("_save_checkpoint", None)
+        else:
+            vars(trainer)["_save_checkpoint"] = own
+
+
+class FiniteWeightsCallback(TrainerCallback):
+    """Stops a training without `IST` where its weights are no longer finite."""
+
+    def __init__(self) -> None:
+        self._weights: FiniteWeights | None = None
+        self._step = 0
+
+    def check(self) -> None:
+        """Raise NotFiniteError, on every rank, where the weights are not finite."""
+        if self._weights is not None:
+            self._weights.check(self._step)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Get to know the weights."""
+        model = kwargs["model"]
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._weights, self._step = FiniteWeights(model, trained, current_ranks()), state.global_step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Check the weights from time to time."""
+        self._step = state.global_step
+        if self._step % CHECK_INTERVAL == 0:
+            self.check()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check the weights at the end at the latest."""
+        self.check()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Check the weights where the Trainer has waited for the device anyway."""
+        if logs is not None and "loss" in logs:
+            self.check()
