@@ -26,7 +26,6 @@ from harness import FIVE, SHAPES, Recorder, find_device, free, make_model, now, 
 from ist import SparseTuner, layer_scores  # noqa: E402
 from ist.focusing import find_focus  # noqa: E402
 
-DATA = HERE.parents[2] / "shared" / "data" / "math"
 Batch = dict[str, Tensor]
 
 
@@ -70,25 +69,24 @@ def train_focused(base: Any, config: Any, batches: Sequence[Batch]) -> Any:
     return model.unload()
 
 
-def text_batches(name: str, tokenizer: Any, num: int, rows: int, seed: int) -> list[Batch]:
+def text_batches(options: Any, tokenizer: Any, seed: int) -> list[Batch]:
     """Batches of random training rows, labels on the answers alone.
 
     Args:
-        name: `word-problems` or `gsm8k`.
+        options: of the command: which data, how many batches of how many rows.
         tokenizer: the model's.
-        num: of batches.
-        rows: of each.
         seed: which rows.
     """
     from ist.experiments.data import TASKS, read_task
     from ist.experiments.data.encoding import encode_pair
     from ist.experiments.data.word_problems import to_prompt_completion, word_problems
 
-    if name == "gsm8k":
-        pairs = [row.to_prompt_completion() for row in read_task(DATA, TASKS["gsm8k"], "train")]
+    if options.gsm8k is not None:
+        pairs = [row.to_prompt_completion() for row in read_task(options.gsm8k, TASKS["gsm8k"], "train")]
     else:
         pairs = [to_prompt_completion(problem) for problem in word_problems(4000, seed=0)]
-    chosen = random.Random(seed).sample(pairs, num * rows)
+    rows = options.rows
+    chosen = random.Random(seed).sample(pairs, options.batches * rows)
     tokens = [encode_pair(tokenizer, pair["prompt"], pair["completion"], end=True, max_length=512) for pair in chosen]
     return [collate(tokens[start : start + rows]) for start in range(0, len(tokens), rows)]
 
@@ -106,9 +104,9 @@ def collate(pairs: Sequence[tuple[list[int], list[int]]]) -> Batch:
 
 def load(options: Any, device: str) -> tuple[Any, Callable[[int], list[Batch]]]:
     """The base model, and what gives the batches of a seed."""
-    num, rows = options.batches, options.rows
     if options.model in SHAPES:
-        batches = token_batches(options.seeds * num, rows, options.tokens, device)
+        num = options.batches
+        batches = token_batches(options.seeds * num, options.rows, options.tokens, device)
         return make_model(options.model, device, options.layers), lambda seed: batches[seed * num : (seed + 1) * num]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -120,10 +118,17 @@ def load(options: Any, device: str) -> tuple[Any, Callable[[int], list[Batch]]]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def batches_of(seed: int) -> list[Batch]:
-        given = text_batches(options.data, tokenizer, num, rows, seed)
+        given = text_batches(options, tokenizer, seed)
         return [{name: value.to(device) for name, value in batch.items()} for batch in given]
 
     return base, batches_of
+
+
+def describe(options: Any) -> str:
+    """The model and the data in a few words."""
+    model = {"smollm2": "SmolLM2-135M"}.get(options.model, Path(options.model).name)
+    data = "random tokens" if options.model in SHAPES else "word problems" if options.gsm8k is None else "GSM8K"
+    return f"{model}, {data}"
 
 
 def measure(options: Any, result: dict[str, Any]) -> None:
@@ -144,6 +149,8 @@ def measure(options: Any, result: dict[str, Any]) -> None:
     trained, _ = peak_bytes(device, partial(train_focused, base, found.config, batches_of(0)[:2]))
     chosen = [find_focus(base, given, scores=own).layers for own in scores]
     pairs = list(combinations(range(options.seeds), 2))
+    result["shape"] = options.model in SHAPES
+    result["model"] = describe(options)
     result["tokens"] = sum(batch["input_ids"].numel() for batch in batches_of(0))
     result["weights_bytes"] = sum(p.numel() * p.element_size() for p in base.parameters())
     result["probe_bytes"], result["training_bytes"] = held, trained
@@ -158,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--model", default="smollm2", help=f"smollm2, a folder, or a shape: {', '.join(SHAPES)}")
-    parser.add_argument("--data", choices=("word-problems", "gsm8k"), default="word-problems")
+    parser.add_argument("--gsm8k", type=Path, help="the folder that holds gsm8k; without it the built-in word problems")
     parser.add_argument("--layers", type=int, help="of a shape, another number of layers")
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--rows", type=int, default=8)
@@ -168,7 +175,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.seeds < 2:
         parser.error(f"--seeds {options.seeds}: two seeds are compared, so give at least 2.")
-    recorder = Recorder(options.folder, options.name, settings(options), "focus-probe")
+    config = {**settings(options), "gsm8k": options.gsm8k is not None}
+    recorder = Recorder(options.folder, options.name, config, "focus-probe")
     with recorder.finished() as result:
         measure(options, result["rows"])
 
