@@ -64,10 +64,9 @@ def llama() -> LlamaForCausalLM:
 
 
 def focused(case: str, folder: Path) -> Any:
-    """A PEFT model with random adapters in half of the layers, saved with its base."""
+    """A PEFT model with random adapters in half of the layers, which are saved."""
     lora, options = CASES[case]
     base = llama()
-    base.save_pretrained(folder / "base")
     given = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", **lora)
     model = get_peft_model(base, find_focus(base, given, scores=SCORES, **options).config).eval()
     generator = torch.Generator().manual_seed(0)
@@ -75,7 +74,7 @@ def focused(case: str, folder: Path) -> Any:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / 20)
-    model.save_pretrained(str(folder / "adapter"))
+    model.save_pretrained(str(folder))
     return model
 
 
@@ -83,9 +82,9 @@ def focused(case: str, folder: Path) -> Any:
 def test_servers_that_read_one_rank_and_alpha_are_right_where_there_are_no_patterns(case: str, tmp_path: Path) -> None:
     """The rule of docs/focused.md: llama.cpp scales by `lora_alpha` over the rank of each module's own matrices."""
     model = focused(case, tmp_path)
-    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    saved = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
     assert saved["layers_to_transform"] == KEPT
-    modules = [module for module in model.modules() if getattr(module, "scaling", None)]
+    modules = [module for module in model.modules() if isinstance(getattr(module, "scaling", None), dict)]
     right = all(
         module.scaling["default"] == pytest.approx(saved["lora_alpha"] / module.r["default"]) for module in modules
     )
@@ -100,7 +99,8 @@ def test_servers_that_read_one_rank_and_alpha_are_right_where_there_are_no_patte
 def test_llama_cpp_converts_the_focused_layers(case: str, tmp_path: Path) -> None:
     import gguf
 
-    model = focused(case, tmp_path)
+    model = focused(case, tmp_path / "adapter")
+    llama().save_pretrained(tmp_path / "base")
     file = tmp_path / "adapter.gguf"
     converter = Path(os.environ["LLAMA_CPP"]) / "convert_lora_to_gguf.py"
     command = [sys.executable, converter, tmp_path / "adapter", "--base", tmp_path / "base", "--outfile", file]
@@ -138,8 +138,9 @@ def test_vllm_answers_as_peft_does(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     ids = torch.randint(0, 320, (40,), generator=torch.Generator().manual_seed(1)).tolist()
     models = {case: focused(case, tmp_path / str(number)) for number, case in enumerate(CASES)}
+    llama().save_pretrained(tmp_path / "base")
     server = LLM(
-        model=str(tmp_path / "0" / "base"),
+        model=str(tmp_path / "base"),
         dtype="float32",
         enable_lora=True,
         max_lora_rank=128,
@@ -150,7 +151,7 @@ def test_vllm_answers_as_peft_does(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     settings = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
     for number, (case, model) in enumerate(models.items()):
-        request = LoRARequest(case, number + 1, str(tmp_path / str(number) / "adapter"))
+        request = LoRARequest(case, number + 1, str(tmp_path / str(number)))
         (answer,) = server.generate([{"prompt_token_ids": ids}], settings, lora_request=request, use_tqdm=False)
         found = [own[token].logprob for own, token in zip(answer.prompt_logprobs[1:], ids[1:], strict=True)]
         torch.testing.assert_close(torch.tensor(found), log_probabilities(model, ids), atol=1e-4, rtol=1e-4)

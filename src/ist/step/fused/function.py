@@ -2,9 +2,9 @@
 
 Autograd's own graph of the same expression keeps the input in two precisions, the dropped-out input, its mask and the
 adapter's output of every module, frozen or not. Here nothing is kept where A and B are frozen, and the input alone
-where they train (q, k and v share it: it is the same tensor); the mask is drawn again in the backward from the
-generator's state. The adapter's product is added to the base product in place, in both directions, so it makes no
-tensor of the output's size.
+where they train (q, k and v share it: it is the same tensor), unless the graph can make it again (`again`); the mask is
+drawn again in the backward from the generator's state. The adapter's product is added to the base product in place, in
+both directions, so it makes no tensor of the output's size.
 
 Shapes: x `[..., in]`, W `[out, in]`, b `[out]`, A `[r, in]`, B `[out, r]`, C `[out]` (a bias of B), y `[..., out]`.
 """
