@@ -50,7 +50,7 @@ def peak_bytes(device: str, run: Callable[[], Any]) -> tuple[int, Any]:
         found = run()
     assert profile.profiler is not None
     assert profile.profiler.kineto_results is not None
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events: list[Any] = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = torch.tensor([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
     return int(held.cumsum(0).max()), found
 
@@ -114,7 +114,8 @@ def load(options: Any, device: str) -> tuple[Any, Callable[[int], list[Batch]]]:
 
     folder = str(quickstart_model_path()) if options.model == "smollm2" else options.model
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+    base: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    base.to(device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def batches_of(seed: int) -> list[Batch]:
