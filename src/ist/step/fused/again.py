@@ -16,7 +16,7 @@ from torch import Tensor
 __all__ = ["recipe_of"]
 
 Recipe = Callable[[], Tensor]
-"""Computes a tensor again, while the graph that made it has not been freed; leading dimensions may be one."""
+"""Computes a tensor again while the graph that made it has not been freed, in its own shape or as `[rows, in]`."""
 
 
 def recipe_of(x: Tensor) -> Recipe | None:
@@ -27,7 +27,7 @@ def recipe_of(x: Tensor) -> Recipe | None:
     Args:
         x: `[..., in]`, an elementwise product of two tensors of its shape, or what Liger's SwiGLU has returned.
     """
-    if torch.compiler.is_compiling() or x.grad_fn is None:
+    if torch.compiler.is_compiling() or x.grad_fn is None or x._version:  # Written to since, perhaps past autograd.
         return None
     node: Any = x.grad_fn
     find = RECIPES.get(type(node).__name__)
