@@ -140,7 +140,38 @@ def test_probe_batches_on_a_tiny_model(
     assert "learned in 2 updates" in load("probes/table.py", monkeypatch).probe_table(result)
 
 
+def test_the_focus_probe_on_a_tiny_model(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = f"--model {tiny_model_folder} --batches 2 --rows 2 --seeds 3"
+    result = run("probes/focus.py", arguments, tmp_path, monkeypatch)
+    found = result["rows"]
+    assert len(found["scores"]) == len(found["seconds"]) == len(found["correlations"]) == 3
+    assert 0 < found["probe_bytes"] < found["training_bytes"]
+    table = load("probes/table.py", monkeypatch).focus_table([result])
+    assert "word problems | 2 of 2 |" in table
+    monkeypatch.setattr(sys, "argv", ["probes/focus.py", "dry", "--seeds", "1"])
+    with pytest.raises(SystemExit):
+        load("probes/focus.py", monkeypatch).main()
+
+
 # --- what the figures mean
+
+
+def test_spearman_and_the_bytes_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = load("probes/focus.py", monkeypatch)
+    assert program.spearman([1, 20, 3, 4], [0.1, 0.4, 0.2, 0.3]) == pytest.approx(1.0)
+    assert program.spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
+
+    def run() -> int:
+        first = torch.empty(1 << 20, dtype=torch.uint8)
+        del first
+        second, third = torch.empty(1 << 21, dtype=torch.uint8), torch.empty(1 << 20, dtype=torch.uint8)
+        return len(second) + len(third)
+
+    peak, returned = program.peak_bytes("cpu", run)
+    assert returned == 3 << 20
+    assert peak == pytest.approx(3 << 20, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +336,9 @@ def test_docs_hold_what_the_json_files_say(monkeypatch: pytest.MonkeyPatch) -> N
     tables = [table.step_table(result) for result in steps]
     tables += [table.iteration_table(result) for result in results if result["kind"] == "iterations"]
     assert all(text in table.PAGE.read_text(encoding="utf-8") for text in tables)
-    measured = [probes.probe_table(r) for r in pages.load_results(probes.HERE / "results") if "reference" in r]
+    probed = pages.load_results(probes.HERE / "results")
+    measured = [probes.probe_table(r) for r in probed if "reference" in r]
+    measured.append(probes.focus_table([r for r in probed if r.get("kind") == "focus-probe"]))
     assert all(text in (probes.HERE / "README.md").read_text(encoding="utf-8") for text in measured)
     rows = memory.merge(pages.load_results(memory.HERE / "results"))
     totals = [memory.totals_table(rows, attention) for attention in ("eager", "sdpa")]

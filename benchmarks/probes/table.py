@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -42,9 +43,51 @@ def probe_table(result: dict[str, Any]) -> str:
     return f"{markdown(header, lines)}\n\n{note}"
 
 
+FOCUS_TARGETS = "Targets: memory at most 1.0, at most 4 training batches read, correlation at least 0.8."
+
+
+def focus_row(result: dict[str, Any]) -> tuple[str, ...]:
+    """What the look of focused training costs on one model, and how sure it is."""
+    config, found = result["config"], result["rows"]
+    correlations = found["correlations"]
+    shape = f", {config['rows']} × {config['tokens']}" if found["shape"] else ""
+    return (
+        f"{found['model']}{shape}",
+        f"{config['batches']} of {config['rows']}",
+        f"{found['probe_bytes'] / 2**20:,.0f}",
+        f"{found['training_bytes'] / 2**20:,.0f}",
+        f"{found['probe_bytes'] / found['training_bytes']:.2f}",
+        f"{mean(found['seconds']):.1f}",
+        f"{mean(correlations):.2f} ({min(correlations):.2f})",
+        f"{mean(found['in_common']):.0%}",
+        result["device"],
+        result["commit"],
+    )
+
+
+def focus_table(results: list[dict[str, Any]]) -> str:
+    """A row for each model and task."""
+    header = (
+        "model and data",
+        "batches of rows",
+        "probe, MiB",
+        "training, MiB",
+        "ratio",
+        "probe, s",
+        "correlation, mean (lowest)",
+        "layers in common",
+        "device",
+        "commit",
+    )
+    return f"{markdown(header, map(focus_row, results))}\n\n{FOCUS_TARGETS}"
+
+
 def main() -> None:
-    results = [result for result in load_results(HERE / "results") if "reference" in result]
-    write_section("probes", [probe_table(result) for result in results], HERE / "README.md")
+    results = load_results(HERE / "results")
+    sampled = [probe_table(result) for result in results if "reference" in result]
+    focused = [result for result in results if result.get("kind") == "focus-probe"]
+    write_section("probes", sampled, HERE / "README.md")
+    write_section("focus probe", [focus_table(focused)] if focused else [], HERE / "README.md")
 
 
 if __name__ == "__main__":

@@ -49,13 +49,30 @@ class Case:
 
 ALL = {"selector": "all"}
 """Our step on every adapter that there is, with nothing frozen or measured."""
+RECOMPUTED = {**ALL, "recompute": "frozen"}
+"""The same, with the blocks that have no adapters recomputed."""
 FAST: dict[str, Any] = {"dropout": 0.0, "liger": True}
 PARTS = {"half": 1 / 2, "third": 1 / 3, "quarter": 1 / 4}
 
 
 def focused(options: dict[str, Any] | None, name: str, **more: Any) -> tuple[Case, ...]:
     """A half, a third and a quarter of the layers; `name` has a place for the part's."""
-    return tuple(Case(name.format(part), options, kept=kept, **FAST, **more) for part, kept in PARTS.items())
+    return tuple(Case(name.format(part), options, kept=kept, **more) for part, kept in PARTS.items())
+
+
+SHORT: dict[str, Any] = {"dropout": 0.0, "precision": "bfloat16"}
+"""What focused training is measured with where launching counts, at one row."""
+
+
+def short(suffix: str = "", **more: Any) -> tuple[Case, ...]:
+    """LoRA and parts of the layers, in PEFT's step and in ours."""
+    settings = {**SHORT, **more}
+    return (
+        Case(f"LoRA, bfloat16 adapters, no dropout{suffix}", **settings),
+        Case(f"LoRA in our step, bfloat16 adapters, no dropout{suffix}", ALL, **settings),
+        *focused(ALL, "focused {}, bfloat16 adapters, no dropout" + suffix, **settings),
+        *focused(None, "focused {} in PEFT's step, bfloat16 adapters, no dropout" + suffix, **settings),
+    )
 
 
 GROUPS: dict[str, tuple[Case, ...]] = {
@@ -84,6 +101,15 @@ GROUPS: dict[str, tuple[Case, ...]] = {
         Case("floor, compiled by layer", floor=True, compiled=True),
         Case("LoRA, compiled by layer", compiled=True),
     ),
+    "focused-short": (
+        Case("floor, no dropout", floor=True, dropout=0.0),
+        *short(),
+        Case("focused quarter, bfloat16 adapters, no dropout, recomputed", RECOMPUTED, kept=1 / 4, **SHORT),
+    ),
+    "compiled-focused-short": (
+        Case("floor, no dropout, compiled by layer", floor=True, dropout=0.0, compiled=True),
+        *short(", compiled by layer", compiled=True),
+    ),
     "compiled-bfloat16": (Case("IST, bfloat16 adapters, compiled by layer", {}, compiled=True, precision="bfloat16"),),
     "liger": (
         Case("floor, Liger", floor=True, liger=True),
@@ -95,10 +121,11 @@ GROUPS: dict[str, tuple[Case, ...]] = {
         Case("floor, Liger, no dropout", floor=True, **FAST),
         Case("LoRA, Liger, no dropout", **FAST),
         Case("LoRA in our step, Liger, no dropout", ALL, **FAST),
-        *focused(ALL, "focused {}, Liger, no dropout"),
-        Case("focused quarter, Liger, no dropout, recomputed", {**ALL, "recompute": "frozen"}, kept=1 / 4, **FAST),
+        *focused(ALL, "focused {}, Liger, no dropout", **FAST),
+        *focused(RECOMPUTED, "focused {}, Liger, no dropout, recomputed", **FAST),
     ),
-    "focused-peft": focused(None, "focused {} in PEFT's step, Liger, no dropout"),
+    "focused-peft": focused(None, "focused {} in PEFT's step, Liger, no dropout", **FAST),
+    "focused-autocast": focused(ALL, "focused {}, Liger, no dropout, autocast", precision="autocast", **FAST),
     "seven-liger": (Case("IST, Liger, seven modules, no dropout", {}, modules=SEVEN, dropout=0.0, liger=True),),
 }
 """In the order in which they run: what changes the model for good comes last."""

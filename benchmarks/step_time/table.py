@@ -39,20 +39,36 @@ COST_LIST = {
     "IST, compiled by layer, probes of 256 tokens": "IST, compiled by layer, probes of 256 tokens",
 }
 """The cases that docs/cost.md shows."""
+LORA, FUSED = "LoRA on all layers, by PEFT", "LoRA on all layers, fused"
+"""What focused training is compared with: PEFT's LoRA, and the library's own."""
+
+
+def focused_list(setting: str, compiled: str = "") -> dict[str, str]:
+    """The cases of focused training in one setting, by name, and how docs/cost.md calls them."""
+    parts = ("half", "third", "quarter")
+    return {
+        f"LoRA, {setting}{compiled}": LORA + compiled,
+        f"LoRA in our step, {setting}{compiled}": FUSED + compiled,
+        **{
+            f"focused {part} in PEFT's step, {setting}{compiled}": f"focused {part}, by PEFT{compiled}"
+            for part in parts
+        },
+        **{f"focused {part}, {setting}{compiled}": f"focused {part}, fused{compiled}" for part in parts},
+        **{f"focused {part}, {setting}, recomputed": f"focused {part}, fused, recomputed" for part in parts},
+    }
+
+
+FLOOR = "frozen base (lower bound)"
 FOCUSED_LIST = {
-    "floor, Liger, no dropout": "frozen base (lower bound)",
-    "LoRA, Liger, no dropout": "LoRA on all layers, by PEFT",
-    "LoRA in our step, Liger, no dropout": "LoRA on all layers, fused",
-    "focused half in PEFT's step, Liger, no dropout": "focused half, by PEFT",
-    "focused half, Liger, no dropout": "focused half, fused",
-    "focused third, Liger, no dropout": "focused third, fused",
-    "focused quarter, Liger, no dropout": "focused quarter, fused",
+    "floor, Liger, no dropout": FLOOR,
+    **focused_list("Liger, no dropout"),
     "focused quarter, Liger, no dropout, layers without adapters recomputed": "focused quarter, fused, recomputed",
-    "focused quarter, Liger, no dropout, recomputed": "focused quarter, fused, recomputed",
+    "floor, no dropout": FLOOR,
+    **focused_list("bfloat16 adapters, no dropout"),
+    "floor, no dropout, compiled by layer": f"{FLOOR}, compiled by layer",
+    **focused_list("bfloat16 adapters, no dropout", ", compiled by layer"),
 }
 """The cases of focused training that docs/cost.md shows."""
-BOTH = ("LoRA, Liger, no dropout", "LoRA in our step, Liger, no dropout")
-"""What they are compared with: PEFT's LoRA, and the library's own."""
 PAPER_13 = {"LoRA": (135, 184, 31.9), "LISA": (101, 225, 32.6), "LoRA + IST, PEFT's forward": (135, 150, 32.6)}
 """Table 13 of the paper, one RTX 4090: forward and backward in ms, seconds for 100 steps."""
 
@@ -63,11 +79,14 @@ def middle(row: dict[str, Any] | None, name: str) -> float | None:
 
 
 def partner(rows: dict[str, Any], row: dict[str, Any], floor: bool) -> dict[str, Any] | None:
-    """What a row is compared with: PEFT's LoRA on the same modules, or the frozen base with the same kernels."""
+    """What a row is compared with: PEFT's LoRA on the same modules of all layers, with float32 adapters where the run
+    has it and else with those of the row; or the frozen base with the same kernels.
+    """
     case = row.get("case")
     if case is None:
         return None
     kernels = (case["liger"], case["compiled"]) if floor else (False, False)
+    found: dict[str, dict[str, Any]] = {}
     for other in (other["case"] for other in rows.values() if "case" in other):
         if other["floor"] != floor or (other["liger"], other["compiled"]) != kernels:
             continue
@@ -75,11 +94,11 @@ def partner(rows: dict[str, Any], row: dict[str, Any], floor: bool) -> dict[str,
             other["options"] is None
             and list(other["modules"]) == list(case["modules"])
             and other["dropout"] == case["dropout"]
-            and other["precision"] == "float32"
+            and other.get("kept", 1.0) == 1.0
         )
         if alike:
-            return rows[other["name"]]
-    return None
+            found.setdefault(other["precision"], rows[other["name"]])
+    return found.get("float32") or found.get(case["precision"])
 
 
 def ratio(row: dict[str, Any], other: dict[str, Any] | None, name: str) -> float | None:
@@ -176,12 +195,14 @@ def cost_table(result: dict[str, Any]) -> str:
 def focused_table(result: dict[str, Any]) -> str:
     """What docs/cost.md shows of focused training: time and peak memory, beside LoRA on all layers."""
     rows = result["rows"]
+    named = {shown: rows[name] for name, shown in reversed(FOCUSED_LIST.items()) if name in rows}
+    both = named.get(LORA), named.get(FUSED)
     lines = []
     for name, shown in FOCUSED_LIST.items():
         if not middle(row := rows.get(name), "step_ms"):
             continue
-        times = [number(ratio(row, rows.get(other), "step_ms"), ".2f") for other in BOTH]
-        peak = (number(middle(row, "peak_gib"), ".1f"), number(ratio(row, rows.get(BOTH[0]), "peak_gib"), ".2f"))
+        times = [number(ratio(row, other, "step_ms"), ".2f") for other in both]
+        peak = (number(middle(row, "peak_gib"), ".1f"), number(ratio(row, both[0], "peak_gib"), ".2f"))
         lines.append((shown, number(middle(row, "step_ms"), ".0f"), *times, *peak))
     header = (f"{result['config']['rows']} × {result['config']['tokens']} tokens", "ms a step", "÷ PEFT", "÷ fused")
     return f"{markdown((*header, 'peak, GiB', '÷ PEFT'), lines)}\n\n{source(result)}."

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainingArguments
 
 from ist import IST, SparseTuner
+from ist.step.fused import products
 from tests.helpers.tiny import (
     checkpoint_activations,
     layer_of,
@@ -146,6 +148,34 @@ def test_blocks_without_adapters_are_recomputed(recompute: str, selector: str, t
     assert {index for index, number in counts.items() if number == 2} == twice
     assert set(counts.values()) <= {1, 2}
     assert [own(block) for block in blocks(model)] == before
+
+
+class CountProducts(TorchDispatchMode):
+    """Counts products of matrices."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += func is torch.ops.aten.mm.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_of_many_rows_the_last_projection_of_a_bare_block_is_not_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the gradients have the same bits. Three of the bare blocks lie above the lowest focused one."""
+    found = []
+    for few_rows in (2048, 0):
+        monkeypatch.setattr(products, "FEW_ROWS", few_rows)
+        model = focused_lora()
+        with SparseTuner(model, selector="all", recompute="frozen", fused=False) as tuner:
+            tuner.begin_step()
+            loss = model(**tiny_batches(1)[0], use_cache=False).loss
+            with CountProducts() as count:
+                loss.backward()
+            found.append((count.number, gradients(model)))
+            tuner.end_step()
+    (reentrant, expected), (stopped, got) = found
+    assert reentrant - stopped == 3
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 def test_recomputing_keeps_less() -> None:

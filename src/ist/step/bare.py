@@ -12,7 +12,7 @@ from torch import nn
 
 from ..adapters.layers import Layer, is_adapter
 
-__all__ = ["bare_blocks"]
+__all__ = ["NO_LAYER", "bare_blocks"]
 
 NO_LAYER = -1
 """The index of a block that is no layer, and so is never among the active ones."""

@@ -6,8 +6,10 @@ second forward of the frozen layers only. What lies below the lowest active laye
 nor recomputed. Blocks without adapters are frozen for good, and recomputed like frozen layers.
 
 The recomputation is PyTorch's own (`torch.utils.checkpoint`), exact with dropout and autocast. A frozen layer trains
-nothing, so what is bad about the reentrant kind does not touch it, and that kind is the faster one: its forward records
-no graph, and no hook runs for each tensor that would be saved.
+nothing, so what is bad about the reentrant kind does not touch it, and that kind is the faster one where launching
+counts: its forward records no graph, and no hook runs for each tensor that would be saved. Where computing counts, the
+other kind is the faster one for blocks without adapters: it stops when it has what the backward needs, so the last
+projection of such a block, a fifth of its arithmetic, is not computed again.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from torch.utils.checkpoint import checkpoint
 from ..adapters.layers import Layer
 from ..adapters.view import ModelView
 from ..runtime.part import Part
-from .bare import bare_blocks
+from .bare import NO_LAYER, bare_blocks
+from .fused.products import has_many_rows
 
 __all__ = ["Recompute"]
 
@@ -46,6 +49,13 @@ def recomputed_frozen(function: partial[Any], *args: Any) -> Any:
     if has_gradient(tensors) and not has_gradient([*others, *function.keywords.values()]):
         return reentrantly_recomputed(function, *args)
     return recomputed(function, *args)
+
+
+def recomputed_bare(function: partial[Any], *args: Any) -> Any:
+    """The recomputation of a block without adapters: of many rows only as far as the backward needs it."""
+    if args and isinstance(args[0], Tensor) and has_many_rows(args[0]):
+        return recomputed(function, *args)
+    return recomputed_frozen(function, *args)
 
 
 def has_gradient(values: Iterable[Any]) -> bool:
@@ -86,7 +96,8 @@ class Recompute(Part):
         for layer in self._layers:
             frozen = layer.index not in active
             again = self._mode == "all" or frozen
-            switch(layer.module, again, recomputed_frozen if frozen and layer.name in self._still else recomputed)
+            still = recomputed_bare if layer.index == NO_LAYER else recomputed_frozen
+            switch(layer.module, again, still if frozen and layer.name in self._still else recomputed)
 
     def end(self) -> None:
         """Recompute nothing."""

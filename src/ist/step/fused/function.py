@@ -2,9 +2,9 @@
 
 Autograd's own graph of the same expression keeps the input in two precisions, the dropped-out input, its mask and the
 adapter's output of every module, frozen or not. Here nothing is kept where A and B are frozen, and the input alone
-where they train (q, k and v share it: it is the same tensor); the mask is drawn again in the backward from the
-generator's state. The adapter's product is added to the base product in place, in both directions, so it makes no
-tensor of the output's size.
+where they train (q, k and v share it: it is the same tensor), unless the graph can make it again (`again`); the mask is
+drawn again in the backward from the generator's state. The adapter's product is added to the base product in place, in
+both directions, so it makes no tensor of the output's size.
 
 Shapes: x `[..., in]`, W `[out, in]`, b `[out]`, A `[r, in]`, B `[out, r]`, C `[out]` (a bias of B), y `[..., out]`.
 """
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .again import recipe_of
 from .choice import autocast_dtype, products
 from .products import Products, shaped
 
@@ -140,12 +141,14 @@ def add_bias_(kind: Products, rows: Tensor, c: Tensor | None, scaling: float) ->
 def keep(
     ctx: Any, needs: Any, kind: Products, x: Tensor, a: Tensor, b: Tensor, scaling: float, dropout: float, drawn: Drawn
 ) -> tuple[Tensor | None, ...]:
-    """What the backward needs: nothing of the activations where nothing trains."""
+    """What the backward needs: nothing of the activations where nothing trains, nor where they can be made again."""
     h, mask, drawn_from = drawn
     needs_a, needs_b, _ = needs
     ctx.needs, ctx.autocast, ctx.x_dtype = needs, kind.autocast, x.dtype
     ctx.scaling, ctx.dropout, ctx.drawn_from = scaling, dropout, drawn_from
-    return x.reshape(-1, x.shape[-1]) if needs_a else None, mask, h if needs_b else None, a, b
+    ctx.again = recipe_of(x) if needs_a else None
+    kept = x.reshape(-1, x.shape[-1]) if needs_a and ctx.again is None else None
+    return kept, mask, h if needs_b else None, a, b
 
 
 def lora_backward(
@@ -155,6 +158,8 @@ def lora_backward(
     `[rows, out]`.
     """
     x, mask, h, a, b = kept
+    if ctx.again is not None:
+        x = ctx.again().reshape(-1, a.shape[1])
     needs_a, needs_b, needs_c = ctx.needs
     kind, dropout = products(a, ctx.autocast, ctx.x_dtype, dy.dtype), ctx.dropout
     scaling = ctx.scaling * kind.rest(dropout)

@@ -1,0 +1,65 @@
+"""Inputs that need not be kept, since the graph keeps what they are made of.
+
+The input of a gated MLP's last projection is a product of two tensors, `act(gate) · up`, and is the widest input of a
+layer. The product's own backward keeps both factors until it has run, which is after that of the projection. So the
+projection can multiply them once more, in the same operation and to the same bits, instead of keeping their product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["recipe_of"]
+
+Recipe = Callable[[], Tensor]
+"""Computes a tensor again while the graph that made it has not been freed, in its own shape or as `[rows, in]`."""
+
+
+def recipe_of(x: Tensor) -> Recipe | None:
+    """How to compute an input again from what its graph keeps, or None where it has to be kept.
+
+    Not where hooks pack what is kept (activation checkpointing, offloading): unpacking it twice costs more, or fails.
+
+    Args:
+        x: `[..., in]`, an elementwise product of two tensors of its shape, or what Liger's SwiGLU has returned.
+    """
+    if torch.compiler.is_compiling() or x.grad_fn is None or x._version:  # Written to since, perhaps past autograd.
+        return None
+    node: Any = x.grad_fn
+    find = RECIPES.get(type(node).__name__)
+    return None if find is None else find(node, x)
+
+
+def multiplied(node: Any, x: Tensor) -> Recipe | None:
+    """Of PyTorch's product: it keeps both factors where both need a gradient."""
+    if not all(is_kept(saved, x) for saved in (node._raw_saved_self, node._raw_saved_other)):
+        return None
+    return lambda: node._saved_self * node._saved_other
+
+
+def gated(node: Any, x: Tensor) -> Recipe | None:
+    """Of Liger's function, which keeps gate and up, and writes their gradients over them when its turn comes."""
+    kept = node._raw_saved_tensors
+    if len(kept) != 2 or not all(is_kept(saved, x) for saved in kept) or getattr(node, "dtensor_metadata", None):
+        return None
+    factors = [getattr(node, name) for name in ("gate_multiplier", "down_multiplier") if hasattr(node, name)]
+    return lambda: node._forward_cls.apply(*node.saved_tensors, *factors)
+
+
+def is_kept(saved: Any, x: Tensor) -> bool:
+    """Whether a graph holds a tensor of the size and dtype of x as it is, and not as hooks have packed it."""
+    if getattr(saved, "unpack_hook", saved) is not None or not isinstance(saved.data, Tensor):
+        return False
+    kept: Tensor = saved.data
+    return kept.dtype == x.dtype and kept.numel() == x.numel() and kept.shape[-1:] == x.shape[-1:]
+
+
+RECIPES: dict[str, Callable[[Any, Tensor], Recipe | None]] = {
+    "MulBackward0": multiplied,
+    "LigerSiLUMulFunctionBackward": gated,
+}
+"""By the name of the function that made an input."""

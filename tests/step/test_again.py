@@ -1,0 +1,144 @@
+"""Inputs that the graph can make again are not kept, and gradients have the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ist import SparseTuner
+from ist.step.fused import again, function
+from ist.step.fused.again import recipe_of
+from tests.helpers.tiny import tiny_batches, tiny_lora
+
+SIZE = (2, 3, 5)
+
+
+def leaves(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    gate, up = (torch.randn(SIZE, generator=generator).to(dtype).requires_grad_() for _ in range(2))
+    return gate, up
+
+
+class SwiGLU(torch.autograd.Function):
+    """As Liger's function does it: gate and up are kept in two dimensions, and overwritten with their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, gate_multiplier: float = 1.0) -> Tensor:
+        ctx.gate_multiplier = gate_multiplier
+        ctx.save_for_backward(gate.view(-1, gate.shape[-1]), up.view(-1, up.shape[-1]))
+        return nn.functional.silu(gate * gate_multiplier) * up
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        gate, up = ctx.saved_tensors
+        gate.detach().zero_()
+        up.detach().zero_()
+        return torch.ones(SIZE), torch.ones(SIZE), None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_is_multiplied_again(dtype: torch.dtype) -> None:
+    gate, up = leaves(dtype)
+    x = nn.functional.silu(gate) * up
+    recipe = recipe_of(x)
+    assert recipe is not None
+    assert torch.equal(recipe(), x)
+
+
+def test_ligers_function_is_called_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(again.RECIPES, "SwiGLUBackward", again.gated)
+    gate, up = leaves()
+    x: Tensor = SwiGLU.apply(gate.exp(), up.exp(), 0.5)  # type: ignore
+    recipe = recipe_of(x)
+    assert recipe is not None
+    assert torch.equal(recipe().view(SIZE), x)
+
+
+def scaled(gate: Tensor, up: Tensor) -> Tensor:
+    return gate.sin() * up[0, 0].sin()
+
+
+def one_trains(gate: Tensor, up: Tensor) -> Tensor:
+    return gate.sin() * up.detach()
+
+
+def in_two_dtypes(gate: Tensor, up: Tensor) -> Tensor:
+    return gate.sin() * up.bfloat16()
+
+
+def recomputed(gate: Tensor, up: Tensor) -> Tensor:
+    return checkpoint(lambda a, b: a.sin() * b.sin(), gate, up, use_reentrant=False)  # type: ignore[return-value]
+
+
+def written_to(gate: Tensor, up: Tensor) -> Tensor:
+    x = gate.sin() * up.sin()
+    with torch.no_grad():
+        x.mul_(2)
+    return x
+
+
+def packed(gate: Tensor, up: Tensor) -> Tensor:
+    with torch.autograd.graph.save_on_cpu():
+        return gate.sin() * up.sin()
+
+
+KEPT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a leaf": lambda gate, up: gate,
+    "a sum": lambda gate, up: gate + up,
+    "a number": lambda gate, up: gate * 0.5,
+    "a broadcast product": scaled,
+    "a product of which one factor needs no gradient": one_trains,
+    "a product of two dtypes": in_two_dtypes,
+    "a product that is recomputed": recomputed,
+    "a product whose factors are offloaded": packed,
+    "a product that was written to past autograd": written_to,
+    "a view of a product": lambda gate, up: (gate * up).flatten(0, 1),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_other_inputs_are_kept(name: str) -> None:
+    assert recipe_of(KEPT[name](*leaves())) is None
+
+
+def trained(model: Any) -> tuple[dict[str, Tensor], set[int]]:
+    """The gradients of a step, and the widths of the inputs that its LoRA modules keep."""
+    kept: set[int] = set()
+    keep = function.keep
+
+    def watch(*args: Any) -> Any:
+        found = keep(*args)
+        kept.update(value.shape[-1] for value in found[:1] if value is not None)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch, SparseTuner(model, selector="all") as tuner:
+        patch.setattr(function, "keep", watch)
+        tuner.begin_step()
+        model(**tiny_batches(1)[0], use_cache=False).loss.backward()
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        tuner.end_step()
+    return found, kept
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_have_the_same_bits(dtype: torch.dtype, dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a focused Llama, whose gates are 48 wide and hidden states 32."""
+    model = tiny_lora(4, layers_to_transform=[1, 3], lora_dropout=dropout).train().to(dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        now, widths = trained(model)
+    for parameter in model.parameters():
+        parameter.grad = None
+    monkeypatch.setattr(function, "recipe_of", lambda x: None)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        before, widths_before = trained(model)
+    assert (widths_before, widths) == ({32, 48}, {32})
+    assert now.keys() == before.keys()
+    assert all(torch.equal(now[name], before[name]) for name in now)
