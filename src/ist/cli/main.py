@@ -11,6 +11,7 @@ from .._version import __version__
 from .failures import describe_failure
 from .printable import one_line, printable, printable_logs
 from .streams import steady_streams
+from .wording import in_flags
 
 __all__ = ["main"]
 
@@ -138,7 +139,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if is_debugging():
             raise
-        say(command, f"error: {describe_failure(error)}")
+        say(command, f"error: {in_flags(describe_failure(error))}")
         return 2
     return 0
 

@@ -27,10 +27,11 @@ from ...runs.history import HISTORY_FILE, read_history
 from ..checkout import commit
 from ..display import device_name
 from ..parsing import OneLineParser
+from ..quiet import quiet_libraries
 from ..recipes.renamed import rename_arguments
 from ..recipes.safety import without_authority
 from ..train.arguments import parse_arguments
-from ..train.command import make_trainer, quiet_libraries
+from ..train.command import make_trainer
 from ..train.data import TaskData, load_data
 from .display import AnalyseDisplay
 from .recipe import write_selection_recipe

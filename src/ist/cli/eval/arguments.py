@@ -5,26 +5,19 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from ...experiments.evaluation import GREEDY, PAPER, PROTOCOLS, EvaluationSettings, Generation
 from ...experiments.evaluation.extraction import EXTRACTIONS
 from ...experiments.evaluation.likelihood import OPTION_FORMS
 from ...experiments.evaluation.metrics import METRICS
+from ..parsing import OneLineParser
 
 __all__ = ["evaluation_settings", "known_eval_flags", "parse_eval_arguments"]
 
 logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An error is one line, not a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ValueError with a message of one line."""
-        raise ValueError(f"{message}: `ist eval --help` lists the flags.")
 
 
 def parse_eval_arguments(arguments: Sequence[str]) -> argparse.Namespace:

@@ -14,6 +14,7 @@ from ...config import ISTConfig, check_choice, check_whole
 from ...experiments.data.tasks import find_tasks
 from ...focusing import CRITERIA, TRAINED
 from ...method.spreading import SPREADS
+from ..nearest import unknown_flag
 from ..recipes.files import check_keys, find_recipe, flag_names, read_recipe, run_name, split_recipe
 from ..recipes.renamed import rename_arguments, rename_keys, warn_of_old_names
 from ..recipes.safety import COMMAND_LINE_ONLY, check_safe
@@ -272,8 +273,8 @@ def parse_flags(parser: FlagParser, flags: Sequence[str]) -> tuple[Any, ...]:
         ValueError: a flag is unknown, or a value is not allowed.
     """
     namespace, unknown = parser.parse_known_args(flags)
-    names = [flag.lstrip("-").split("=")[0].replace("-", "_") for flag in unknown]
-    check_keys("the command line", names, parser.flags())
+    if unknown:
+        raise unknown_flag(unknown[0], parser.flags(), "ist train --help-all")
     check_mappings(vars(namespace), SFTConfig._VALID_DICT_FIELDS)
     try:
         return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
