@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...experiments.data import find_tasks, read_instructions, to_task_row, word_problems
-from ...experiments.data.files import read_text
+from ...experiments.data.files import check_file, read_text
 from ...experiments.data.own_rows import read_own_rows
 from ...experiments.evaluation import EvaluationSettings, TaskData, TaskResult, evaluate
 from ...runs.files import EVALUATION_FILE, write_json
@@ -86,8 +86,7 @@ def load_tasks(flags: argparse.Namespace) -> dict[str, TaskData]:
         rows: Any = read_instructions([file]) if flags.protocol == "loss" else read_own_rows(file)
         loaded.append((data_name(file), rows))
     for file in flags.text_files or ():
-        if not Path(file).is_file():
-            raise ValueError(f"{file} is not a file: --text_files takes plain text.")
+        check_file(Path(file), "--text_files takes files of plain text")
         loaded.append((data_name(file), read_text(Path(file))))
     names = [name for name, _ in loaded]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -87,6 +87,11 @@ def focus_adapter(
         with display.waiting("importance of the layers"):
             batches = probe_batches(look)
             found = find_focus(model, peft_config, batches, num_batches=NUM_BATCHES, **options)
+    if len(found.layers) < 2:
+        raise ValueError(
+            f"--num_focused_layers {run.ist.num_focused_layers} leaves adapters in {len(found.layers)} of "
+            f"{len(found.names)} layers: give 2 or more, or a greater fraction."
+        )
     told = {**describe(found), "criterion": None if found.scores is None else criterion, "spread": spread}
     if resumed:
         told["seconds"] = json.loads(file.read_text(encoding="utf-8")).get("seconds")
