@@ -255,7 +255,7 @@ def test_an_analysis_by_each_layers_own_importance(compared: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--order=luck"], "argument --order: invalid choice: 'luck'"),
+        (["--order=luck"], "--order luck is unknown: give one of greedy, importance."),
         (["--search_batches=0"], "search_batches=0 is too few: give 1 or more."),
         (["--beta=1"], "beta=1.0 suppresses nothing"),
         (["--num_test_problems=0"], "The run has no validation data to measure on"),

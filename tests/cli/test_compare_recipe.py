@@ -73,7 +73,7 @@ def test_the_command_line_goes_before_the_recipe(tmp_path: Path) -> None:
         ({"evaluation": "boolq"}, "evaluation='boolq' in compare-mine.yaml is no list of flags"),
         (
             {"evaluation": {"tasks": "boolq", "protocol": "guess"}},
-            "evaluation: argument --protocol: invalid choice",
+            "evaluation: --protocol",
         ),
         ({"evaluation": {"task": "boolq"}}, "evaluation: has the unknown key 'task': did you mean 'tasks'?"),
         ({"evaluation": {"adapter": "x"}}, "The evaluation sets adapter, which ist compare gives"),

@@ -41,9 +41,9 @@ def nearest(name: str, allowed: Collection[str]) -> str | None:
 
 
 def did_you_mean(name: str, allowed: Collection[str], dashes: str = "") -> str:
-    """`did you mean …? ` where something resembles the name, and else nothing."""
+    """` (did you mean …?)` where something resembles the name, and else nothing."""
     near = nearest(name, allowed)
-    return f"did you mean {dashes}{near}? " if near else ""
+    return f" (did you mean {dashes}{near}?)" if near else ""
 
 
 def unknown_flag(argument: str, allowed: Collection[str], help_command: str) -> ValueError:
@@ -61,4 +61,4 @@ def unknown_flag(argument: str, allowed: Collection[str], help_command: str) -> 
         )
     typed = argument.partition("=")[0]
     hint = did_you_mean(typed.lstrip("-").replace("-", "_"), allowed, "--")
-    return ValueError(f"There is no flag {typed}: {hint}`{help_command}` lists the flags.")
+    return ValueError(f"There is no flag {typed}{hint}: `{help_command}` lists the flags.")

@@ -46,7 +46,7 @@ class OneLineParser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             hint = did_you_mean(str(value), choices)
-            raise ValueError(f"{shown(action)} {value} is unknown: {hint}Give {describe_kind(action)}.")
+            raise ValueError(f"{shown(action)} {value} is unknown{hint}: give {describe_kind(action)}.")
 
     def _match_argument(self, action: argparse.Action, arg_strings_pattern: str) -> int:
         try:

@@ -70,17 +70,17 @@ def find_recipe(name: str) -> Path:
         file = folder / f"{name}.yaml"
         if file.parent == folder and file.is_file() and not name.startswith(PREFIX):
             return file
-    raise ValueError(f"There is no recipe {name!r}: {describe_recipes(name)}")
+    raise missing_recipe(name)
 
 
-def describe_recipes(name: str) -> str:
-    """What somebody may have meant who asked for a recipe that is not there, and all that there are."""
+def missing_recipe(name: str) -> ValueError:
+    """The error for a recipe that is not there: what was meant, and all that there are."""
     trainings = [file.stem for file in list_recipes()]
     comparisons = {file.stem.removeprefix(PREFIX) for file in list_comparisons()}
-    other = f"{name} is one of `ist compare`. " if name.removeprefix(PREFIX) in comparisons else ""
-    return (
-        f"{other}{did_you_mean(name, trainings)}Give the path of a YAML file, or one of {', '.join(trainings)} "
-        "(`ist recipes` describes them)."
+    other = ", it is one of `ist compare`" if name.removeprefix(PREFIX) in comparisons else ""
+    return ValueError(
+        f"There is no recipe {name!r}{did_you_mean(name, trainings)}{other}: give the path of a YAML file, or one of "
+        f"{', '.join(trainings)} (`ist recipes` describes them)."
     )
 
 

@@ -47,7 +47,7 @@ def check_targets(model: nn.Module, config: Any, flag: str) -> None:
     for target in sorted(targets):
         if target not in found and not any(name.endswith(f".{target}") for name in found):
             hint = did_you_mean(target, last)
-            raise ValueError(f"--{flag} {target} is no module of this model: {hint}{allowed[0].upper()}{allowed[1:]}.")
+            raise ValueError(f"--{flag} {target} is no module of this model{hint}: {allowed}.")
 
 
 def adaptable(model: nn.Module) -> Iterator[str]:
