@@ -73,7 +73,7 @@ def test_the_command_line_goes_before_the_recipe(tmp_path: Path) -> None:
         ({"evaluation": "boolq"}, "evaluation='boolq' in compare-mine.yaml is no list of flags"),
         (
             {"evaluation": {"tasks": "boolq", "protocol": "guess"}},
-            "evaluation: --protocol",
+            "evaluation: --protocol guess is unknown: give one of generate, ",
         ),
         ({"evaluation": {"task": "boolq"}}, "evaluation: has the unknown key 'task': did you mean 'tasks'?"),
         ({"evaluation": {"adapter": "x"}}, "The evaluation sets adapter, which ist compare gives"),
