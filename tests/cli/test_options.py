@@ -17,7 +17,7 @@ from ist.cli.compare.runs import check_same
 from ist.cli.main import main
 from ist.cli.recipes.renamed import FLAGS, VALUES, rename_arguments, rename_keys
 from ist.cli.train.arguments import ISTArguments, known_flags, make_parser, parse_arguments
-from ist.cli.train.help import COMMON, HELP_TEXTS, VALUES, format_help
+from ist.cli.train.help import COMMON, HELP_TEXTS, MEANINGS, format_help
 from ist.cli.train.methods import METHODS
 from ist.cli.train.options import field_docstrings, flags_of, values_of
 
@@ -129,10 +129,10 @@ def test_help_is_one_page_of_the_common_flags(capsys: pytest.CaptureFixture[str]
 
 
 def test_help_explains_every_method() -> None:
-    assert set(VALUES["method"]) == set(METHODS)
+    assert set(MEANINGS["method"]) == set(METHODS)
     for width in (60, 80, 110):
         page = format_help(make_parser(), everything=False, width=width)
-        for method, meaning in VALUES["method"].items():
+        for method, meaning in MEANINGS["method"].items():
             (found,) = re.findall(rf"^      {method} +(\S.*\n(?:^ {{26}}\S.*\n)*)", page, flags=re.MULTILINE)
             assert " ".join(found.split()) == meaning
 

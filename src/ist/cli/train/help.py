@@ -59,7 +59,7 @@ HELP_TEXTS: Mapping[str, str] = {
 }
 """Help of TRL's flags on the page, and of those whose default is another one here."""
 
-VALUES: Mapping[str, Mapping[str, str]] = {
+MEANINGS: Mapping[str, Mapping[str, str]] = {
     "method": {
         "ist": "adapters of a quarter of the layers, drawn by importance at each step (the paper)",
         "random": "the same, drawn at random; nothing is measured",
@@ -145,7 +145,7 @@ def format_flag(action: argparse.Action, everything: bool, width: int) -> Iterat
     yield f"{head:{INDENT}}{wrapped[0]}".rstrip()
     for line in wrapped[1:]:
         yield f"{'':{INDENT}}{line}"
-    for value, meaning in VALUES.get(action.dest, {}).items():
+    for value, meaning in MEANINGS.get(action.dest, {}).items():
         first, *others = textwrap.wrap(meaning, width - VALUE_INDENT)
         yield f"{f'      {value}':{VALUE_INDENT}}{first}"
         yield from (f"{'':{VALUE_INDENT}}{line}" for line in others)
