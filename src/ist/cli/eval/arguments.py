@@ -67,11 +67,11 @@ def known_eval_flags() -> set[str]:
     return {action.dest for action in eval_parser()._actions}
 
 
-def eval_parser() -> argparse.ArgumentParser:
+def eval_parser() -> OneLineParser:
     """All flags."""
     parser = OneLineParser(
         prog="ist eval",
-        usage="ist eval [--model_name_or_path MODEL] [--adapter FOLDER] --tasks NAME … | --data_files FILE … [--FLAG …]",
+        usage="ist eval [--model_name_or_path MODEL] [--adapter FOLDER] --tasks NAME … | --data_files FILE … [--FLAG]",
         formatter_class=HelpLayout,
         allow_abbrev=False,
         description="Evaluate a model, with or without an adapter, on tasks, your own rows or plain text.",
