@@ -110,6 +110,7 @@ EVAL = ["eval", "--model_name_or_path=x"]
 CASES: list[tuple[list[str], str]] = [
     # ---- commands
     (["tune"], "there is no command 'tune'"),
+    (["trian"], "there is no command 'trian' (did you mean train?): choose one of train, "),
     (["--verbose"], "there is no command '--verbose'"),
     ([""], "there is no command ''"),
     # ---- flags of other programs, and typing errors

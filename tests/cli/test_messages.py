@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig
 from torch import nn
 
@@ -78,6 +79,17 @@ def test_a_target_module_that_is_not_there(model: nn.Module, targets: list[str] 
 def test_target_modules_that_are_there(model: nn.Module, targets: list[str] | str | None) -> None:
     check_targets(model, LoraConfig(target_modules=targets), "lora_target_modules")
     check_targets(model, None, "lora_target_modules")
+
+
+def test_names_of_fused_experts_are_left_to_peft() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate_up_proj = nn.Parameter(torch.zeros(2, 4, 8))
+
+    check_targets(nn.Sequential(Block(), Experts()), LoraConfig(target_modules=["w1"]), "lora_target_modules")
+    with pytest.raises(ValueError, match="w1 is no module"):
+        check_targets(nn.Sequential(Block(), nn.Conv1d(2, 2, 2)), LoraConfig(target_modules=["w1"]), "x")
 
 
 @pytest.mark.parametrize(

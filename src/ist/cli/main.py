@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from .._version import __version__
 from .failures import describe_failure
+from .nearest import did_you_mean
 from .printable import one_line, printable, printable_logs
 from .streams import steady_streams
 from .wording import in_flags
@@ -27,7 +28,7 @@ USAGE = """ist: fine-tune the layers that matter
   ist report FOLDER            pictures of a run: importance over time, layers chosen, losses
   ist --version
 
-An error is one line; IST_DEBUG=1 shows where it comes from.
+`ist COMMAND --help` explains a command. An error is one line; IST_DEBUG=1 shows where it comes from.
 """
 
 
@@ -124,7 +125,8 @@ def run(arguments: list[str]) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # It speaks of kernels as it is imported.
     try:
         if command not in COMMANDS:
-            raise ValueError(f"there is no command {command!r}: choose one of {', '.join(COMMANDS)}.")
+            hint = did_you_mean(command, COMMANDS)
+            raise ValueError(f"there is no command {command!r}{hint}: choose one of {', '.join(COMMANDS)}.")
         with printable_logs():
             COMMANDS[command](arguments[1:])
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..nearest import did_you_mean
 
@@ -44,10 +45,22 @@ def check_targets(model: nn.Module, config: Any, flag: str) -> None:
                 f"{allowed}."
             )
         return
+    if has_fused_experts(model):
+        return  # PEFT translates the names that their projections have in checkpoints.
     for target in sorted(targets):
         if target not in found and not any(name.endswith(f".{target}") for name in found):
             hint = did_you_mean(target, last)
             raise ValueError(f"--{flag} {target} is no module of this model{hint}: {allowed}.")
+
+
+def has_fused_experts(model: nn.Module) -> bool:
+    """Whether a parameter holds the matrices of several experts."""
+    return any(
+        parameter.dim() == 3
+        for module in model.modules()
+        if not isinstance(module, _ConvNd)
+        for parameter in module.parameters(False)
+    )
 
 
 def adaptable(model: nn.Module) -> Iterator[str]:
