@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 
-__all__ = ["number_layers", "number_steps"]
+__all__ = ["few_ticks", "number_layers", "number_steps"]
 
 MAX_TICKS = 9
+FEW_TICKS = 3
+"""On an axis of a narrow panel."""
 
 
 def number_layers(axis: Any) -> None:
@@ -20,3 +22,11 @@ def number_layers(axis: Any) -> None:
 def number_steps(axis: Any) -> None:
     """Have an axis show optimizer steps, of which there are no halves."""
     axis.set_major_locator(MaxNLocator(nbins=MAX_TICKS, integer=True, min_n_ticks=1))
+
+
+def few_ticks(axis: Any) -> None:
+    """Have a narrow panel's axis show few numbers, with the power of ten of small and large ones beside them."""
+    axis.set_major_locator(MaxNLocator(nbins=FEW_TICKS))
+    formatter = ScalarFormatter(useMathText=True)
+    formatter.set_powerlimits((-2, 4))
+    axis.set_major_formatter(formatter)
