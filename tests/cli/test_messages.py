@@ -106,6 +106,13 @@ def test_what_was_looked_for_and_where(
     said = f"nope is no folder here ({here}) and no {what} that the Hugging Face hub gives (No such repository): --"
     with pytest.raises(ValueError, match=re.escape(said)), looked_for("nope"):
         raise OSError("No such repository.\nMore.")
+    with (
+        pytest.raises(ValueError, match=r"hub gives \(Can't find 'adapter_config.json' at 'nope'\): --"),
+        looked_for("nope"),
+    ):
+        raise ValueError("Can't find 'adapter_config.json' at 'nope'")
+    with pytest.raises(ValueError, match=r"^it runs code$"), looked_for("nope"):
+        raise ValueError("it runs code")
     with pytest.raises(OSError, match="No weights"), looked_for(str(tmp_path)):
         raise OSError("No weights")
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub.errors import HFValidationError
+
 from .quickstart_model import QUICKSTART_MODEL
 
 __all__ = ["ADAPTERS", "check_local_model", "looked_for_adapter", "looked_for_model"]
@@ -45,7 +47,8 @@ def looked_for(name: str, what: str, way_out: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        if here.exists():
+        missing = isinstance(error, (OSError, HFValidationError)) or str(error).startswith("Can't find")
+        if here.exists() or not missing:
             raise
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(

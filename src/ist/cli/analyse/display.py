@@ -42,8 +42,8 @@ class AnalyseDisplay:
         if not result["intervals"]:
             found = count_batches(result["num_batches"])
             print_line(
-                f"no intervals: validation has {found}, and they need {MIN_BATCHES}; for more, train with a greater "
-                "--validation_size, or add a smaller --per_device_eval_batch_size here",
+                f"no intervals: validation has {found}, and they need {MIN_BATCHES}: give a smaller "
+                "--per_device_eval_batch_size, or more validation rows",
                 soft_wrap=True,
             )
         if correlation := result["rank_correlation"]:
