@@ -22,6 +22,7 @@ def number_layers(axis: Any) -> None:
 def number_steps(axis: Any) -> None:
     """Have an axis show optimizer steps, of which there are no halves."""
     axis.set_major_locator(MaxNLocator(nbins=MAX_TICKS, integer=True, min_n_ticks=1))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def few_ticks(axis: Any) -> None:
