@@ -22,7 +22,7 @@ class Clock:
 
 def make(terminal: bool = False, **totals: int) -> tuple[AnalysisProgress, Clock, io.StringIO]:
     clock, shown = Clock(), io.StringIO()
-    console = PlainConsole(file=shown, force_terminal=terminal, width=100)
+    console = PlainConsole(file=shown, force_terminal=terminal, width=100, _environ={})
     return AnalysisProgress(console, totals, clock), clock, shown
 
 
@@ -64,7 +64,6 @@ def test_a_pipe_gets_a_line_each_half_minute_and_a_terminal_one_that_moves() -> 
     progress, clock, shown = make(terminal=True, losses=4)
     with progress.measuring("the losses"):
         spend(progress, clock, "losses", 50, 2)
-    assert "about 100 s left" not in shown.getvalue().splitlines()
     assert "about 2 min left" in shown.getvalue()
     assert "\x1b[" in shown.getvalue()
 
