@@ -160,7 +160,7 @@ CASES: list[tuple[list[str], str]] = [
     ([*TRAIN, "--max_length=-5"], "max_length=-5"),
     ([*TRAIN, "--seed=-1"], "seed=-1"),
     ([*TRAIN, "--use_cpu=perhaps"], "--use_cpu perhaps cannot be: give true or false."),
-    ([*TRAIN, "--dtype=float8"], "--dtype float8 is unknown (did you mean float16?): give one of auto, bfloat16"),
+    ([*TRAIN, "--dtype=float8"], "--dtype float8 is unknown (did you mean float32?): give one of auto, bfloat16"),
     ([*TRAIN, "--optim=sgdd"], "--optim sgdd is unknown (did you mean sgd?): give one of adamw_torch, "),
     ([*TRAIN, "--lr_scheduler_type=wavy"], "--lr_scheduler_type wavy is unknown: give one of linear, "),
     ([*TRAIN, "--save_strategy=often"], "often"),

@@ -89,8 +89,8 @@ def focus_adapter(
             found = find_focus(model, peft_config, batches, num_batches=NUM_BATCHES, **options)
     if len(found.layers) < 2:
         raise ValueError(
-            f"--num_focused_layers {run.ist.num_focused_layers} leaves adapters in {len(found.layers)} of "
-            f"{len(found.names)} layers: give 2 or more, or a greater fraction."
+            f"Only {len(found.layers)} of {len(found.names)} layers would get adapters, and at least 2 are needed: give "
+            "--num_focused_layers 2, or a greater fraction."
         )
     told = {**describe(found), "criterion": None if found.scores is None else criterion, "spread": spread}
     if resumed:
