@@ -123,7 +123,7 @@ def test_a_saved_adapter_is_refused(tiny_model_folder: Path, tmp_path: Path) -> 
         (["--num_focused_layers=9"], "--num_focused_layers 9 is more than the 4 layers that get adapters"),
         (
             ["--num_focused_layers=1"],
-            "Only 1 of 4 layers would get adapters, and at least 2 are needed: give --num_focused_layers",
+            "Only 1 of 4 layers would get adapters, and 2 are needed: give --num_focused_layers",
         ),
         (
             ["--lora_target_modules=q_prj"],
