@@ -138,7 +138,7 @@ def format_flag(action: argparse.Action, everything: bool, width: int) -> Iterat
         text = re.split(r"(?<=[.?!]) (?=[A-Z])", text)[0]
     if action.const is not False and "by default" not in text and (default := describe_default(action)):
         text = f"{text} (default: {default})"
-    wrapped = textwrap.wrap(text, width - INDENT) or [""]
+    wrapped = textwrap.wrap(text, width - INDENT, break_on_hyphens=False) or [""]
     if len(head) > INDENT - 2:
         yield head
         head = ""
@@ -146,7 +146,7 @@ def format_flag(action: argparse.Action, everything: bool, width: int) -> Iterat
     for line in wrapped[1:]:
         yield f"{'':{INDENT}}{line}"
     for value, meaning in MEANINGS.get(action.dest, {}).items():
-        first, *others = textwrap.wrap(meaning, width - VALUE_INDENT)
+        first, *others = textwrap.wrap(meaning, width - VALUE_INDENT, break_on_hyphens=False)
         yield f"{f'      {value}':{VALUE_INDENT}}{first}"
         yield from (f"{'':{VALUE_INDENT}}{line}" for line in others)
 
