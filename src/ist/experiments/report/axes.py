@@ -9,19 +9,21 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 __all__ = ["few_ticks", "number_layers", "number_steps"]
 
 MAX_TICKS = 9
+ROUND = (1, 2, 5, 10)
+"""Between two ticks, times a power of ten."""
 FEW_TICKS = 3
 """On an axis of a narrow panel."""
 
 
 def number_layers(axis: Any) -> None:
     """Have an axis show layers by their indices from 0."""
-    axis.set_major_locator(MaxNLocator(nbins=MAX_TICKS, integer=True, min_n_ticks=1))
+    axis.set_major_locator(MaxNLocator(nbins=MAX_TICKS, steps=ROUND, integer=True, min_n_ticks=1))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
 
 
 def number_steps(axis: Any) -> None:
     """Have an axis show optimizer steps, of which there are no halves."""
-    axis.set_major_locator(MaxNLocator(nbins=MAX_TICKS, integer=True, min_n_ticks=1))
+    axis.set_major_locator(MaxNLocator(nbins=MAX_TICKS, steps=ROUND, integer=True, min_n_ticks=1))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
