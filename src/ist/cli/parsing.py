@@ -19,18 +19,14 @@ class OneLineParser(argparse.ArgumentParser):
     """What lists all flags; `PROGRAM --help` where it is None."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise ValueError with argparse's own words, for what none of the methods below says."""
-        flag, _, said = message.removeprefix("argument ").partition(": ")
+        """Raise ValueError, for what none of the methods below says, with the nearest flag where one is unknown."""
+        help_command = self.help_command or f"{self.prog} --help"
+        about, _, said = message.removeprefix("argument ").partition(": ")
+        if about == "unrecognized arguments":
+            raise unknown_flag(said.split()[0], self.flags(), help_command)
         if said.startswith("ignored explicit argument"):
-            raise ValueError(f"{flag.partition('/')[0]} takes no value: write the flag alone, or leave it out.")
-        raise ValueError(f"{message}; `{self.help_command or f'{self.prog} --help'}` lists the flags.")
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, and raise ValueError at an unknown flag, with the nearest one."""
-        found, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            raise unknown_flag(unknown[0], self.flags(), self.help_command or f"{self.prog} --help")
-        return found
+            raise ValueError(f"{about.partition('/')[0]} takes no value: write the flag alone, or leave it out.")
+        raise ValueError(f"{message}; `{help_command}` lists the flags.")
 
     def flags(self) -> set[str]:
         """Every flag without its dashes."""
