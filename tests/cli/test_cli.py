@@ -319,7 +319,7 @@ MISTAKES = [
     (["--recipe", "{bad}/list.yaml"], "list.yaml holds no `key: value` lines"),
     (["--recipe", "{bad}/env.yaml"], "env.yaml sets env, which changes the environment of this process"),
     (["--recipe"], "--recipe needs a name or a file"),
-    (["--task=word-problems", "--leaning_rate", "3"], "the command line has the unknown key 'leaning_rate'"),
+    (["--task=word-problems", "--leaning_rate", "3"], "There is no flag --leaning_rate (did you mean --learning_rate?)"),
     (["--task=word-problems", "--max_steps=many"], "--max_steps many cannot be: give a whole number."),
     (["--task=word-problems", "--bf16=true"], "bf16 is on, and this machine has no GPU"),
     (["--task=riddles"], "task='riddles' is unknown: choose some of boolq, piqa,"),
