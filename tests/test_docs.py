@@ -5,11 +5,15 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from ist import ISTConfig
+from ist.cli.eval.arguments import known_eval_flags
+from ist.cli.main import COMMANDS
+from ist.cli.train.arguments import known_flags
 from ist.focusing import CRITERIA
 from ist.method.registry import SELECTORS
 from ist.method.spreading import SPREADS
@@ -80,6 +84,28 @@ def test_messages_to_look_up_are_the_librarys() -> None:
     for message in quoted:
         pattern = re.compile(".*?".join(re.escape(part.strip()) for part in message.split("…")), re.DOTALL)
         assert any(pattern.search(string) for string in strings), message
+
+
+def shown_commands() -> list[tuple[str, list[str]]]:
+    """Every `ist …` of the pages' code blocks, with the page's name."""
+    found = []
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [(page.name, shlex.split(line, comments=True)) for line in lines if line.startswith("ist ")]
+    return found
+
+
+def test_commands_of_the_pages_have_flags_that_exist() -> None:
+    training = {*known_flags(), "recipe", "trust_recipe", "help", "help_all", "FLAG"}
+    more = {"train": set(), "compare": {"seeds", "methods", "budget", "evaluation"}, "analyse": {"order"}}
+    commands = shown_commands()
+    assert len(commands) > 12
+    for page, (_, command, *arguments) in commands:
+        flags = {argument[2:].partition("=")[0].replace("-", "_") for argument in arguments if argument[:2] == "--"}
+        allowed = known_eval_flags() if command == "eval" else training | more.get(command, set())
+        assert command in COMMANDS, (page, command)
+        assert not flags - allowed, (page, command, flags - allowed)
 
 
 def in_code(page: str) -> set[str]:

@@ -313,14 +313,14 @@ def test_a_value_that_does_not_fit_is_named(tmp_path: Path, line: str, message: 
 
 # fmt: off
 MISTAKES = [
-    (["--recipe", "nothing"], "There is no recipe 'nothing': give a YAML file, or a name that `ist recipes` lists."),
+    (["--recipe", "nothing"], "There is no recipe 'nothing': give the path of a YAML file, or one of paper-"),
     (["--recipe", "{bad}/unknown.yaml"], "unknown.yaml has the unknown key 'leaning_rate': did you mean 'learning_rate'?"),
     (["--recipe", "{bad}/broken.yaml"], "broken.yaml is not YAML in line 2"),
     (["--recipe", "{bad}/list.yaml"], "list.yaml holds no `key: value` lines"),
     (["--recipe", "{bad}/env.yaml"], "env.yaml sets env, which changes the environment of this process"),
     (["--recipe"], "--recipe needs a name or a file"),
-    (["--task=word-problems", "--leaning_rate", "3"], "the command line has the unknown key 'leaning_rate'"),
-    (["--task=word-problems", "--max_steps=many"], "argument --max_steps/--max-steps: invalid int value: 'many'"),
+    (["--task=word-problems", "--leaning_rate", "3"], "There is no flag --leaning_rate (did you mean --learning_rate?)"),
+    (["--task=word-problems", "--max_steps=many"], "--max_steps many cannot be: give a whole number."),
     (["--task=word-problems", "--bf16=true"], "bf16 is on, and this machine has no GPU"),
     (["--task=riddles"], "task='riddles' is unknown: choose some of boolq, piqa,"),
     (["--task", "word-problems", "boolq"], "task=word-problems, boolq is not allowed: word-problems trains alone."),
@@ -332,7 +332,7 @@ MISTAKES = [
     (["--model_name_or_path=x"], "No dataset given: name one of --task word-problems, --data_files"),
     (["--model_name_or_path=x", "--task=word-problems", "--dataset_name=y"], "--task and --dataset_name"),
     (["--model_name_or_path=/nowhere/model", "--task=word-problems"], "/nowhere/model"),
-    (["--model_name_or_path=x", "--data_files=none.json"], "none.json is not a file"),
+    (["--model_name_or_path=x", "--data_files=none.json"], "There is no file none.json (looked for"),
     (["--model_name_or_path=x", "--data_files={bad}/fields.json"], "fields.json, row 1 lacks output (it has instruction)"),
     (["--model_name_or_path=x", "--dataset_name={bad}/set"], "The dataset has the columns answer, question, and training needs 'text'"),
     (["--model_name_or_path=x", "--dataset_name={bad}/set", "--dataset_train_split=dev"], "The dataset has no split 'dev'"),

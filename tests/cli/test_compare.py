@@ -130,7 +130,7 @@ def test_a_second_call_trains_nothing(
         (["--max_steps=7"], "holds a run with other flags (it has fewer, now asked for is --max_steps=7)"),
         (["--methods", "IST", "--budget", "seconds"], "Equal time needs the runs of 'LoRA'"),
         (["--methods", "DoRA"], "methods='DoRA' is unknown: choose one of 'LoRA', 'IST'"),
-        (["--mux=3"], "method 'LoRA': the command line has the unknown key 'mux'"),
+        (["--mux=3"], "method 'LoRA': There is no flag --mux (did you mean --mu?)"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -255,9 +255,9 @@ def test_an_analysis_by_each_layers_own_importance(compared: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--order=luck"], "argument --order: invalid choice: 'luck'"),
-        (["--search_batches=0"], "search_batches=0 is too few: give 1 or more."),
-        (["--beta=1"], "beta=1.0 suppresses nothing"),
+        (["--order=luck"], "--order luck is unknown: give one of greedy, importance."),
+        (["--search_batches=0"], "--search_batches 0 is too few: give 1 or more."),
+        (["--beta=1"], "--beta 1.0 suppresses nothing"),
         (["--num_test_problems=0"], "The run has no validation data to measure on"),
         (["--lora_target_modules", "q_proj", "v_proj"], "is of another kind than the run's flags make"),
     ],

@@ -162,11 +162,14 @@ MISTAKES = [
     ([*BOOLQ, "--data_folder=none"], "none is not a folder"),
     ([*BOOLQ, "--data_folder=none", "--from_hub"], "the tasks come from one of them"),
     (["--model_name_or_path=x", "--text_files=a.txt"], "--text_files has a loss alone: add --protocol loss"),
-    (["--model_name_or_path=x", "--text_files=a.txt", "--protocol=loss"], "a.txt is not a file"),
-    ([*BOOLQ, "--protocol=guess"], "argument --protocol: invalid choice: 'guess'"),
-    ([*BOOLQ, "--beams=3"], "unrecognized arguments: --beams=3: `ist eval --help`"),
+    (["--model_name_or_path=x", "--text_files=a.txt", "--protocol=loss"], "There is no file a.txt"),
+    ([*BOOLQ, "--protocol=guess"], "--protocol guess is unknown: give one of generate"),
+    ([*BOOLQ, "--beams=3"], "There is no flag --beams (did you mean --num_beams?): `ist eval --help`"),
     ([*BOOLQ, "--num_beams=-1"], "num_beams=-1 is not at least 1"),
-    (["--model_name_or_path=x", "--tasks=word-problems", "--adapter={folder}"], "holds no adapter: --adapter takes"),
+    (
+        ["--model_name_or_path=x", "--tasks=word-problems", "--adapter={folder}"],
+        "holds no adapter_config.json, and so no adapter: --adapter takes",
+    ),
     ([*BOOLQ, "--data_folder={folder}/data", "--batch_size=0"], "batch_size=0 is not a whole number"),
 ]
 

@@ -124,11 +124,14 @@ MISTAKES = [
     ([MODEL, "--tasks=boolq", "--metric_function=a:b"], "--metric_function marks generated answers to --data_files"),
     ([MODEL, "--data_files=a", "--metric=exact_match", "--metric_function=a:b"], "answers are marked by one of them"),
     ([MODEL, "--data_files=a", "--labels", "b"], "--labels are for --metric label_accuracy"),
-    ([MODEL, "--data_files=a", "--metric=f1"], "argument --metric: invalid choice: 'f1'"),
-    ([MODEL, "--data_files=a"], "a is not a file"),
+    ([MODEL, "--data_files=a", "--metric=f1"], "--metric f1 is unknown: give one of exact_match, label_accuracy"),
+    ([MODEL, "--data_files=a"], "There is no file a (looked for"),
     ([MODEL, "--data_files={mine}", "--metric_function=a"], "is neither FILE.py:FUNCTION nor"),
     (["--data_files={mine}"], "No model given: --model_name_or_path takes a folder"),
-    (["--data_files={mine}", "--adapter={folder}"], "holds no adapter: --adapter takes a folder"),
+    (
+        ["--data_files={mine}", "--adapter={folder}"],
+        "holds no adapter_config.json, and so no adapter: --adapter takes a folder",
+    ),
 ]
 
 

@@ -11,7 +11,8 @@ from ist.cli import main as command_line
 from ist.cli.failures import describe_failure
 from ist.cli.main import main
 from ist.cli.recipes.files import check_keys
-from ist.cli.train.arguments import check_local_model, known_flags
+from ist.cli.sources import check_local_model
+from ist.cli.train.arguments import known_flags
 
 
 def raised_by(function: Any, *arguments: Any) -> Exception:
@@ -71,7 +72,7 @@ def test_a_fault_of_the_library_is_called_one() -> None:
 )
 def test_a_hint_names_the_flag_that_was_meant(key: str, flag: str) -> None:
     with pytest.raises(ValueError, match=f"did you mean '{flag}'"):
-        check_keys("the command line", [key], known_flags())
+        check_keys("a recipe", [key], known_flags())
 
 
 @pytest.mark.parametrize("name", ["./model", "/no/model", "~/no-model", "a/b/c", "model/"])

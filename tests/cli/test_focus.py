@@ -120,7 +120,17 @@ def test_a_saved_adapter_is_refused(tiny_model_folder: Path, tmp_path: Path) -> 
     [
         (["--num_focused_layers=0"], "num_focused_layers=0"),
         (["--num_focused_layers=many"], "num_focused_layers='many' is not a number"),
-        (["--num_focused_layers=9"], "more than the 4 layers"),
+        (["--num_focused_layers=9"], "--num_focused_layers 9 is more than the 4 layers that get adapters"),
+        (
+            ["--num_focused_layers=1"],
+            "Only 1 of 4 layers would get adapters, and 2 are needed: give --num_focused_layers",
+        ),
+        (
+            ["--lora_target_modules=q_prj"],
+            "--lora_target_modules q_prj is no module of this model (did you mean q_proj?)",
+        ),
+        (["--adapter=series", "--bottleneck_target_modules=none"], "--bottleneck_target_modules none is no module of"),
+        (["--adapter=series", "--bottleneck_non_linearity=reluu"], "--bottleneck_non_linearity reluu is unknown"),
         (["--focused_rank=-1"], "focused_rank=-1 is not a whole number"),
         (["--focused_rank=big"], "give a rank, or 'moved', 'kept' or 'uneven'"),
         (["--focus_criterion=gate"], "focus_criterion='gate' is unknown"),

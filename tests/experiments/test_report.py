@@ -1,5 +1,6 @@
 """The picture of a run."""
 
+import itertools
 import json
 import math
 import random
@@ -9,11 +10,13 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ist.experiments.report import draw_report
 from ist.experiments.report.axes import number_layers, number_steps
-from ist.experiments.report.pictures import MAX_POINTS, PICTURE_FILE, thinned
+from ist.experiments.report.pictures import MAX_POINTS, PICTURE_FILE, draw_sampled, thinned
+from ist.experiments.report.run import RunHistory
 from ist.runs.history import HISTORY_FILE, History
 
 NUM_LAYERS = 12
@@ -242,3 +245,39 @@ def test_a_damaged_focus_is_one_line(tmp_path, text):
     with pytest.raises(ValueError, match=r"focus\.json is damaged") as error:
         draw_report(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def invented(num_layers: int, num_steps: int, size: float) -> RunHistory:
+    """A run whose scores are of a size, measured ten times."""
+    generator = random.Random(0)
+    every = num_steps // 10
+    steps = [{"step": step, "active": [step % num_layers]} for step in range(1, num_steps + 1)]
+    updates = [
+        {"step": step, "losses": [2.0], "importance": [generator.gauss(0, size) for _ in range(num_layers)]}
+        for step in range(every, num_steps + 1, every)
+    ]
+    return RunHistory(num_layers, every, steps, updates, [{"step": every, "loss": 2.0}])
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "num_steps", "size"), [(12, 100, 1.0), (32, 2000, 1e-4), (48, 450, 30.0), (80, 10_000, 5e4)]
+)
+def test_numbers_on_axes_are_whole_and_apart(num_layers: int, num_steps: int, size: float) -> None:
+    figure = Figure(figsize=(9, 6), layout="constrained", dpi=150)
+    canvas = FigureCanvasAgg(figure)
+    draw_sampled(figure, invented(num_layers, num_steps, size))
+    canvas.draw()
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert panels["Importance over time"].get_xlim() == panels["Loss"].get_xlim()
+    assert panels["Loss"].lines[0].get_marker() == "o"  # the only logged loss
+    for title, axes in panels.items():
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            labels = [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            shown = [label for label in labels if label.get_visible() and label.get_text()]
+            texts = [label.get_text() for label in shown]
+            if axis.get_label_text() in ("layer", "optimizer step"):
+                assert 3 <= len(texts) <= 10, title
+                assert all(text.replace(",", "").isdecimal() for text in texts), title
+            boxes = [label.get_window_extent() for label in shown]
+            assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes)), (title, texts)

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 
 from .._version import __version__
 from .failures import describe_failure
+from .nearest import did_you_mean
 from .printable import one_line, printable, printable_logs
 from .streams import steady_streams
+from .wording import in_flags
 
 __all__ = ["main"]
 
@@ -26,7 +28,7 @@ USAGE = """ist: fine-tune the layers that matter
   ist report FOLDER            pictures of a run: importance over time, layers chosen, losses
   ist --version
 
-An error is one line; IST_DEBUG=1 shows where it comes from.
+`ist COMMAND --help` explains a command. An error is one line; IST_DEBUG=1 shows where it comes from.
 """
 
 
@@ -123,7 +125,8 @@ def run(arguments: list[str]) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # It speaks of kernels as it is imported.
     try:
         if command not in COMMANDS:
-            raise ValueError(f"there is no command {command!r}: choose one of {', '.join(COMMANDS)}.")
+            hint = did_you_mean(command, COMMANDS)
+            raise ValueError(f"there is no command {command!r}{hint}: choose one of {', '.join(COMMANDS)}.")
         with printable_logs():
             COMMANDS[command](arguments[1:])
     except KeyboardInterrupt:
@@ -138,7 +141,7 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if is_debugging():
             raise
-        say(command, f"error: {describe_failure(error)}")
+        say(command, f"error: {in_flags(describe_failure(error))}")
         return 2
     return 0
 

@@ -1,16 +1,69 @@
-"""A parser of flags whose errors are one line."""
+"""Parsers of flags whose errors are one line: what was typed, what is allowed, and the nearest name."""
 
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
-__all__ = ["OneLineParser"]
+from .nearest import did_you_mean, unknown_flag
+
+__all__ = ["OneLineParser", "describe_allowed"]
+
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", None: "a text"}
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An error is one line, not a page of usage."""
+    """A parser that raises ValueError with a message of one line, where argparse prints a page and exits."""
+
+    help_command: str | None = None
+    """What lists all flags; `PROGRAM --help` where it is None."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise ValueError with a message of one line."""
-        raise ValueError(f"{message}; `{self.prog} --help` lists the flags.")
+        """Raise ValueError, for what none of the methods below says, with the nearest flag where one is unknown."""
+        help_command = self.help_command or f"{self.prog} --help"
+        about, _, said = message.removeprefix("argument ").partition(": ")
+        if about == "unrecognized arguments":
+            raise unknown_flag(said.split()[0], self.flags(), help_command)
+        if said.startswith("ignored explicit argument"):
+            raise ValueError(f"{about.partition('/')[0]} takes no value: write the flag alone, or leave it out.")
+        raise ValueError(f"{message}; `{help_command}` lists the flags.")
+
+    def flags(self) -> set[str]:
+        """Every flag without its dashes."""
+        return {action.dest for action in self._actions if action.option_strings}
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            raise ValueError(f"{shown(action)} {arg_string} cannot be: give {describe_kind(action)}.") from None
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            hint = did_you_mean(str(value), choices)
+            raise ValueError(f"{shown(action)} {value} is unknown{hint}: give {describe_kind(action)}.")
+
+    def _match_argument(self, action: argparse.Action, arg_strings_pattern: str) -> int:
+        try:
+            return super()._match_argument(action, arg_strings_pattern)
+        except argparse.ArgumentError:
+            several = ", or several with spaces between them" if action.nargs == "+" else ""
+            raise ValueError(f"{shown(action)} needs a value: give {describe_kind(action)}{several}.") from None
+
+
+def shown(action: argparse.Action) -> str:
+    """A flag as it is typed, or the name of an argument without one."""
+    return next((option for option in action.option_strings if option.startswith("--")), action.dest)
+
+
+def describe_allowed(action: argparse.Action) -> str:
+    """What a recipe may give a flag, in words."""
+    return f"{describe_kind(action)}, or a list of such" if action.nargs == "+" else describe_kind(action)
+
+
+def describe_kind(action: argparse.Action) -> str:
+    """What one value of a flag is, in words."""
+    if action.choices is not None:
+        return f"one of {', '.join(map(str, action.choices))}"
+    return KINDS.get(action.type, "true or false" if callable(action.type) and action.nargs != "+" else "a mapping")

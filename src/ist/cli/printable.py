@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .wording import in_flags
+
 __all__ = ["one_line", "printable", "printable_logs"]
 
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -33,7 +35,7 @@ class PrintableHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the message, a line each."""
-        print(printable(record.getMessage()), file=sys.stderr, flush=True)
+        print(printable(in_flags(record.getMessage())), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -79,7 +79,8 @@ class PaperOptions:
     """`β`, the factor on the adapters' response in suppressed layers, in [0, 1] (eq. 8)."""
 
     mu: float = 10.0
-    """`μ`, the step size of the importance scores, at least 0 (eq. 10). The paper uses 100 for short trainings."""
+    """`μ`, the step size of the importance scores (eq. 10), at least 0: 10 by default, the paper's for some 30,000
+    steps; give 100 for short trainings, of some 2,000 steps or fewer."""
 
     seed: int = 0
     """Seed of the choices and of the probe batches. The global random state is never read or changed."""

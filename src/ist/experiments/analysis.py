@@ -6,7 +6,7 @@ The studies are those of the paper's figure 2. Layers are taken out by suppressi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def losses_without(
     model: nn.Module,
     layers: Sequence[Layer],
     removed: Sequence[Collection[int]],
-    batches: Sequence[Mapping[str, Any]],
+    batches: Iterable[Mapping[str, Any]],
     beta: float = 0.0,
     loss_function: LossFunction = model_loss,
 ) -> Tensor:

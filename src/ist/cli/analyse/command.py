@@ -27,12 +27,14 @@ from ...runs.history import HISTORY_FILE, read_history
 from ..checkout import commit
 from ..display import device_name
 from ..parsing import OneLineParser
+from ..quiet import quiet_libraries
 from ..recipes.renamed import rename_arguments
 from ..recipes.safety import without_authority
 from ..train.arguments import parse_arguments
-from ..train.command import make_trainer, quiet_libraries
+from ..train.command import make_trainer
 from ..train.data import TaskData, load_data
 from .display import AnalyseDisplay
+from .progress import AnalysisProgress
 from .recipe import write_selection_recipe
 
 __all__ = ["ANALYSIS_FILE", "analyse"]
@@ -61,6 +63,7 @@ def analyse(arguments: Sequence[str]) -> dict[str, Any]:
     trainer = make_trainer(run, data)
     load_adapter(trainer.model, folder)
     analysis = Analysis(trainer, data, options)
+    analysis.display.begin(folder, run, analysis)
     result = {
         "run": folder.name,
         "model": run.model.model_name_or_path,
@@ -80,23 +83,50 @@ def parse_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[st
     """The options of `ist analyse`, and what is left for `ist train`."""
     parser = OneLineParser(
         prog="ist analyse",
-        usage="ist analyse FOLDER [--order greedy] [--FLAG VALUE …]",
-        description="Every other flag is one of `ist train`, over those that the run was made with.",
+        usage="ist analyse FOLDER [--FLAG VALUE …]",
+        description="Measure which layers of a trained adapter matter, and whether IST learned it. Writes "
+        "analysis.json, a picture and a recipe for `ist compare` into FOLDER. Every flag of `ist train` is taken as "
+        "well, and goes over that of the run.",
         allow_abbrev=False,
     )
-    parser.add_argument("folder", help="of a finished run of `ist train`")
-    parser.add_argument("--order", choices=ORDERS, default="greedy", help="greedy, or by each layer's own importance")
-    parser.add_argument("--search_batches", type=int, default=2, help="validation batches of each greedy comparison")
-    parser.add_argument("--num_batches", type=int, help="validation batches of everything else; all without it")
-    parser.add_argument("--num_problems", type=int, default=40, help="problems answered after each removal; 0 for none")
-    parser.add_argument("--beta", type=float, default=0.0, help="factor on a layer that is suppressed")
+    parser.add_argument("folder", nargs="?", help="the --output_dir of a finished run of `ist train`")
+    parser.add_argument(
+        "--order",
+        choices=ORDERS,
+        default="greedy",
+        help="how layers are taken out: by a greedy search (the default), or by each one's own importance",
+    )
+    parser.add_argument(
+        "--search_batches",
+        type=int,
+        default=2,
+        metavar="N",
+        help="validation batches of each greedy comparison (default: 2)",
+    )
+    parser.add_argument(
+        "--num_batches", type=int, metavar="N", help="validation batches of everything else (default: all)"
+    )
+    parser.add_argument(
+        "--num_problems",
+        type=int,
+        default=40,
+        metavar="N",
+        help="problems answered after each removal; 0 for none (default: 40)",
+    )
+    parser.add_argument(
+        "--beta", type=float, default=0.0, metavar="X", help="factor on a layer that is suppressed (default: 0)"
+    )
     options, more_flags = parser.parse_known_args(arguments)
+    if options.folder is None:
+        raise ValueError(
+            "ist analyse takes a folder, that of a finished run of `ist train`: ist analyse runs/quickstart."
+        )
     for name, least in (("search_batches", 1), ("num_batches", 1), ("num_problems", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
-            raise ValueError(f"{name}={value} is too few: give {least} or more.")
+            raise ValueError(f"--{name} {value} is too few: give {least} or more.")
     if not 0 <= options.beta < 1:
-        raise ValueError(f"beta={options.beta} suppresses nothing: give a number in [0, 1).")
+        raise ValueError(f"--beta {options.beta} suppresses nothing: give a number from 0 to below 1.")
     return options, more_flags
 
 
@@ -142,12 +172,20 @@ class Analysis:
         self.problems = data.problems[: options.num_problems]
         self.options = options
         self.display = AnalyseDisplay()
+        self.progress = AnalysisProgress(self.display.console, self.totals())
+
+    def totals(self) -> dict[str, int]:
+        """How much there is to measure: losses of a batch and a set of layers, and sets to answer problems with."""
+        num, batches = len(self.layers), len(self.batches)
+        greedy = (num * (num + 1) // 2 - 1) * min(self.options.search_batches, batches)
+        losses = 3 * (num + 1) * batches + (2 * greedy if self.options.order == "greedy" else 0)
+        return {"losses": losses, "answers": 2 * (num + 1) if self.problems else 0}
 
     def measure(self, learned: list[float] | None) -> dict[str, Any]:
         """True importance, its rank correlation with what was learned, and both removals."""
         start = time.perf_counter()
         indices = list(range(len(self.layers)))
-        with self.display.waiting(f"the loss without each of {len(indices)} layers"):
+        with self.progress.measuring(f"the loss without each of {len(indices)} layers"):
             losses = self.losses([[], *([index] for index in indices)])
         importance = loss_increases(losses, self.weights).tolist()
         removal = {
@@ -173,7 +211,7 @@ class Analysis:
 
     def losses(self, removed: Sequence[Sequence[int]], num_batches: int | None = None) -> Any:
         """Losses `[batches, sets]` without these layers."""
-        batches = self.batches[:num_batches]
+        batches = self.progress.each(self.batches[:num_batches], "losses", parts=len(removed))
         return losses_without(self.model, self.layers, removed, batches, self.options.beta)
 
     def order(self, importance: list[float], most_first: bool) -> list[int]:
@@ -185,20 +223,18 @@ class Analysis:
         def measure(removed: list[list[int]]) -> list[float]:
             return weighted_mean(self.losses(removed, few), self.weights[:few]).tolist()
 
-        sets = len(self.layers) * (len(self.layers) + 1) // 2 - 1
-        name = f"greedy search, {'most' if most_first else 'least'} important first"
-        with self.display.waiting(f"{name}, {sets} sets of layers on {min(few, len(self.batches))} batches"):
+        with self.progress.measuring(f"greedy search, {'most' if most_first else 'least'} important first"):
             return removal_order(len(self.layers), measure, most_first)
 
     def remove(self, order: list[int], name: str) -> dict[str, Any]:
         """The loss, and the exact match, with 0, 1, 2, … layers taken out in this order."""
         taken = [order[:number] for number in range(len(order) + 1)]
-        with self.display.waiting(f"the loss after each removal, {name}"):
+        with self.progress.measuring(f"the loss after each removal, {name}"):
             losses = weighted_mean(self.losses(taken), self.weights).tolist()
         accuracy = []
         if self.problems:
-            with self.display.waiting(f"{len(self.problems)} problems after each removal, {name}"):
-                accuracy = [self.accuracy(removed) for removed in taken]
+            with self.progress.measuring(f"{len(self.problems)} problems after each removal, {name}"):
+                accuracy = [self.accuracy(removed) for removed in self.progress.each(taken, "answers")]
         return {"order": order, "loss": losses, "accuracy": accuracy or None}
 
     def accuracy(self, removed: Sequence[int]) -> float:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,29 @@ class AnalyseDisplay:
         if not self.console.is_terminal:
             self.console.width = 160  # in a file a table's row is a line
 
-    @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Say what is being done while it is; on a terminal the line goes when it is done."""
-        if not self.console.is_terminal:
-            self.console.print(f"{what} …", soft_wrap=True)
-        with self.console.status(what):
-            yield
+    def begin(self, folder: Path, run: Any, analysis: Any) -> None:
+        """What is about to be measured."""
+        problems = f", {len(analysis.problems)} problems" if analysis.problems else ""
+        self.console.print(
+            f"{folder}: {run.model.model_name_or_path}, {run.ist.adapter}, {run.ist.method}; {len(analysis.layers)} "
+            f"layers, {count_batches(len(analysis.batches))} of validation rows{problems}",
+            soft_wrap=True,
+        )
 
     def end(self, result: Mapping[str, Any], folder: Path, further: str, picture: Path | None) -> None:
         """The tables, and where everything is."""
         print_line = self.console.print
-        tokens = f"{result['num_batches']} batches, {result['num_tokens']} tokens"
+        tokens = f"{count_batches(result['num_batches'])}, {result['num_tokens']} tokens"
         print_line(f"validation loss {result['loss']:.4f} nats a token ({tokens})", soft_wrap=True)
         print_line(Text("\ntrue importance: the loss without a layer's response, minus the loss with it", "bold"))
         print_line(importance_table(result))
         if not result["intervals"]:
-            print_line(f"no intervals: {result['num_batches']} batches, and {MIN_BATCHES} are needed", soft_wrap=True)
+            found = count_batches(result["num_batches"])
+            print_line(
+                f"no intervals: validation has {found}, and they need {MIN_BATCHES}: give a smaller "
+                "--per_device_eval_batch_size, or more validation rows",
+                soft_wrap=True,
+            )
         if correlation := result["rank_correlation"]:
             print_line(correlation_text(correlation, result["learned"]), soft_wrap=True)
         print_line(Text(f"\nlayers taken out one after the other ({result['order']})", "bold"))
@@ -49,6 +54,11 @@ class AnalyseDisplay:
         print_line(f"to tune only the most or least important layers: {further}", soft_wrap=True)
         if picture:
             print_line(f"picture: {picture}", soft_wrap=True)
+
+
+def count_batches(number: int) -> str:
+    """`1 batch`, `2 batches`."""
+    return f"{number} batch{'' if number == 1 else 'es'}"
 
 
 def importance_table(result: Mapping[str, Any]) -> Table:

@@ -15,7 +15,7 @@ from ...runs.files import write_json
 from ...runs.history import HISTORY_FILE, read_history
 from ..checkout import commit
 from ..parsing import OneLineParser
-from ..train.command import quiet_libraries
+from ..quiet import quiet_libraries
 from .display import CompareDisplay
 from .recipe import BUDGETS, CompareRecipe, Method, find_comparison, read_comparison, to_arguments
 from .runs import evaluate_once, train_once

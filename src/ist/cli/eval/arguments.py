@@ -5,26 +5,19 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from ...experiments.evaluation import GREEDY, PAPER, PROTOCOLS, EvaluationSettings, Generation
 from ...experiments.evaluation.extraction import EXTRACTIONS
 from ...experiments.evaluation.likelihood import OPTION_FORMS
 from ...experiments.evaluation.metrics import METRICS
+from ..parsing import OneLineParser
 
 __all__ = ["evaluation_settings", "known_eval_flags", "parse_eval_arguments"]
 
 logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An error is one line, not a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ValueError with a message of one line."""
-        raise ValueError(f"{message}: `ist eval --help` lists the flags.")
 
 
 def parse_eval_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -56,20 +49,41 @@ def parse_eval_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return flags
 
 
+class HelpLayout(argparse.HelpFormatter):
+    """Flags with `VALUE` after them, since the help says which, and not their own names in capitals."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return "N" if action.type is int else "X" if action.type is float else "VALUE"
+
+
+PROTOCOL_HELP = (
+    "generate: answers are generated and marked; likelihood: the likeliest option is the answer; loss: nats a token; "
+    "lm-eval: by lm-evaluation-harness (default: generate)"
+)
+
+
 def known_eval_flags() -> set[str]:
     """The names of the flags of `ist eval`."""
     return {action.dest for action in eval_parser()._actions}
 
 
-def eval_parser() -> argparse.ArgumentParser:
+def eval_parser() -> OneLineParser:
     """All flags."""
     parser = OneLineParser(
-        prog="ist eval", allow_abbrev=False, description="Evaluate a model, with or without an adapter."
+        prog="ist eval",
+        usage="ist eval [--model_name_or_path MODEL] [--adapter FOLDER] --tasks NAME … | --data_files FILE … [--FLAG]",
+        formatter_class=HelpLayout,
+        allow_abbrev=False,
+        description="Evaluate a model, with or without an adapter, on tasks, your own rows or plain text.",
     )
-    add = parser.add_argument
-    add("--model_name_or_path", help="a folder, a model of the hub, or smollm2-135m")
-    add("--adapter", help="the folder (or hub name) of a PEFT adapter, which can name the model itself")
-    add("--protocol", choices=PROTOCOLS, default="generate", help="how to evaluate (default: generate)")
+    add = parser.add_argument_group("model").add_argument
+    add("--model_name_or_path", help="a folder, a model of the hub, or smollm2-135m (default: the adapter's)")
+    add("--adapter", help="a folder with adapter_config.json, such as a run's --output_dir, or a name on the hub")
+    add("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as saved)")
+    add("--device", help="cuda, cpu, mps … (default: the GPU where there is one)")
+    add("--trust_remote_code", action="store_true", help="run code that comes with a model")
+
+    add = parser.add_argument_group("what it is evaluated on").add_argument
     add("--tasks", nargs="+", help="the paper's tasks, word-problems, or tasks of lm-evaluation-harness")
     add("--data_folder", help="the folder with the tasks' files")
     add("--from_hub", action="store_true", help="load the tasks from the Hugging Face hub")
@@ -79,27 +93,29 @@ def eval_parser() -> argparse.ArgumentParser:
     add("--labels", nargs="+", help="for label_accuracy (default: the different answers of a file)")
     add("--metric_function", help="a metric of your own, FILE.py:FUNCTION or MODULE:FUNCTION: f(response, expected)")
     add("--text_files", nargs="+", help="files of plain text, for the loss")
-    add("--output_dir", default="runs/eval", help="takes ist_eval.json and the answers (default: runs/eval)")
     add("--limit", type=int, help="rows of each task, from the first (default: all)")
+
+    add = parser.add_argument_group("how, and where the results go").add_argument
+    add("--protocol", choices=PROTOCOLS, default="generate", help=PROTOCOL_HELP)
+    add("--output_dir", default="runs/eval", help="takes ist_eval.json and the answers (default: runs/eval)")
     add("--batch_size", type=int, default=32, help="sequences computed at once (default: 32)")
     add("--max_length", type=int, help="most tokens of a sequence; a longer prompt loses its beginning")
+    add("--seed", type=int, default=42, help="of what is drawn at random (default: 42)")
+
+    add = parser.add_argument_group("one protocol in detail").add_argument
     add("--options", choices=OPTION_FORMS, default="label", help="likelihood of the label, or of the option's text")
     add("--extraction", choices=EXTRACTIONS, help="how an answer is found (default: careful)")
     add("--generation", choices=("greedy", "paper"), default="greedy", help="paper: four beams, extraction paper")
     add("--max_new_tokens", type=int, help="tokens of an answer (default: 32 or 256, by task)")
-    add("--num_beams", type=int)
-    add("--do_sample", action="store_true", help="draw tokens at random")
-    add("--temperature", type=float)
-    add("--top_p", type=float)
-    add("--top_k", type=int)
+    add("--num_beams", type=int, help="beams of the search (default: 1; 4 with --generation paper)")
+    add("--do_sample", action="store_true", help="draw tokens at random, by the next three flags")
+    add("--temperature", type=float, help="divides the logits")
+    add("--top_p", type=float, help="draw from the likeliest tokens that together have this probability")
+    add("--top_k", type=int, help="draw from so many of the likeliest tokens")
     add("--window", type=int, default=1024, help="tokens of a window of plain text (default: 1024)")
     add("--stride", type=int, help="tokens from one window to the next (default: a window)")
     add("--num_fewshot", type=int, help="examples in the prompt, for lm-eval")
     add("--task_folder", help="a folder with tasks for lm-eval, beside its own")
-    add("--seed", type=int, default=42, help="of what is drawn at random (default: 42)")
-    add("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as saved)")
-    add("--device", help="cuda, cpu, mps … (default: the GPU where there is one)")
-    add("--trust_remote_code", action="store_true", help="run code that comes with a model")
     return parser
 
 

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from ...experiments.data import find_tasks, read_instructions, to_task_row, word_problems
-from ...experiments.data.files import read_text
+from ...experiments.data.files import check_file, read_text
 from ...experiments.data.own_rows import read_own_rows
 from ...experiments.evaluation import EvaluationSettings, TaskData, TaskResult, evaluate
 from ...runs.files import EVALUATION_FILE, write_json
 from ..checkout import commit
 from ..display import device_name
 from ..printable import printable
+from ..quiet import quiet_libraries
 from ..task_data import load_task
 from .arguments import evaluation_settings, parse_eval_arguments
 from .metric import load_metric
@@ -42,9 +40,7 @@ def evaluate_command(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: a flag, the data or the model does not fit, or the folder has answers of another evaluation.
     """
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("ist").setLevel(logging.WARNING)
+    quiet_libraries()
     flags = parse_eval_arguments(arguments)
     settings = evaluation_settings(flags)
     metric = load_metric(flags.metric_function) if flags.metric_function else None
@@ -90,8 +86,7 @@ def load_tasks(flags: argparse.Namespace) -> dict[str, TaskData]:
         rows: Any = read_instructions([file]) if flags.protocol == "loss" else read_own_rows(file)
         loaded.append((data_name(file), rows))
     for file in flags.text_files or ():
-        if not Path(file).is_file():
-            raise ValueError(f"{file} is not a file: --text_files takes plain text.")
+        check_file(Path(file), "--text_files takes files of plain text")
         loaded.append((data_name(file), read_text(Path(file))))
     names = [name for name, _ in loaded]
     twice = sorted({name for name in names if names.count(name) > 1})

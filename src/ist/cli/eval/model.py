@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
+from ..sources import ADAPTERS, looked_for_adapter, looked_for_model
 
 __all__ = ["find_base", "load_model"]
 
@@ -38,7 +39,8 @@ def find_base(adapter: str) -> str:
     else:
         from peft import PeftConfig
 
-        file, base = Path(adapter), PeftConfig.from_pretrained(adapter).base_model_name_or_path
+        with looked_for_adapter(adapter):
+            file, base = Path(adapter), PeftConfig.from_pretrained(adapter).base_model_name_or_path
     if not base or not isinstance(base, str):
         raise ValueError(f"{file} names no model that the adapter belongs to: {way_out}.")
     if Path(base).is_absolute() and not Path(base).exists():
@@ -49,7 +51,7 @@ def find_base(adapter: str) -> str:
 def check_adapter(adapter: str) -> None:
     """Raise ValueError at a folder without an adapter."""
     if Path(adapter).is_dir() and not (Path(adapter) / ADAPTER_CONFIG).is_file():
-        raise ValueError(f"{adapter} holds no adapter: --adapter takes a folder with {ADAPTER_CONFIG}.")
+        raise ValueError(f"{adapter} holds no {ADAPTER_CONFIG}, and so no adapter: {ADAPTERS}.")
 
 
 def load_model(flags: argparse.Namespace) -> tuple[Any, Any]:
@@ -62,15 +64,17 @@ def load_model(flags: argparse.Namespace) -> tuple[Any, Any]:
     source = str(quickstart_model_path()) if name == QUICKSTART_MODEL else name
     if flags.adapter:
         check_adapter(flags.adapter)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=flags.trust_remote_code)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        source, dtype=flags.dtype, trust_remote_code=flags.trust_remote_code
-    )
+    with looked_for_model(source):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=flags.trust_remote_code)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=flags.dtype, trust_remote_code=flags.trust_remote_code
+        )
     if flags.adapter:
         from peft import PeftModel
 
         from ... import bottleneck  # noqa: F401  (PEFT learns of series and parallel adapters)
 
-        model = PeftModel.from_pretrained(model, flags.adapter)
+        with looked_for_adapter(flags.adapter):
+            model = PeftModel.from_pretrained(model, flags.adapter)
     device = flags.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
     return model.to(device), tokenizer

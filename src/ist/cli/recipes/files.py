@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ..nearest import did_you_mean, nearest
 
 __all__ = [
     "QUICKSTART_RECIPE",
@@ -24,32 +25,6 @@ __all__ = [
 ]
 
 QUICKSTART_RECIPE = "quickstart"
-OTHER_NAMES = {
-    "lr": ["learning_rate"],
-    "model": ["model_name_or_path"],
-    "model_name": ["model_name_or_path"],
-    "base_model": ["model_name_or_path"],
-    "lora_rank": ["lora_r"],
-    "rank": ["lora_r"],
-    "r": ["lora_r"],
-    "alpha": ["lora_alpha"],
-    "dropout": ["lora_dropout"],
-    "target_modules": ["lora_target_modules"],
-    "torch_dtype": ["dtype"],
-    "data": ["data_files", "tasks"],
-    "dataset": ["dataset_name", "data_files"],
-    "train_file": ["data_files"],
-    "batch_size": ["per_device_train_batch_size"],
-    "epochs": ["num_train_epochs"],
-    "steps": ["max_steps"],
-    "max_seq_length": ["max_length"],
-    "max_seq_len": ["max_length"],
-    "cutoff_len": ["max_length"],
-    "output": ["output_dir"],
-    "num_layers": ["num_active_layers"],
-}
-"""What other programs call our flags."""
-
 PREFIX = "compare-"
 """Of the names of recipes for `ist compare`."""
 MOST_BYTES, MOST_VALUES, MOST_LEVELS, MOST_DIGITS = 100_000, 10_000, 20, 40
@@ -93,9 +68,20 @@ def find_recipe(name: str) -> Path:
         return Path(name)
     for folder in RECIPE_FOLDERS:
         file = folder / f"{name}.yaml"
-        if file.parent == folder and file.is_file():
+        if file.parent == folder and file.is_file() and not name.startswith(PREFIX):
             return file
-    raise ValueError(f"There is no recipe {name!r}: give a YAML file, or a name that `ist recipes` lists.")
+    raise missing_recipe(name)
+
+
+def missing_recipe(name: str) -> ValueError:
+    """The error for a recipe that is not there: what was meant, and all that there are."""
+    trainings = [file.stem for file in list_recipes()]
+    comparisons = {file.stem.removeprefix(PREFIX) for file in list_comparisons()}
+    other = ", it is one of `ist compare`" if name.removeprefix(PREFIX) in comparisons else ""
+    return ValueError(
+        f"There is no recipe {name!r}{did_you_mean(name, trainings)}{other}: give the path of a YAML file, or one of "
+        f"{', '.join(trainings)} (`ist recipes` describes them)."
+    )
 
 
 def list_recipes() -> list[Path]:
@@ -185,7 +171,6 @@ def check_keys(where: str, keys: Any, allowed: set[str]) -> None:
     """Raise ValueError at a key that is no flag, naming the nearest one."""
     for key in keys:
         if key not in allowed:
-            near = [name for name in OTHER_NAMES.get(str(key), ()) if name in allowed]
-            near = near or difflib.get_close_matches(str(key), sorted(allowed), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "`ist train --help` lists the flags."
+            near = nearest(str(key), allowed)
+            hint = f"did you mean {near!r}?" if near else "`ist train --help-all` lists the flags."
             raise ValueError(f"{where} has the unknown key {key!r}: {hint}")

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
-__all__ = ["convert_values"]
+from ..parsing import describe_allowed
 
-KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text"}
+__all__ = ["convert_values"]
 
 
 def convert_values(
@@ -74,11 +74,3 @@ def convert_scalar(value: Any, action: argparse.Action) -> Any:
     if action.choices is not None and converted not in action.choices:
         raise ValueError
     return converted
-
-
-def describe_allowed(action: argparse.Action) -> str:
-    """What a flag takes, in words."""
-    if action.choices is not None:
-        return f"one of {', '.join(map(str, action.choices))}"
-    kind = KINDS.get(action.type, "true or false" if callable(action.type) and action.nargs != "+" else "a mapping")
-    return f"{kind}, or a list of such" if action.nargs == "+" else kind

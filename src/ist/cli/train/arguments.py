@@ -14,12 +14,14 @@ from ...config import ISTConfig, check_choice, check_whole
 from ...experiments.data.tasks import find_tasks
 from ...focusing import CRITERIA, TRAINED
 from ...method.spreading import SPREADS
+from ..nearest import unknown_flag
 from ..recipes.files import check_keys, find_recipe, flag_names, read_recipe, run_name, split_recipe
 from ..recipes.renamed import rename_arguments, rename_keys, warn_of_old_names
 from ..recipes.safety import COMMAND_LINE_ONLY, check_safe
 from ..recipes.values import convert_values
+from ..sources import check_local_model
 from .adapters import adapter_config
-from .defaults import DEFAULTS, check_local_model, check_mappings, check_reporters, settle_learning_rate
+from .defaults import DEFAULTS, check_mappings, check_reporters, settle_learning_rate
 from .help import HELP_TEXTS, print_help
 from .methods import ADAPTERS, METHODS, check_checkpointing, check_method, selector_of, settle_adapter, unused_flags
 from .numbers import check_numbers, check_validation_size, count_held_out, parse_focus
@@ -40,10 +42,7 @@ class ISTArguments:
     """What `ist train` takes beside `ISTConfig`'s options and TRL's flags; these docstrings are the flags' help."""
 
     method: str = "ist"
-    """Which layers train. With adapters `ist` (another set at each step, by importance), `random`, `focused` (a set
-    that stays, by importance; `even` and `top-gradient` choose it otherwise) or `peft` (all layers). With the model's
-    own weights `lisa` or `full` (full fine-tuning). With either `lift-front-to-end`, `lift-end-to-front`,
-    `lift-random`, `fixed` (`--fixed_layers`), `greedy` (searched before the training)."""
+    """Which layers train."""
 
     fixed_layers: str | None = None
     """The layers of `--method fixed`. Indices (`0,3,5`), names (`layers.0,layers.3`), `random` (drawn once), `top:FILE`
@@ -75,7 +74,7 @@ class ISTArguments:
 
     adapter: str | None = None
     """`lora`, `dora`, `adalora`, `series` or `parallel` (bottleneck adapters), or `none`, with which whole layers
-    train. Without it `lora`, and `none` with `--method lisa` or `full`."""
+    train; by default `lora`, and `none` with `--method lisa` or `full`."""
 
     adalora_init_r: int | None = None
     """Rank that AdaLoRA starts from; 1.5 times `lora_r`, the rank that it ends with, by default."""
@@ -102,8 +101,8 @@ class ISTArguments:
     """Modules that get bottleneck adapters; the paper's placement by default."""
 
     data_files: list[str] | None = None
-    """JSON, JSON-lines or CSV files. Rows have instruction, output and, if need be, input; or messages; or prompt and
-    completion."""
+    """Files of rows: .json, .jsonl, .csv, .tsv or .parquet, with instruction, output and, if need be, input; or
+    messages; or prompt and completion."""
 
     validation_files: list[str] | None = None
     """Files in the forms of `--data_files` for the loss before and after, in place of rows held out."""
@@ -127,8 +126,8 @@ class ISTArguments:
     """Held-out problems of the built-in task."""
 
     validation_size: str | None = None
-    """Rows held out for the loss before and after: a count (120), a fraction (0.1), or 0 for none. A tenth of the rows
-    by default, at most 120."""
+    """Rows held out for the loss before and after: a count (120), a fraction (0.1), or 0 for none; by default a tenth
+    of the rows, at most 120."""
 
     overwrite: bool = False
     """Train into a folder that holds another run. Its checkpoints are removed."""
@@ -272,8 +271,8 @@ def parse_flags(parser: FlagParser, flags: Sequence[str]) -> tuple[Any, ...]:
         ValueError: a flag is unknown, or a value is not allowed.
     """
     namespace, unknown = parser.parse_known_args(flags)
-    names = [flag.lstrip("-").split("=")[0].replace("-", "_") for flag in unknown]
-    check_keys("the command line", names, parser.flags())
+    if unknown:
+        raise unknown_flag(unknown[0], parser.flags(), "ist train --help-all")
     check_mappings(vars(namespace), SFTConfig._VALID_DICT_FIELDS)
     try:
         return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import os
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-import datasets
 import torch
 import transformers
 from transformers import PrinterCallback
@@ -27,7 +21,8 @@ from ...runs.files import RESULT_FILE, write_json
 from ...runs.history import HISTORY_FILE
 from ...runtime.distributed import Ranks, current_ranks
 from ...runtime.sharding import is_sharded
-from ..display import Display, TrainingProgress, device_name, peak_memory
+from ..display import Display, TrainingProgress, peak_memory
+from ..quiet import quiet_libraries
 from .arguments import RunArguments, parse_arguments
 from .clock import TrainingClock
 from .data import TaskData, load_data, report_cut_rows
@@ -38,24 +33,10 @@ from .interrupt import Interrupt, Stopped
 from .methods import FOCUSED
 from .model import load_model
 from .opening import Opening
+from .result import Trained, describe_run, describe_steps, ist_callback, log_entries
 from .validation import TokenWeightedTrainer
 
 __all__ = ["train"]
-
-LOGGED = ("step", "step_seconds", "loss", "eval_loss", "learning_rate", "grad_norm")
-"""What the result keeps of the Trainer's log."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a training took and left."""
-
-    num_steps: int
-    train_loss: float
-    train_seconds: float
-    step_seconds: float
-    peak_memory_bytes: int
-    log: list[dict[str, Any]]
 
 
 def train(arguments: Sequence[str]) -> dict[str, Any]:
@@ -160,32 +141,6 @@ def run_training(
     )
 
 
-def describe_run(run: RunArguments, arguments: Sequence[str], ranks: Ranks) -> dict[str, Any]:
-    """What the result says of how the run was made."""
-    return {
-        "recipe": run.recipe,
-        "arguments": list(arguments),
-        "model": run.model.model_name_or_path,
-        "method": run.ist.method,
-        "adapter": run.ist.adapter,
-        "device": device_name(),
-        "num_processes": ranks.size,
-        "versions": {name: version(name) for name in ("ist-peft", "torch", "transformers", "peft", "trl")},
-    }
-
-
-def describe_steps(trainer: SFTTrainer) -> dict[str, Any]:
-    """What the result says of how the steps were computed; nothing where the Trainer trained alone."""
-    callback = ist_callback(trainer)
-    if not callback or not callback.tuner:
-        return {}
-    tuner = callback.tuner
-    return {
-        "fused": {"modules": tuner.num_fused, "others": dict(tuner.not_fused)},
-        "probe_share": tuner.probe_share,
-    }
-
-
 def stopped_at_not_finite(trainer: SFTTrainer) -> AbstractContextManager[None]:
     """Around a training: it stops where its weights are no longer finite. `IST` does so by itself."""
     if ist_callback(trainer) is not None:
@@ -193,11 +148,6 @@ def stopped_at_not_finite(trainer: SFTTrainer) -> AbstractContextManager[None]:
     watch = FiniteWeightsCallback()
     trainer.add_callback(watch)
     return checked_weights(trainer, watch.check)
-
-
-def ist_callback(trainer: SFTTrainer) -> IST | None:
-    """The callback that chooses layers, if there is one."""
-    return next((callback for callback in trainer.callback_handler.callbacks if isinstance(callback, IST)), None)
 
 
 def load_seeded(run: RunArguments) -> tuple[Any, Any, Any]:
@@ -264,12 +214,6 @@ def judge(trainer: SFTTrainer, data: TaskData, display: Display, when: str, rank
     return figures
 
 
-def log_entries(trainer: SFTTrainer) -> list[dict[str, Any]]:
-    """The Trainer's log of training and validation losses, from the first step on, resumes included."""
-    losses = [entry for entry in trainer.state.log_history if entry["step"] and {"loss", "eval_loss"} & set(entry)]
-    return [{name: entry[name] for name in LOGGED if name in entry} for entry in losses]
-
-
 def draw_pictures(folder: Path) -> Path | None:
     """The pictures of the run, where matplotlib is there and layers were chosen."""
     if not (folder / HISTORY_FILE).exists():
@@ -279,14 +223,3 @@ def draw_pictures(folder: Path) -> Path | None:
     except ImportError:
         return None
     return draw_report(folder)
-
-
-def quiet_libraries() -> None:
-    """Leave the console to the run: libraries speak up at warnings only, and progress bars of loading are off."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    main = os.environ.get("RANK", "0") == "0"
-    logging.getLogger("ist").setLevel(logging.WARNING if main else logging.ERROR)
-    logging.getLogger("ist.step.announce").setLevel(logging.ERROR)  # The display says the same.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")

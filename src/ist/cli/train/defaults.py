@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 __all__ = [
     "DEFAULTS",
-    "check_local_model",
     "check_mappings",
     "check_reporters",
     "settle_learning_rate",
@@ -85,29 +83,3 @@ def check_mappings(flags: Mapping[str, Any], names: Collection[str]) -> None:
             fits = False
         if not fits:
             raise ValueError(f"{name}={text} is no JSON object: write it as --{name} '{{\"key\": 1}}'.")
-
-
-def check_local_model(name: str | None) -> None:
-    """Raise ValueError where a model's name can only be a path and nothing is there, or its folder's configuration is
-    damaged; the hub is not asked for it.
-    """
-    if not name:
-        return
-    if not Path(name).expanduser().exists():
-        if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.endswith("/"):
-            raise ValueError(f"There is no model at {name}: give a folder that exists, or OWNER/NAME on the hub.")
-        return
-    for file, key in (("config.json", None), ("adapter_config.json", "peft_type")):
-        check_configuration(Path(name).expanduser() / file, key)
-
-
-def check_configuration(file: Path, key: str | None) -> None:
-    """Raise ValueError where a file is there and is no JSON object, or lacks a key."""
-    if not file.is_file():
-        return
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged ({error}): take the file that came with the model.") from error
-    if not isinstance(content, dict) or (key and not content.get(key)):
-        raise ValueError(f"{file} is no JSON object with {key or 'keys'}: take the file that came with the model.")

@@ -32,7 +32,7 @@ COMMON: Mapping[str, tuple[str, ...]] = {
 HELP_TEXTS: Mapping[str, str] = {
     "model_name_or_path": "The model: a folder, a name on the Hugging Face hub, `smollm2-135m` for the quickstart's, "
     "or a saved adapter, which then trains further.",
-    "max_length": "Tokens of a row; longer rows are cut.",
+    "max_length": "Tokens of a row; longer rows are cut off there.",
     "lora_r": "Rank of LoRA.",
     "lora_alpha": "LoRA's output is scaled by `lora_alpha / lora_r`.",
     "lora_dropout": "Dropout on LoRA's input.",
@@ -40,10 +40,10 @@ HELP_TEXTS: Mapping[str, str] = {
     "all linear modules of the layers, the default.",
     "learning_rate": "The highest learning rate: 2e-4 for adapters and 2e-5 for whole layers by default.",
     "num_train_epochs": "Passes over the training rows.",
-    "max_steps": "Optimizer steps; over `num_train_epochs` where it is above 0.",
+    "max_steps": "Optimizer steps; by default, as many as `num_train_epochs` takes.",
     "per_device_train_batch_size": "Rows of a batch, for each process.",
     "gradient_accumulation_steps": "Batches of an optimizer step.",
-    "warmup_steps": "Steps in which the learning rate rises: a count, or a fraction of all steps.",
+    "warmup_steps": "Steps in which the learning rate rises: a count, or a fraction of all steps; none by default.",
     "seed": "Seed of the data's order, the adapter's weights and the choice of layers.",
     "dtype": "Type of the model's weights: auto, bfloat16, float16 or float32.",
     "bf16": "Compute in bfloat16 (mixed precision); on by default where the GPU can.",
@@ -59,6 +59,25 @@ HELP_TEXTS: Mapping[str, str] = {
 }
 """Help of TRL's flags on the page, and of those whose default is another one here."""
 
+MEANINGS: Mapping[str, Mapping[str, str]] = {
+    "method": {
+        "ist": "adapters of a quarter of the layers, drawn by importance at each step (the paper)",
+        "random": "the same, drawn at random; nothing is measured",
+        "focused": "adapters in half of the layers, chosen by importance before training; they stay",
+        "even": "the same, evenly spread; nothing is measured",
+        "top-gradient": "the same, the most important ones, wherever they are",
+        "peft": "all adapters: LoRA, DoRA, … as PEFT has them",
+        "fixed": "the layers of --fixed_layers",
+        "greedy": "layers that short trials find before the training",
+        "lift-front-to-end": "the next few layers every --update_interval steps, from the input on",
+        "lift-end-to-front": "the same, from the output on",
+        "lift-random": "the same, in random order",
+        "lisa": "the model's own weights: a few whole layers, drawn every --update_interval steps",
+        "full": "the model's own weights, all of them (full fine-tuning)",
+    },
+}
+"""What the values of a flag mean, a line each."""
+
 OTHERS = ("More of this library", "The method in detail", "Dataset (TRL)", "Training (TRL and transformers)",
           "Model and LoRA (TRL)", "Mixtures of datasets (TRL)")  # fmt: skip
 """Titles for the other flags of the parser's dataclasses, in their order."""
@@ -66,8 +85,8 @@ OTHERS = ("More of this library", "The method in detail", "Dataset (TRL)", "Trai
 USAGE = """usage: ist train [--recipe NAME_OR_FILE [--trust_recipe]] [--FLAG VALUE …]
 
 Without a recipe, a model and data it runs the quickstart. A flag goes over the recipe's value."""
-WIDTH, INDENT = 110, 28
-"""Columns of the widest page, and those before a flag's text."""
+WIDTH, INDENT, VALUE_INDENT = 110, 28, 26
+"""Columns of the widest page, those before a flag's text, and those before the text of one of its values."""
 
 
 def print_help(parser: FlagParser, arguments: Sequence[str]) -> None:
@@ -119,13 +138,17 @@ def format_flag(action: argparse.Action, everything: bool, width: int) -> Iterat
         text = re.split(r"(?<=[.?!]) (?=[A-Z])", text)[0]
     if action.const is not False and "by default" not in text and (default := describe_default(action)):
         text = f"{text} (default: {default})"
-    wrapped = textwrap.wrap(text, width - INDENT) or [""]
+    wrapped = textwrap.wrap(text, width - INDENT, break_on_hyphens=False) or [""]
     if len(head) > INDENT - 2:
         yield head
         head = ""
     yield f"{head:{INDENT}}{wrapped[0]}".rstrip()
     for line in wrapped[1:]:
         yield f"{'':{INDENT}}{line}"
+    for value, meaning in MEANINGS.get(action.dest, {}).items():
+        first, *others = textwrap.wrap(meaning, width - VALUE_INDENT, break_on_hyphens=False)
+        yield f"{f'      {value}':{VALUE_INDENT}}{first}"
+        yield from (f"{'':{VALUE_INDENT}}{line}" for line in others)
 
 
 def metavar(action: argparse.Action) -> str:

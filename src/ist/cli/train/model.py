@@ -13,8 +13,10 @@ from transformers.utils import find_adapter_config_file
 from trl import get_quantization_config
 
 from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
+from ..sources import looked_for_model
 from .arguments import RunArguments
 from .methods import ADAPTER_FLAGS
+from .targets import check_targets
 
 __all__ = ["load_model"]
 
@@ -34,9 +36,14 @@ def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
             f"{QUICKSTART_MODEL} for the quickstart's."
         )
     source = str(quickstart_model_path()) if name == QUICKSTART_MODEL else name
-    if find_adapter_config_file(source, revision=run.model.model_revision) is None:
+    with looked_for_model(source):
+        is_base = find_adapter_config_file(source, revision=run.model.model_revision) is None
+    if is_base:
         model = load_base(run, source, run.model.model_revision)
-        return model, load_tokenizer(run, source, run.model.model_revision), run.peft_config()
+        config = run.peft_config()
+        flag = "bottleneck" if run.ist.adapter in ("series", "parallel") else "lora"
+        check_targets(model, config, f"{flag}_target_modules")
+        return model, load_tokenizer(run, source, run.model.model_revision), config
     saved: Any = PeftConfig.from_pretrained(source, revision=run.model.model_revision)
     check_saved(saved, source, run)
     base, revision = saved.base_model_name_or_path, saved.revision or "main"
@@ -56,16 +63,15 @@ def load_base(run: RunArguments, source: str, revision: str) -> Any:
     if (quantization := get_quantization_config(run.model)) is not None:  # None would hide the checkpoint's own.
         model_options = {"quantization_config": quantization, **model_options}
     run.training.model_init_kwargs = None
-    return AutoModelForCausalLM.from_pretrained(
-        source,
-        **{
-            "dtype": run.model.dtype or "auto",
-            "attn_implementation": run.model.attn_implementation,
-            "revision": revision,
-            "trust_remote_code": run.training.trust_remote_code,
-            **model_options,
-        },
-    )
+    options = {
+        "dtype": run.model.dtype or "auto",
+        "attn_implementation": run.model.attn_implementation,
+        "revision": revision,
+        "trust_remote_code": run.training.trust_remote_code,
+        **model_options,
+    }
+    with looked_for_model(source):
+        return AutoModelForCausalLM.from_pretrained(source, **options)
 
 
 def load_tokenizer(run: RunArguments, source: str, revision: str) -> Any:

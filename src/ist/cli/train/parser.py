@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from trl import TrlParser
+
+from ..parsing import OneLineParser
 
 __all__ = ["FlagParser"]
 
 
-class FlagParser(TrlParser):
+class FlagParser(OneLineParser, TrlParser):
     """Flags made from dataclasses.
 
     Args:
         dataclass_types: what the flags are made from.
         texts: help of flags whose dataclass has none.
     """
+
+    help_command = "ist train --help-all"
 
     def __init__(self, dataclass_types: Sequence[type], texts: Mapping[str, str]) -> None:
         super().__init__(cast("Any", dataclass_types), prog="ist train", allow_abbrev=False, add_help=False)
@@ -26,11 +30,3 @@ class FlagParser(TrlParser):
                 action.help = f"Turns --{action.dest} off."
             else:
                 action.help = texts.get(action.dest, action.help)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ValueError with a message of one line, not a page of usage."""
-        raise ValueError(message)
-
-    def flags(self) -> set[str]:
-        """Every key that a recipe may have and every flag without its dashes."""
-        return {action.dest for action in self._actions}

@@ -13,7 +13,7 @@ from typing import Any
 
 from .tables import parse_table, read_parquet
 
-__all__ = ["read_rows", "read_text"]
+__all__ = ["check_file", "read_rows", "read_text"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,12 @@ BYTE_ORDER_MARKS = {
 SEPARATORS = {".csv": None, ".tsv": "\t"}
 """Suffixes of tables, with what stands between their cells where the suffix tells."""
 
-WANTED = "give a list of objects (.json), one object a line (.jsonl), or a table (.csv, .parquet)"
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+"""Of files with rows; the texts among them may end in `.gz` as well."""
+
+WANTED = "give a list of objects (.json), one object a line (.jsonl), or a table (.csv, .tsv, .parquet)"
+PATTERN = set("*?[")
+"""Signs of a pattern that the shell left as it was."""
 
 
 def read_rows(file: str | Path) -> list[Any]:
@@ -46,8 +51,7 @@ def read_rows(file: str | Path) -> list[Any]:
         ValueError: the file is missing, cannot be read, or holds no rows.
     """
     file = Path(file).expanduser()
-    if not file.is_file():
-        raise ValueError(f"{file} is not a file: give JSON or JSON-lines files of rows with instruction and output.")
+    check_file(file)
     if file.name == UNUSABLE:
         logger.warning(
             "%s: the file of this name in the LLM-Adapters collection contains most of the collection's test items; "
@@ -63,6 +67,33 @@ def read_rows(file: str | Path) -> list[Any]:
     if not rows:
         raise ValueError(f"{file} holds no rows: give a list of objects with instruction and output.")
     return rows
+
+
+def check_file(file: Path, wanted: str = WANTED) -> None:
+    """Raise ValueError unless there is a file; the message says what is there instead, and what is allowed.
+
+    Args:
+        file: as it was named.
+        wanted: what to give.
+    """
+    if file.is_file():
+        return
+    if file.is_dir():
+        held = sorted(path.name for path in file.iterdir() if path.suffix.lower() in SUFFIXES)
+        names = f" (it holds {', '.join(held[:3])}{', …' if len(held) > 3 else ''})" if held else ""
+        raise ValueError(f"{file} is a folder: name the files in it{names}; {wanted}.")
+    if PATTERN & set(file.name):
+        found = sorted(path.name for path in file.parent.glob(file.name))
+        if found:
+            raise ValueError(f"{file} is a pattern, and files go by name: leave out its quotes, or write {found[0]} ….")
+        raise ValueError(f"{file} matches no file in {file.parent.absolute()}: {wanted}.")
+    raise ValueError(f"There is no file {file} (looked for {file.absolute()}): {wanted}.")
+
+
+def unknown_suffix(file: Path) -> str:
+    """A note on a file whose name ends as none that is read does, for the message that it cannot be."""
+    known = any(suffix.lower() in SUFFIXES for suffix in file.suffixes)
+    return "" if known else f", and {file.suffix or 'no suffix'} is none of {', '.join(SUFFIXES)}"
 
 
 def read_text(file: Path) -> str:
@@ -82,8 +113,8 @@ def read_text(file: Path) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{file} is not text in UTF-8 (byte {error.start}): save it in that encoding; of compressed files, .gz is "
-            "read."
+            f"{file} is not text in UTF-8 (byte {error.start}{unknown_suffix(file)}): save it in that encoding; of "
+            "compressed files, .gz is read."
         ) from error
 
 
@@ -97,7 +128,8 @@ def _parse(file: Path, text: str) -> Any:
     except csv.Error as error:
         raise ValueError(f"{file} is not a table ({error}): give a line of names and one line a row (.csv).") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON ({error.msg} in line {error.lineno}): {WANTED}.") from error
+        where = f"{error.msg} in line {error.lineno}{unknown_suffix(file)}"
+        raise ValueError(f"{file} is not JSON ({where}): {WANTED}.") from error
     except RecursionError as error:
         raise ValueError(f"{file} is not JSON that can be read (it nests too deep): {WANTED}.") from error
     except ValueError as error:  # a number of thousands of digits

@@ -14,9 +14,10 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ...runs.history import history_file
-from .axes import number_layers, number_steps
+from .axes import few_ticks, number_layers, number_steps
 from .focus import draw_scores, read_focus
 from .run import RunHistory, read_run
 
@@ -42,7 +43,7 @@ def draw_report(folder: str | os.PathLike[str]) -> Path:
     file = history_file(folder)
     run, focus = read_run(file), read_focus(file.parent)
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(9, 6), layout="constrained", dpi=150)
+        figure = Figure(figsize=(9, 6), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06), dpi=150)
         FigureCanvasAgg(figure)
         if focus is None:
             draw_sampled(figure, run)
@@ -58,10 +59,16 @@ def draw_report(folder: str | os.PathLike[str]) -> Path:
 def draw_sampled(figure: Figure, run: RunHistory) -> None:
     """Four panels: importance over time and at its end, how often each layer was trained, and the losses."""
     grid = figure.add_gridspec(2, 2, width_ratios=(3, 1))
-    draw_importance(figure, figure.add_subplot(grid[0, 0]), run)
+    over_time = figure.add_subplot(grid[0, 0])
+    draw_importance(figure, over_time, run)
     draw_counts(figure.add_subplot(grid[0, 1]), run)
-    draw_losses(figure.add_subplot(grid[1, 0]), run)
+    losses = figure.add_subplot(grid[1, 0])
+    draw_losses(losses, run)
     draw_final(figure.add_subplot(grid[1, 1]), run)
+    if run.updates:  # the same step stands at the same place in both
+        end = max(run.steps[-1]["step"], run.updates[-1]["step"] + run.interval / 2)
+        for axes in (over_time, losses):
+            axes.set_xlim(0, end)
 
 
 def draw_importance(figure: Figure, axes: Any, run: RunHistory) -> None:
@@ -123,14 +130,17 @@ def draw_losses(axes: Any, run: RunHistory) -> None:
     for name, key, marker in (("training", "loss", ""), ("validation", "eval_loss", "o")):
         points = thinned([(event["step"], event[key]) for event in run.logs if event.get(key) is not None])
         if points:
-            axes.plot(*zip(*points, strict=True), marker=marker, label=name)
+            axes.plot(*zip(*points, strict=True), marker=marker if len(points) > 1 else "o", label=name)
     means = [
         (update["step"], sum(update["losses"]) / len(update["losses"]))
         for update in thinned(run.updates)
         if update["losses"] and None not in update["losses"]
     ]
     if means:
-        axes.plot(*zip(*means, strict=True), color="0.7", linewidth=1, label="probe, some layers suppressed")
+        marker = "" if len(means) > 1 else "o"
+        axes.plot(
+            *zip(*means, strict=True), color="0.7", linewidth=1, marker=marker, label="probe, some layers suppressed"
+        )
     axes.set(title="Loss", xlabel="optimizer step", ylabel="nats a token")
     number_steps(axes.xaxis)
     if axes.has_data():
@@ -144,4 +154,5 @@ def draw_final(axes: Any, run: RunHistory) -> None:
     axes.barh(range(run.num_layers), scores, color=colors)
     axes.axvline(0, color="0.3", linewidth=0.8)
     axes.set(title="Importance at the end", xlabel="I", ylabel="layer", ylim=(-0.5, run.num_layers - 0.5))
+    few_ticks(axes.xaxis)
     number_layers(axes.yaxis)

@@ -1,0 +1,85 @@
+"""Models and adapters by name: a folder here, or OWNER/NAME on the Hugging Face hub; what was looked for, and where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+
+from .quickstart_model import QUICKSTART_MODEL
+
+__all__ = ["ADAPTERS", "check_local_model", "looked_for_adapter", "looked_for_model"]
+
+MODELS = (
+    f"--model_name_or_path takes a model's folder, OWNER/NAME of the hub, or {QUICKSTART_MODEL} for the quickstart's"
+)
+ADAPTERS = "--adapter takes a folder with adapter_config.json, such as the --output_dir of `ist train`, or OWNER/NAME"
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be a path, and never one of the hub."""
+    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or name.endswith("/")
+
+
+@contextmanager
+def looked_for_model(name: str) -> Iterator[None]:
+    """Where loading a model fails that is no folder here, raise ValueError that says what was looked for, and where."""
+    with looked_for(name, "model", MODELS):
+        yield
+
+
+@contextmanager
+def looked_for_adapter(name: str) -> Iterator[None]:
+    """The same for an adapter."""
+    with looked_for(name, "adapter", ADAPTERS):
+        yield
+
+
+@contextmanager
+def looked_for(name: str, what: str, way_out: str) -> Iterator[None]:
+    """Say what was looked for, and where."""
+    here = Path(name).expanduser()
+    if is_path(name) and not here.exists():
+        raise ValueError(f"There is no {what} at {name} (looked for {here.absolute()}): {way_out}.")
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, (OSError, HFValidationError)) or str(error).startswith("Can't find")
+        if here.exists() or not missing:
+            raise
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{name} is no folder here ({here.absolute()}) and no {what} that the Hugging Face hub gives "
+            f"({said[0].rstrip(' .:')}): {way_out}."
+        ) from error
+
+
+def check_local_model(name: str | None) -> None:
+    """Raise ValueError where a model's name can only be a path and nothing is there, or its folder's configuration is
+    damaged; the hub is not asked for it.
+    """
+    if not name:
+        return
+    if not Path(name).expanduser().exists():
+        if is_path(name):
+            raise ValueError(
+                f"There is no model at {name} (looked for {Path(name).expanduser().absolute()}): {MODELS}."
+            )
+        return
+    for file, key in (("config.json", None), ("adapter_config.json", "peft_type")):
+        check_configuration(Path(name).expanduser() / file, key)
+
+
+def check_configuration(file: Path, key: str | None) -> None:
+    """Raise ValueError where a file is there and is no JSON object, or lacks a key."""
+    if not file.is_file():
+        return
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged ({error}): take the file that came with the model.") from error
+    if not isinstance(content, dict) or (key and not content.get(key)):
+        raise ValueError(f"{file} is no JSON object with {key or 'keys'}: take the file that came with the model.")

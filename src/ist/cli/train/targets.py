@@ -1,0 +1,75 @@
+"""The modules that `--lora_target_modules` and `--bottleneck_target_modules` name: each has to be in the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..nearest import did_you_mean
+
+__all__ = ["check_targets"]
+
+WORDS = ("all-linear",)
+"""What a flag may say in place of names."""
+
+
+def check_targets(model: nn.Module, config: Any, flag: str) -> None:
+    """Raise ValueError where a name or a regular expression finds no module that an adapter can be put on.
+
+    PEFT itself passes over a wrong name beside a right one.
+
+    Args:
+        model: without adapters.
+        config: of the adapter, None without one; its `target_modules` are names or a regular expression.
+        flag: that named them.
+    """
+    targets = getattr(config, "target_modules", None)
+    if not targets or targets in WORDS:
+        return
+    found = list(adaptable(model))
+    last = dict.fromkeys(name.rpartition(".")[2] for name in found)
+    allowed = f"the model's modules that take adapters are {', '.join(last)}"
+    if isinstance(targets, str):
+        try:
+            matches = any(re.fullmatch(targets, name) for name in found)
+        except re.error as error:
+            raise ValueError(f"--{flag} {targets} is no regular expression ({error}): give names instead.") from None
+        if not matches:
+            raise ValueError(
+                f"--{flag} {targets} matches the whole path of no module, such as {found[0] if found else 'none'}: "
+                f"{allowed}."
+            )
+        return
+    if has_fused_experts(model):
+        return  # PEFT translates the names that their projections have in checkpoints.
+    for target in sorted(targets):
+        if target not in found and not any(name.endswith(f".{target}") for name in found):
+            hint = did_you_mean(target, last)
+            raise ValueError(f"--{flag} {target} is no module of this model{hint}: {allowed}.")
+
+
+def has_fused_experts(model: nn.Module) -> bool:
+    """Whether a parameter holds the matrices of several experts."""
+    return any(
+        parameter.dim() == 3
+        for module in model.modules()
+        if not isinstance(module, _ConvNd)
+        for parameter in module.parameters(False)
+    )
+
+
+def adaptable(model: nn.Module) -> Iterator[str]:
+    """The names of modules that hold a matrix, quantised ones and attention as one module among them."""
+    for name, module in model.named_modules():
+        whole = isinstance(module, nn.MultiheadAttention) or not any(True for _ in module.children())
+        if (
+            name
+            and whole
+            and any(tensor.dim() >= 2 for tensor in chain(module.parameters(False), module.buffers(False)))
+        ):
+            yield name
