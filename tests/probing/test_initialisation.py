@@ -137,6 +137,18 @@ def test_the_same_seed_gives_the_same_start_and_batches_are_read_once_only() -> 
     assert all(torch.equal(weight, first[name]) for name, weight in other.named_parameters())
 
 
+def test_products_are_summed_in_float32_whatever_the_precision() -> None:
+    """As in mixed-precision training, where matrix products are rounded to bfloat16."""
+    exact, rounded = (tiny_lora(init_lora_weights=True) for _ in range(2))
+    gradient_init(exact, tiny_batches(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        gradient_init(rounded, tiny_batches(2))
+    for (name, weight), other in zip(exact.named_parameters(), rounded.parameters(), strict=True):
+        if "lora_A" in name:
+            spans = [torch.linalg.qr(each.detach().T).Q for each in (weight, other)]
+            assert torch.linalg.svdvals(spans[0].T @ spans[1]).square().mean() > 0.95, name
+
+
 def test_what_no_gradient_reaches_keeps_its_start(caplog: pytest.LogCaptureFixture) -> None:
     """The last layer but two, whose output a loss on an earlier layer does not see, and the embedding."""
     model = tiny_lora(init_lora_weights=True, target_modules=["q_proj", "embed_tokens"])

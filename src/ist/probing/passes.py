@@ -62,7 +62,7 @@ def run_passes(
             loss = loss_function(model, to_device(batch, device))
             if not math.isfinite(check_scalar(loss).item()):
                 raise ValueError(
-                    f"The loss of probe batch {number} is {loss.item()}: importance cannot be measured with it. "
+                    f"The loss of probe batch {number} is {loss.item()}, so no gradient can be measured. "
                     "Look at the batch (labels that are all ignored give NaN), or give other batches."
                 )
             if loss.requires_grad:
@@ -120,7 +120,8 @@ class PassThrough(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         """Hand on the gradient."""
         (kept,) = ctx.saved_tensors
-        ctx.add(gradient.flatten(0, -2).float(), kept.flatten(0, -2).float())
+        with torch.autocast(gradient.device.type, enabled=False):  # Sums over tokens in float32.
+            ctx.add(gradient.flatten(0, -2).float(), kept.flatten(0, -2).float())
         return gradient, None, None, None
 
 
