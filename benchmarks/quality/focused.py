@@ -42,6 +42,7 @@ PAIRS = (
     ("quarter: gradient by weights, against the gradient", "by weights, quarter", "focused, quarter"),
     ("quarter: first step, against the gradient", "first step, quarter", "focused, quarter"),
     ("start from the gradient, against random", "gradient start, half", "focused, half"),
+    ("half from the gradient, equal time", "gradient start, half", "LoRA, time of half"),
     ("all layers: start from the gradient, against random", "LoRA, gradient start", "LoRA"),
     ("half above the lowest eighth, against all depth", "above an eighth, half", "focused, half"),
     ("half above the lowest quarter, against all depth", "above a quarter, half", "focused, half"),
