@@ -62,16 +62,7 @@ def focus_adapter(
             not fit the model or the adapter.
     """
     run, model = look.run, look.model
-    if peft_config is None:
-        raise ValueError(
-            f"--method {run.ist.method} chooses layers before there are adapters, and the model given is an adapter: "
-            "give its base, or train it further with --method peft."
-        )
-    if run.ist.focus_init == "gradient" and run.ist.adapter not in ("lora", "dora"):
-        raise ValueError(
-            f"--focus_init gradient sets A of LoRA, which --adapter {run.ist.adapter} lacks: leave it out, or take "
-            "--adapter lora or dora."
-        )
+    check_adapter(run, peft_config)
     spread, criterion = FOCUSED[run.ist.method] or run.ist.focus_spread, run.ist.focus_criterion
     num_layers, rank = parse_focus(run.ist.num_focused_layers, run.ist.focused_rank)
     options: dict[str, Any] = {
@@ -106,6 +97,20 @@ def focus_adapter(
         write_json(file, told)
     display.focused(told)
     return found.config, told, batches if run.ist.focus_init == "gradient" else []
+
+
+def check_adapter(run: RunArguments, peft_config: Any) -> None:
+    """Raise ValueError where the model has an adapter already, or the new one has no `A` to start from the gradient."""
+    if peft_config is None:
+        raise ValueError(
+            f"--method {run.ist.method} chooses layers before there are adapters, and the model given is an adapter: "
+            "give its base, or train it further with --method peft."
+        )
+    if run.ist.focus_init == "gradient" and run.ist.adapter not in ("lora", "dora"):
+        raise ValueError(
+            f"--focus_init gradient sets A of LoRA, which --adapter {run.ist.adapter} lacks: leave it out, or take "
+            "--adapter lora or dora."
+        )
 
 
 def start_adapter(model: Any, batches: list[Any], run: RunArguments, display: Display) -> None:
