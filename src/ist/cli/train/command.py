@@ -77,7 +77,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         data = load_data(run)
         model, tokenizer, peft_config = load_seeded(run)
         focus: dict[str, Any] = {}
-        batches: list[Any] = []
+        batches: list[Any] | None = None
         if run.ist.method in FOCUSED:
             look = Look(run, model, tokenizer, data.train, ranks)
             peft_config, focus["focus"], batches = focus_adapter(

@@ -44,9 +44,9 @@ class Look:
 
 def focus_adapter(
     look: Look, peft_config: Any, folder: Path, resumed: bool, display: Display
-) -> tuple[Any, dict[str, Any], list[Any]]:
+) -> tuple[Any, dict[str, Any], list[Any] | None]:
     """The configuration that puts adapters on the layers that matter, what `focus.json` holds of it, and the batches
-    that `start_adapter` takes: none where the adapters start at random, or resume.
+    that `start_adapter` takes; None where the adapters start at random, or resume.
 
     A resumed run takes the scores that it began with and measures nothing.
 
@@ -96,7 +96,7 @@ def focus_adapter(
     elif look.ranks.is_main:
         write_json(file, told)
     display.focused(told)
-    return found.config, told, batches if run.ist.focus_init == "gradient" else []
+    return found.config, told, batches if run.ist.focus_init == "gradient" and not resumed else None
 
 
 def check_adapter(run: RunArguments, peft_config: Any) -> None:
@@ -113,9 +113,9 @@ def check_adapter(run: RunArguments, peft_config: Any) -> None:
         )
 
 
-def start_adapter(model: Any, batches: list[Any], run: RunArguments, display: Display) -> None:
+def start_adapter(model: Any, batches: list[Any] | None, run: RunArguments, display: Display) -> None:
     """With `--focus_init gradient`, start the new adapters from the gradient of these batches."""
-    if batches:
+    if batches is not None:
         with display.waiting("start of the adapters"):
             gradient_init(model, batches, num_batches=NUM_BATCHES, layers=run.ist.layers, seed=run.training.seed)
 
