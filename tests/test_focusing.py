@@ -347,6 +347,42 @@ def test_a_focused_model_learns_in_the_cheap_step() -> None:
     assert torch.stack(losses[-5:]).mean() < torch.stack(losses[:5]).mean() - 0.2
 
 
+@pytest.mark.parametrize("own_step", [False, True], ids=["PEFT's step", "own step"])
+def test_nothing_is_computed_backwards_below_the_lowest_part(own_step: bool) -> None:
+    (batch,) = tiny_batches(1)
+    base = tiny_llama(8)
+    scores = [9.0] * 4 + [1.0] * 4
+    found = find_focus(base, LoraConfig(r=4, target_modules=LINEAR), scores=scores, num_layers=2, min_depth=0.5)
+    assert found.layers == (4, 6), "spread over the upper half, whatever the lower half scores"
+    model: Any = get_peft_model(base, found.config)
+    tuner = SparseTuner(model, selector="all") if own_step else None
+    if tuner:
+        tuner.begin_step()
+    back: list[int] = []
+    for number, block in enumerate(model.base_model.model.model.layers):
+
+        def watch(module: nn.Module, args: Any, output: Any, number: int = number) -> None:
+            hidden = output if isinstance(output, Tensor) else output[0]
+            if hidden.requires_grad:
+                hidden.register_hook(lambda gradient: back.append(number))
+
+        block.register_forward_hook(watch)
+    model(**batch).loss.backward()
+    assert sorted(back) == [4, 5, 6, 7]
+    if tuner:
+        tuner.close()
+
+
+def test_the_lowest_part_holds_for_every_spread_and_leaves_enough() -> None:
+    options: dict[str, Any] = {"num_layers": 2, "min_depth": 0.5, "scores": (9, 9, 9, 1, 2, 3)}
+    for spread in ("parts", "distance", "even", "anywhere"):
+        kept = find_focus(tiny_llama(6), LoraConfig(target_modules=LINEAR), spread=spread, **options).layers
+        assert len(kept) == 2
+        assert min(kept) >= 3
+    with pytest.raises(ValueError, match=r"min_depth=0\.75 leaves 1 of 6 layers, and 3 are to be kept"):
+        find_focus(tiny_llama(6), LoraConfig(target_modules=LINEAR), tiny_batches(1), min_depth=0.75)
+
+
 def test_the_module_does_not_hide_the_function() -> None:
     from ist import focus as again
 

@@ -1,4 +1,5 @@
-"""Draw docs/images/quality.png from the result files: by how much each method differs from LoRA, over paired seeds."""
+"""Draw docs/images/quality.png from the result files, by how much each method differs from LoRA over paired seeds; and
+docs/images/alpha-scaling.png where there are curves."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ sys.path.insert(0, str(HERE.parent))
 
 from pages import write_section  # noqa: E402
 from quality.cells import percent  # noqa: E402
-from quality.figures import FIGURES, Comparison, compare, load_lines  # noqa: E402
+from quality.figures import FIGURES, Comparison, compare, load_lines, read_folder  # noqa: E402
+from quality.scaling import PICTURE as SCALING  # noqa: E402
+from quality.scaling import draw_curves, read_curves  # noqa: E402
 from quality.table import RESULTS, SUMMARY_PAGE  # noqa: E402
 from quality.verdict import IN_EPOCHS  # noqa: E402
 
@@ -89,6 +92,8 @@ def main() -> None:
     shown = [*panels(compare(load_lines(RESULTS)))]
     if shown:
         draw(PICTURE, shown)
+    if curves := read_curves(read_folder(RESULTS)):
+        draw_curves(PICTURE.parent / SCALING, curves)
     write_section("quality figure", [TEXT] if shown else [], SUMMARY_PAGE)
 
 

@@ -36,7 +36,8 @@ AGAINST = ("LoRA", "random", "fixed, at random")
 """What every method is paired with."""
 
 
-PLANS = ("main", "ablations", "focused", "focused-sets", "focused-criteria")
+PLANS = ("main", "ablations", "focused", "focused-sets", "focused-criteria", "focused-init", "focused-depth")
+PLANS += ("focused-second", "focused-normalised")
 
 
 @cache
@@ -140,12 +141,15 @@ def lowest_loss(line: Line) -> float:
 
 
 def load_lines(folder: Path) -> list[Line]:
-    """The lines of all result files, each training once, with the name of its file; not those of the quick plan.
+    """The lines of all result files, each training once, with the name of its file; not those of the quick plan, and
+    not those of the curves of `scaling.py`, whose learning rates are finer than what is compared.
 
     What was timed more than once has all its times in `times`; the first one counts.
     """
     lines: dict[tuple[str, str], Line] = {}
     for line in read_folder(folder):
+        if line["study"] == "scaling":
+            continue
         key = (line["model"], line["id"])
         known = lines.get(key, {"error": ""})
         if "error" in known:

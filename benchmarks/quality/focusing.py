@@ -12,10 +12,10 @@ from torch import nn
 
 from ist import discover_layers
 from ist.adapters.outline import outline
-from ist.focusing import Focus, find_focus, layer_scores
+from ist.focusing import Focus, find_focus, gradient_init, layer_scores
 from ist.method.spreading import choose_layers
 
-__all__ = ["WarmStart", "chosen_focus", "freeze_others"]
+__all__ = ["WarmStart", "chosen_focus", "freeze_others", "start_adapters"]
 
 PROBE_BATCHES = 4
 """Batches of the training's size that a probe reads."""
@@ -33,23 +33,37 @@ def chosen_focus(
     Args:
         model: without adapters.
         config: of all layers.
-        options: of `ist.focusing.find_focus`, and two of this benchmark: `criterion: random` draws the scores from the
-            seed, and `normalise: weights` divides each by the squared norm of its layer's adapted weights.
+        options: of `ist.focusing.find_focus`, and some of this benchmark: `criterion: random` draws the scores from the
+            seed; `normalise` divides each by the squared norm of its layer's adapted `weights` or by that of the
+            layer's output (`activations`); `last` is a factor on the last layer's.
         batches: for the probe.
         seed: of the probe, and of random scores.
     """
     own = dict(options)
-    normalise, criterion = own.pop("normalise", None), own.get("criterion", "gradient")
+    normalise, last, criterion = own.pop("normalise", None), own.pop("last", None), own.get("criterion", "gradient")
     if criterion == "random":
         del own["criterion"]
         own["scores"] = random_scores(len(outline(model, config).layers), seed)
-    elif normalise == "weights":
+    elif normalise is not None or last is not None:
+        batches = list(batches)
         scores = layer_scores(model, config, batches, criterion=criterion, num_batches=PROBE_BATCHES, seed=seed)
-        own["scores"] = [score / size for score, size in zip(scores, weight_sizes(model, config), strict=True)]
-    elif normalise is not None:
-        raise ValueError(f"normalise={normalise!r} is unknown: it is weights, or left out.")
+        sizes = layer_sizes(model, config, batches, normalise, seed)
+        own["scores"] = [score / size for score, size in zip(scores, sizes, strict=True)]
+        own["scores"][-1] *= 1.0 if last is None else last
     focus = find_focus(model, config, batches, num_batches=PROBE_BATCHES, seed=seed, **own)
     return focus.config, described(focus)
+
+
+def start_adapters(model: nn.Module, init: str, batches: Sequence[Mapping[str, Any]], seed: int) -> None:
+    """Start LoRA as a method's `init` says: as PEFT draws it (`random`), or from the `gradient` of these batches.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    if init not in ("random", "gradient"):
+        raise ValueError(f"init={init!r} is unknown: it is random or gradient.")
+    if init == "gradient":
+        gradient_init(model, batches, num_batches=PROBE_BATCHES, seed=seed)
 
 
 def described(focus: Focus) -> dict[str, Any]:
@@ -71,9 +85,22 @@ def random_scores(num_layers: int, seed: int) -> list[float]:
     return [generator.random() for _ in range(num_layers)]
 
 
-def weight_sizes(model: nn.Module, config: Any) -> list[float]:
-    """For each layer the sum of the squared norms of the weights that the configuration adapts."""
+def layer_sizes(
+    model: nn.Module, config: Any, batches: Iterable[Mapping[str, Any]], of: str | None, seed: int
+) -> list[float]:
+    """What the score of each layer is divided by: 1 everywhere where `of` is None.
+
+    Raises:
+        ValueError: `of` is unknown.
+    """
+    if of == "activations":
+        norms = layer_scores(model, config, batches, criterion="activation", num_batches=PROBE_BATCHES, seed=seed)
+        return [norm**2 for norm in norms]
     found = outline(model, config)
+    if of is None:
+        return [1.0] * len(found.layers)
+    if of != "weights":
+        raise ValueError(f"normalise={of!r} is unknown: it is weights or activations, or left out.")
     sizes = [0.0] * len(found.layers)
     for module in found.modules:
         if module.layer is not None:
@@ -83,10 +110,12 @@ def weight_sizes(model: nn.Module, config: Any) -> list[float]:
 
 
 class WarmStart:
-    """All layers for the first steps, then those that matter; the others keep what they have learned.
+    """All layers with adapters for the first steps, then those that matter; the others keep what they have learned.
+
+    Of a model without a focus this is a warm start with all layers; of a focused one a second choice among its layers.
 
     Args:
-        options: `share` of the steps with all layers, `num_layers` as a fraction, `spread`, and `criterion` `gate` or
+        options: `share` of the steps before the choice, `num_layers` as a fraction, `spread`, and `criterion` `gate` or
             `removal`.
         steps: of the training.
     """
@@ -94,7 +123,7 @@ class WarmStart:
     def __init__(self, options: Mapping[str, Any], steps: int) -> None:
         self.options = {"share": 0.1, "num_layers": 0.5, "spread": "parts", "criterion": "gate", **options}
         self.last_step = max(1, round(self.options["share"] * steps))
-        """The last step with all layers."""
+        """The last step before the choice."""
 
     def narrow(self, model: Any, batches: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
         """Measure, choose and freeze; returns what the result line says of it."""
@@ -102,8 +131,13 @@ class WarmStart:
         scores = layer_scores(model, None, batches, criterion=criterion, num_batches=PROBE_BATCHES, seed=seed)
         num = max(1, round(self.options["num_layers"] * len(scores)))
         chosen = choose_layers(scores, num, self.options["spread"])
+        numbers = [int(layer.name.rpartition(".")[2]) for layer in discover_layers(model)]
         freeze_others(model, chosen)
-        return {"layers": list(chosen), "scores": [float(f"{x:.6g}") for x in scores], "after": self.last_step}
+        return {
+            "layers": [numbers[index] for index in chosen],
+            "scores": [float(f"{x:.6g}") for x in scores],
+            "after": self.last_step,
+        }
 
 
 def freeze_others(model: Any, chosen: Sequence[int]) -> None:

@@ -12,37 +12,20 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ist.config import ISTConfig
 from ist.experiments.comparison import best_rate
 from ist.runs.scores import extreme_layers
 
-__all__ = ["WHOLE", "Expansion", "expand", "final_loss", "read_plan"]
+from .settings import TRAINING, read_plan, select, settings
+
+__all__ = ["TRAINING", "WHOLE", "Expansion", "expand", "final_loss", "read_plan", "select", "settings"]
 
 Training = dict[str, Any]
 Lines = Mapping[str, Mapping[str, Any]]
 """Results by id."""
 
-TRAINING: dict[str, Any] = {
-    "steps": 250,
-    "epochs": None,  # in the place of steps
-    "batch_size": 32,
-    "max_length": 256,
-    "train_rows": 20000,
-    "validation_rows": 512,
-    "test_rows": 500,  # of each test set
-    "rank": 32,
-    "alpha": 64,
-    "dropout": 0.05,
-    "modules": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"],
-    "weight_decay": 0.0,
-    "warmup": 0.1,
-    "clip": 1.0,
-    "points": 5,  # validation losses after the one before the first step
-}
-"""What all methods share, where a plan says nothing else."""
 IMPORTANCE = {"steps": 100, "learning_rate": 1e-3, "seed": 1000}
 """The short LoRA training whose layers are suppressed one by one: its seed is none of those compared."""
 SPEED_STEPS, SPEED_WARM = 60, 20
@@ -54,8 +37,6 @@ WHOLE = ("lisa", "full")
 FIRST_NAMES = {"suppression": "damping", "cost_exponent": "price"}
 FIRST_PRESETS = {"authors": "reference"}
 """What options were called when the first results were made."""
-KEYS = {"extends", "study", "tasks", "methods", "rates", "more_rates", "seeds", "budgets", "time_shares"}
-KEYS |= {"training", "importance"}
 
 
 @dataclass
@@ -66,48 +47,6 @@ class Expansion:
     """In the order in which they are to be run."""
     waiting: list[str] = field(default_factory=list)
     """What cannot be said yet, and why."""
-
-
-def read_plan(file: str | Path) -> dict[str, Any]:
-    """A plan from YAML or JSON, with what it `extends` under it.
-
-    Raises:
-        ValueError: a key is unknown, or what a plan needs is missing.
-    """
-    import yaml
-
-    own = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    if unknown := set(own) - KEYS:
-        raise ValueError(f"{file} has {', '.join(sorted(unknown))}: a plan has some of {', '.join(sorted(KEYS))}.")
-    base = read_plan(Path(file).parent / own.pop("extends")) if "extends" in own else {}
-    plan = {**base, **own, "training": {**base.get("training", {}), **own.get("training", {})}}
-    if missing := {"tasks", "methods"} - set(plan):
-        raise ValueError(f"{file} lacks {' and '.join(sorted(missing))}.")
-    if isinstance(plan["tasks"], list):
-        plan["tasks"] = {task: {} for task in plan["tasks"]}
-    for name, method in plan["methods"].items():
-        if method.get("rate_of", name) not in plan["methods"]:
-            raise ValueError(f"{file}: {name} takes the learning rate of {method['rate_of']}, which is no method here.")
-    return plan
-
-
-def settings(plan: Mapping[str, Any], task: str, method: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What the trainings of a task are made with.
-
-    Raises:
-        ValueError: a setting is unknown.
-    """
-    merged = {
-        **TRAINING,
-        **plan.get("training", {}),
-        **(plan["tasks"][task] or {}),
-        **(method or {}).get("training", {}),
-    }
-    if unknown := set(merged) - set(TRAINING):
-        raise ValueError(
-            f"training settings {', '.join(sorted(unknown))} are unknown: there are {', '.join(TRAINING)}."
-        )
-    return merged
 
 
 def expand(plan: Mapping[str, Any], lines: Lines, num_rows: Mapping[str, int]) -> Expansion:
@@ -124,8 +63,17 @@ def expand(plan: Mapping[str, Any], lines: Lines, num_rows: Mapping[str, int]) -
         for name, method in plan["methods"].items():
             of_task.add(name, method)
     seen: set[str] = set()
-    expansion.trainings = [t for t in expansion.trainings if t["id"] not in seen and not seen.add(t["id"])]
+    unique = [t for t in expansion.trainings if t["id"] not in seen and not seen.add(t["id"])]
+    expansion.trainings = sorted(unique, key=lambda training: round_of(training, plan))
     return expansion
+
+
+def round_of(training: Training, plan: Mapping[str, Any]) -> int:
+    """The seeds of a plan are its rounds, over all tasks and methods: what a call leaves undone is then whole seeds,
+    and learning rates and measurements, which others wait for, are of the first round.
+    """
+    seeds = list(plan.get("seeds", [0]))
+    return seeds.index(training["seed"]) if training["kind"] == "training" and training["seed"] in seeds else 0
 
 
 class TaskPlan:
@@ -323,20 +271,6 @@ def final_loss(line: Mapping[str, Any]) -> float:
     """The validation loss after a training; not a number where it failed or diverged."""
     points: Sequence[Any] = line.get("curve") or [[0, 0, None]]
     return math.nan if points[-1][2] is None else float(points[-1][2])
-
-
-def select(plan: dict[str, Any], tasks: Sequence[str] | None, methods: Sequence[str] | None) -> dict[str, Any]:
-    """A plan with some of its tasks and methods alone.
-
-    Raises:
-        ValueError: one of them is not in the plan.
-    """
-    for kind, wanted in (("tasks", tasks), ("methods", methods)):
-        if unknown := [name for name in wanted or () if name not in plan[kind]]:
-            raise ValueError(f"The plan has no {', '.join(unknown)}: its {kind} are {', '.join(plan[kind])}.")
-        if wanted:
-            plan = {**plan, kind: {name: plan[kind][name] for name in plan[kind] if name in wanted}}
-    return plan
 
 
 def describe(trainings: Sequence[Training]) -> Iterator[str]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import tempfile
 import time
@@ -23,14 +23,13 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from commit import commit  # noqa: E402
-from quality.plan import Expansion, Training, describe, expand, read_plan, select, settings  # noqa: E402
+from quality.memory import Memory, device_memory  # noqa: E402
+from quality.plan import describe, read_plan, select, settings  # noqa: E402
 from quality.pool import Home, Inline, Pool  # noqa: E402
+from quality.session import KINDS, Plan, Session, expand_all  # noqa: E402
 from step_time.shares import time_shares  # noqa: E402
 
-Plan = dict[str, Any]
 RESULTS = HERE / "results"
-KINDS = ("importance", "speed", "training")
-NO_MEMORY = "OutOfMemoryError"
 SHOWN = 5
 WORK = Path(tempfile.gettempdir()) / "ist-quality"
 
@@ -102,129 +101,6 @@ def count_rows(prepared: Mapping[str, str]) -> dict[str, int]:
     return {task: pickle.loads(Path(file).read_bytes()).counts["train"] for task, file in prepared.items()}
 
 
-def expand_all(plans: Sequence[Plan], lines: Mapping[str, Any], num_rows: Mapping[str, int]) -> Expansion:
-    """What several plans come to, each training once."""
-    parts = [expand(plan, lines, num_rows) for plan in plans]
-    trainings: dict[str, Training] = {}
-    for part in parts:
-        for training in part.trainings:
-            trainings.setdefault(training["id"], training)
-    return Expansion([*trainings.values()], [reason for part in parts for reason in part.waiting])
-
-
-class Session:
-    """One call: starts what can be started, writes a line for each training that ends.
-
-    Args:
-        plans: what to train, the first one first.
-        pool: where.
-        lines: results so far, by id.
-        output: the file that takes the new ones.
-        num_rows: training rows of each task.
-        seconds: after these nothing is started.
-        limit: after these what still runs is given up.
-        begin: when the call began.
-        kinds: of trainings that are run.
-    """
-
-    def __init__(
-        self,
-        plans: Sequence[Plan],
-        pool: Pool | Inline,
-        lines: dict[str, dict[str, Any]],
-        output: Path,
-        num_rows: Mapping[str, int],
-        seconds: float,
-        limit: float,
-        begin: float,
-        kinds: Sequence[str] = KINDS,
-    ) -> None:
-        self.plans, self.pool, self.lines, self.output, self.num_rows = plans, pool, lines, output, num_rows
-        self.seconds, self.limit, self.begin, self.kinds = seconds, limit, begin, kinds
-        self.alone = False
-        """Whether what runs must have the device for itself."""
-        self.pace: dict[tuple[str, ...], tuple[float, float]] = {}
-        """By task, and by task and method, the most seconds a step that a training took in this call, and the most
-        beside its steps."""
-
-    def run(self) -> None:
-        """Until nothing is left, or the time is over."""
-        while True:
-            self.fill()
-            if not self.pool.running:
-                return
-            if self.elapsed >= self.limit:
-                print(f"given up, for the next call: {len(self.pool.running)} trainings", flush=True)
-                return
-            for line in self.pool.collect(min(5.0, self.limit - self.elapsed)):
-                self.alone = False
-                if self.pool.running and line.get("error", "").startswith(NO_MEMORY):
-                    self.pool.shrink()
-                    print(
-                        f"{self.elapsed:5.0f} s  {line['id']}  no memory: put back, with one process less", flush=True
-                    )
-                else:
-                    self.write(line)
-
-    @property
-    def elapsed(self) -> float:
-        return time.monotonic() - self.begin
-
-    def left(self) -> list[Training]:
-        """What can be started now."""
-        running = {training["id"] for training in self.pool.running}
-        trainings = expand_all(self.plans, self.lines, self.num_rows).trainings
-        left = [t for t in trainings if t["id"] not in self.lines and t["id"] not in running]
-        return [t for t in left if t["kind"] in self.kinds]
-
-    def fill(self) -> None:
-        """Start trainings: one to be timed where nothing runs, else as many others as there are free processes."""
-        if self.elapsed >= self.seconds or self.alone or not self.pool.num_free:
-            return
-        left = self.left()
-        timed = [training for training in left if training["kind"] == "speed"]
-        if timed and not self.pool.running:
-            self.alone = True
-            self.pool.start(timed[0])
-            return
-        others = [training for training in left if training["kind"] != "speed" and self.fits(training)]
-        for training in others[: self.pool.num_free]:
-            self.pool.start(training)
-
-    def fits(self, training: Training) -> bool:
-        """Whether a training would end within the limit, as far as this call has seen its task."""
-        task, method = training["task"], training["method"]
-        step, rest = self.pace.get((task, method), self.pace.get((task,), (0.0, 0.0)))
-        return self.elapsed + step * training["steps"] + rest <= self.limit
-
-    def write(self, line: dict[str, Any]) -> None:
-        """Keep a line, and say so."""
-        line["beside"] = 0 if line["kind"] == "speed" else len(self.pool.running)
-        self.lines[line["id"]] = line
-        if line["kind"] == "training" and "error" not in line:
-            own = line["train_seconds"]
-            for key in ((line["task"],), (line["task"], line["method"])):
-                step, rest = self.pace.get(key, (0.0, 0.0))
-                self.pace[key] = max(step, own / line["steps"]), max(rest, line["wall_seconds"] - own)
-        with self.output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(line), allow_nan=False) + "\n")
-        said = line.get("error") or {name: show(part) for name, part in line.get("test", {}).items()} or "done"
-        print(f"{self.elapsed:5.0f} s  {line['id']}  {line['wall_seconds']:.0f} s  {said}", flush=True)
-
-
-def finite(value: Any) -> Any:
-    """Plain values with None for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def show(part: Mapping[str, float]) -> str:
-    return f"{part['accuracy']:.3f}" if "accuracy" in part else f"loss {part['loss']:.4f}"
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("plans", nargs="+", metavar="PLAN", help="a name in plans/ or a file; NAME:TASK,TASK for some")
@@ -237,6 +113,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="trainings side by side; 0: one, in this process")
     parser.add_argument("--seconds", type=float, default=420.0, help="start no training after these")
     parser.add_argument("--limit", type=float, default=560.0, help="give up what still runs after these")
+    parser.add_argument(
+        "--memory",
+        type=float,
+        help="GiB that trainings side by side may take of all GPUs together; 95%% of what there is without this",
+    )
     parser.add_argument(
         "--step-time", type=Path, help="JSON of step_time with the group focused: its ratios of time count"
     )
@@ -288,8 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.compile,
         )
         pool = Pool(options.processes, home) if options.processes else Inline(home)
+        memory = Memory(device_memory(home.device) if options.memory is None else options.memory * 2**30, lines)
         session = Session(
-            plans, pool, lines, options.output, num_rows, options.seconds, options.limit, begin, options.kinds
+            plans, pool, lines, options.output, num_rows, options.seconds, options.limit, begin, options.kinds, memory
         )
         try:
             session.run()
@@ -317,4 +199,5 @@ def threads(processes: int) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # Ends the processes on the way out.
     sys.exit(main())

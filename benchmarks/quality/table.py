@@ -15,13 +15,14 @@ sys.path.insert(0, str(HERE.parent))
 
 from pages import markdown, write_section  # noqa: E402
 from quality.cells import show, show_difference, show_mean, show_rate  # noqa: E402
-from quality.figures import AGAINST, FIGURES, Comparison, compare, figures, interval, load_lines  # noqa: E402
+from quality.figures import AGAINST, FIGURES, Comparison, compare, figures, interval, load_lines, read_folder  # noqa: E402
 from quality.focused import focused_section  # noqa: E402
 from quality.layers import importance_section, layer_section  # noqa: E402
 from quality.paper import paper_section  # noqa: E402
 from quality.plan import final_loss  # noqa: E402
 from quality.questions import question_section  # noqa: E402
 from quality.repeats import repeat_section  # noqa: E402
+from quality.scaling import scaling_section  # noqa: E402
 from quality.verdict import README_QUESTIONS, verdict_section  # noqa: E402
 
 RESULTS = HERE / "results"
@@ -234,6 +235,7 @@ def sections(results: Path, paper: Mapping[str, Any]) -> dict[str, list[str]]:
     measured = [row for row in summary_rows(comparisons) if row[2] != "–"]
     return {
         "quality focused": [*focused_section(comparisons)],
+        "quality scaling": [*scaling_section(read_folder(results))],
         "quality questions": [*question_section(comparisons)],
         "quality summary": [markdown(SUMMARY_HEADER, measured)] if comparisons else [],
         "quality": [*comparison_section(comparisons)],

@@ -25,7 +25,7 @@ BENCHMARKS = Path(__file__).parents[1]
 PATH = [*sys.path]
 sys.path.insert(0, str(BENCHMARKS))
 
-from quality import figures, judge, plan, pool, run, table, tasks, train  # noqa: E402
+from quality import figures, judge, plan, pool, run, session, table, tasks, train  # noqa: E402
 
 sys.path[:] = PATH  # as other tests expect it
 
@@ -374,7 +374,7 @@ def test_several_plans_run_as_one(data: Path, tiny_model_folder: Path, tmp_path:
     assert [*first["tasks"]] == ["mawps", "sst2"]
     assert [*first["methods"]] == ["LoRA", "random"]
     assert [*run.load_plan("main", ["gsm8k"], None)["tasks"]] == ["gsm8k"]
-    both = run.expand_all([first, run.load_plan("long:mawps", None, ["LoRA"]), first], {}, {"mawps": 160})
+    both = session.expand_all([first, run.load_plan("long:mawps", None, ["LoRA"]), first], {}, {"mawps": 160})
     alone = plan.expand(first, {}, {}).trainings
     assert both.trainings[: len(alone)] == alone
     assert {t["study"] for t in both.trainings[len(alone) :]} == {"long"}
@@ -495,14 +495,14 @@ def test_a_training_without_memory_is_put_back(tmp_path: Path) -> None:
     (first,) = plan.expand(small, {}, {}).trainings
     lines = {first["id"]: result_of(first)}
     crowded: Any = Crowded()
-    run.Session([small], crowded, lines, tmp_path / "out.jsonl", {}, 60, 60, time.monotonic()).run()
+    session.Session([small], crowded, lines, tmp_path / "out.jsonl", {}, 60, 60, time.monotonic()).run()
     assert crowded.begun == [1, 2, 2]
     assert {line["seed"] for line in lines.values() if "error" not in line} == {0, 1, 2}
 
 
 def test_what_is_no_number_is_none_in_json() -> None:
     line = {"test": {"a": {"loss": math.nan, "perplexity": math.inf}}, "curve": [[0, 0.0, 1.0]], "error": "x"}
-    assert run.finite(line) == {
+    assert session.finite(line) == {
         "test": {"a": {"loss": None, "perplexity": None}}, "curve": [[0, 0.0, 1.0]], "error": "x",
     }  # fmt: skip
 

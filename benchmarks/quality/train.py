@@ -18,7 +18,7 @@ from ist.experiments.evaluation.scoring import Continuations
 from ist.probing.probes import DatasetProbes
 from ist.runtime.modes import to_device
 
-from .focusing import PROBE_BATCHES, WarmStart, chosen_focus
+from .focusing import PROBE_BATCHES, WarmStart, chosen_focus, start_adapters
 from .judge import collate, computing, evaluation_rows, mean_loss, test
 from .plan import SPEED_WARM, WHOLE
 from .tasks import Prepared
@@ -27,8 +27,9 @@ __all__ = ["train"]
 
 ADAPTER = ("use_dora",)
 """Options of a method that are its adapter's, not the tuner's."""
-NOT_TUNER = (*ADAPTER, "focus", "warm_start", "own_step")
-"""Options that no tuner takes: `own_step` trains all adapters that there are with this library's step, not PEFT's."""
+NOT_TUNER = (*ADAPTER, "focus", "warm_start", "init", "own_step")
+"""Options that no tuner takes: `init: gradient` starts LoRA's A from the gradient, `own_step` trains all adapters that
+there are with this library's step, not PEFT's."""
 
 
 def order_of_rows(num_rows: int, num: int, seed: int) -> list[int]:
@@ -74,6 +75,9 @@ def train(
     if device.type == "cuda":
         round_frozen(model)
     model.to(device)
+    with computing(device):
+        init = training["options"].get("init", "random")
+        start_adapters(model, init, probe_batches(task, training), training["seed"])
     run = Run(training, model, task, device, compiled)
     run.focus = focus
     if device.type == "cuda":
@@ -87,6 +91,8 @@ def train(
             result["importance"] = true_importance(model, task, device)
         elif training["kind"] == "training":
             result["test"] = test(model, tokenizer, task, device)
+    if device.type == "cuda":
+        result["device_memory_bytes"] = torch.cuda.max_memory_reserved(device)
     return result
 
 
@@ -204,7 +210,8 @@ class Run:
         if self.warm_start and step == self.warm_start.last_step:
             batches = [to_device(batch, self.device) for batch in probe_batches(self.task, self.training)]
             with computing(self.device):
-                self.focus = self.warm_start.narrow(self.model, batches, self.training["seed"])
+                chosen = self.warm_start.narrow(self.model, batches, self.training["seed"])
+            self.focus = {**chosen, "first": self.focus["layers"]} if self.focus else chosen
 
     def validate(self) -> float | None:
         """Nats a token on the validation rows; None where that is no number."""

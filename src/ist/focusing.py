@@ -20,13 +20,14 @@ from .adapters.narrowed import Rank, write_config
 from .adapters.outline import AdaptedModule, Outline, adapted_modules, outline
 from .config import check_choice, check_layer_number, check_whole
 from .method.ranks import SCALING_EXPONENTS
-from .method.spreading import SPREADS, Spread, choose_layers, default_num_layers
+from .method.spreading import SPREADS, Spread, choose_layers, default_num_layers, lowest_layer
 from .probing.gradients import Target, adapter_gradients, output_norms
+from .probing.initialisation import gradient_init
 from .probing.suppression import LossFunction, model_loss
 from .probing.trained import gate_scores, removal_scores
 from .runtime.distributed import current_ranks
 
-__all__ = ["CRITERIA", "TRAINED", "Criterion", "Focus", "Rank", "find_focus", "focus", "layer_scores"]
+__all__ = ["CRITERIA", "TRAINED", "Criterion", "Focus", "Rank", "find_focus", "focus", "gradient_init", "layer_scores"]
 
 logger = getLogger(__name__)
 
@@ -107,6 +108,7 @@ def find_focus(
     scaling: str = "sqrt",
     criterion: Criterion = "gradient",
     spread: Spread = "parts",
+    min_depth: float = 0.0,
     scores: Sequence[float] | None = None,
     num_batches: int = 4,
     layers: str | Sequence[str] | None = None,
@@ -128,6 +130,8 @@ def find_focus(
             divides it by the growth, that is, keeps alpha.
         criterion: what is measured, see `CRITERIA`.
         spread: `parts`, `distance`, `even` or `anywhere`, see `ist.method.spreading`.
+        min_depth: the lowest part of the depth that gets no adapters, as a fraction: with 0.25 the layers are spread
+            over the upper three quarters, and the backward ends above the lowest quarter.
         scores: the importance of each layer, where it is known already.
         num_batches: how many batches are read at most.
         layers: the stack of blocks, where the model has several: see `discover_layers`.
@@ -141,6 +145,7 @@ def find_focus(
     check_options(rank, scaling, num_batches, spread)
     full = outline(model, peft_config, layers)
     num = resolve_num_layers(num_layers, len(full.layers))
+    lowest = lowest_layer(min_depth, len(full.layers), num)
     if scores is None and spread != "even":
         if batches is None:
             raise ValueError("batches are needed to measure importance: give some, or scores, or spread='even'.")
@@ -148,7 +153,7 @@ def find_focus(
     known = [0.0] * len(full.layers) if scores is None else [float(score) for score in scores]
     if len(known) != len(full.layers):
         raise ValueError(f"scores has {len(known)} numbers, and {len(full.layers)} layers get adapters: give one each.")
-    kept = choose_layers(known, num, spread)
+    kept = choose_layers(known, num, spread, lowest=lowest)
     config = write_config(model, peft_config, full, kept, rank, scaling, known)
     found = focus_of(model, config, full, kept, None if scores is None else tuple(known), start)
     logger.info(describe(found))

@@ -15,6 +15,7 @@ from ist.cli.main import main
 from ist.cli.train import focus as focus_module
 from ist.cli.train.command import train
 from ist.cli.train.methods import unused_flags
+from ist.focusing import gradient_init
 from ist.method.spreading import best_of_parts, evenly_spread, most_important
 from ist.runs.history import read_history
 
@@ -76,6 +77,21 @@ def test_same_command_same_adapter(tiny_model_folder: Path, tmp_path: Path) -> N
     assert focus_of(tmp_path / "one")["scores"] == focus_of(tmp_path / "other")["scores"]
 
 
+def test_the_lowest_part_is_left_out_and_the_start_is_the_gradients(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_to = []
+    monkeypatch.setattr(focus_module, "gradient_init", lambda *a, **b: set_to.append(gradient_init(*a, **b)))
+    more = ("--method=even", "--focus_min_depth=0.5", "--focus_init=gradient", "--max_steps=2")
+    result = run(tiny_model_folder, tmp_path, *more, "--save_strategy=steps", "--save_steps=1")
+    assert result["focus"] == focus_of(tmp_path)
+    assert (result["focus"]["layers"], result["focus"]["init"]) == ([2, 3], "gradient")
+    assert set_to == [6]
+    (tmp_path / "adapter_model.safetensors").unlink()
+    run(tiny_model_folder, tmp_path, *more, f"--resume_from_checkpoint={tmp_path / 'checkpoint-1'}")
+    assert set_to == [6], "a resumed adapter does not start anew"
+
+
 @pytest.mark.parametrize("more", [["--packing"], ["--adapter=series", "--bottleneck_size=4"], ["--adapter=dora"]])
 def test_packed_rows_and_other_adapters(tiny_model_folder: Path, tmp_path: Path, more: list[str]) -> None:
     run(tiny_model_folder, tmp_path, "--max_length=128", *more)
@@ -135,6 +151,10 @@ def test_a_saved_adapter_is_refused(tiny_model_folder: Path, tmp_path: Path) -> 
         (["--focused_rank=big"], "give a rank, or 'moved', 'kept' or 'uneven'"),
         (["--focus_criterion=gate"], "focus_criterion='gate' is unknown"),
         (["--focus_spread=wide"], "focus_spread='wide' is unknown"),
+        (["--focus_init=svd"], "focus_init='svd' is unknown"),
+        (["--focus_init=gradient", "--adapter=series"], "--focus_init gradient sets A of LoRA, which --adapter series"),
+        (["--focus_min_depth=1"], "focus_min_depth=1.0 cannot be: give a fraction of the depth from 0 to below 1"),
+        (["--focus_min_depth=0.75"], "min_depth=0.75 leaves 1 of 4 layers, and 2 are to be kept"),
         (["--adapter=none"], "--method focused trains adapters"),
     ],
 )
@@ -147,6 +167,7 @@ def test_what_does_not_fit_is_one_line(
 
 
 def test_flags_without_effect_are_named() -> None:
+    assert unused_flags("focused", "series", ["focus_init", "focus_min_depth"]) == ["--focus_init"]
     given = ["focused_rank", "num_active_layers", "recompute", "focus_spread", "mu"]
     assert unused_flags("focused", "lora", given) == ["--num_active_layers", "--mu"]
     assert unused_flags("even", "lora", given) == ["--num_active_layers", "--focus_spread", "--mu"]

@@ -17,7 +17,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from ist import SparseTuner
-from ist.focusing import find_focus
+from ist.focusing import find_focus, gradient_init
 from tests.helpers.tiny import tiny_batches, tiny_llama
 
 NUM_BATCHES = 4
@@ -28,6 +28,12 @@ def lora() -> LoraConfig:
     return LoraConfig(r=4, target_modules=["q_proj", "up_proj"])
 
 
+def digest(model: Any) -> str:
+    """Of the bits of what trains."""
+    trained = [p.detach().numpy().tobytes() for p in model.parameters() if p.requires_grad]
+    return hashlib.sha256(b"".join(trained)).hexdigest()
+
+
 def main(folder: Path) -> None:
     """Choose layers from this rank's own batches, train them, and leave what came of it."""
     dist.init_process_group("gloo")
@@ -36,7 +42,10 @@ def main(folder: Path) -> None:
     base = tiny_llama(6)
     focus = find_focus(base, lora(), batches, num_layers=3)
     torch.manual_seed(0)
-    model: Any = DistributedDataParallel(get_peft_model(base, focus.config))
+    adapted = get_peft_model(base, focus.config)
+    num_set = gradient_init(adapted, batches)
+    start = digest(adapted)
+    model: Any = DistributedDataParallel(adapted)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
     tuner = SparseTuner(model, selector="all")
@@ -46,8 +55,8 @@ def main(folder: Path) -> None:
             optimizer.step()
             optimizer.zero_grad()
     tuner.close()
-    digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in trained)).hexdigest()
-    found = {"scores": focus.scores, "layers": focus.layers, "adapter": digest}
+    found = {"scores": focus.scores, "layers": focus.layers, "adapter": digest(model)}
+    found |= {"num_set": num_set, "start": start}
     (folder / f"found.{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

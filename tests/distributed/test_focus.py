@@ -25,7 +25,8 @@ def test_scores_are_means_over_ranks_and_the_adapter_is_one(tmp_path: Path) -> N
     finished = launch([WORKER, tmp_path], 2)
     assert all(process.returncode == 0 for process in finished), finished[0].stderr[-3000:]
     first, second = (json.loads((tmp_path / f"found.{rank}.json").read_text()) for rank in range(2))
-    assert first == second
+    assert first == second, "one start from the gradients of both ranks, before DDP sends rank 0's, and one end"
+    assert first["num_set"] == 6
     batches = tiny_batches(2 * NUM_BATCHES)
     alone = [layer_scores(tiny_llama(6), lora(), batches[rank::2]) for rank in range(2)]
     assert alone[0] != alone[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from ist.method.spreading import (
     default_distances,
     default_num_layers,
     evenly_spread,
+    lowest_layer,
 )
 
 
@@ -98,3 +100,34 @@ def test_refusals_are_one_line(arguments: tuple, message: str) -> None:
 def test_distances_without_effect_are_refused() -> None:
     with pytest.raises(ValueError, match="no effect"):
         choose_layers([1.0, 2.0], 1, "parts", least_distance=2)
+
+
+@pytest.mark.parametrize(
+    ("spread", "expected"),
+    [("parts", (4, 9, 11)), ("distance", (4, 6, 10)), ("even", (4, 7, 10)), ("anywhere", (4, 9, 11))],
+)
+def test_the_lowest_part_is_left_out_and_the_set_spread_over_the_rest(spread: Any, expected: tuple[int, ...]) -> None:
+    scores = [99, 98, 97, 9, 8, 0, 1, 0, 0, 3, 2, 5]
+    assert choose_layers(scores, 3, spread, lowest=3) == tuple(3 + i for i in choose_layers(scores[3:], 3, spread))
+    assert choose_layers(scores, 3, spread, lowest=4)[0] >= 4
+    if spread in ("even", "anywhere"):
+        assert choose_layers(scores, 3, spread, lowest=4 if spread == "anywhere" else 3) == expected
+
+
+@pytest.mark.parametrize(
+    ("min_depth", "total", "expected"), [(0, 5, 0), (0.25, 24, 6), (0.25, 30, 8), (0.1, 4, 0), (1 / 3, 24, 8)]
+)
+def test_a_fraction_of_the_depth_is_rounded_to_layers(min_depth: float, total: int, expected: int) -> None:
+    assert lowest_layer(min_depth, total, 1) == expected
+
+
+@pytest.mark.parametrize("min_depth", [-0.1, 1, 1.5, float("nan"), True, "low"])
+def test_what_is_no_fraction_of_the_depth_is_refused(min_depth: Any) -> None:
+    with pytest.raises(ValueError, match=r"min_depth=.* is no fraction of the depth: give 0"):
+        lowest_layer(min_depth, 12, 1)
+
+
+def test_enough_layers_have_to_be_left() -> None:
+    assert lowest_layer(0.5, 12, 6) == 6
+    with pytest.raises(ValueError, match=r"min_depth=0\.75 leaves 3 of 12 layers, and 6 are to be kept: lower"):
+        lowest_layer(0.75, 12, 6)

@@ -23,6 +23,7 @@ __all__ = [
     "default_distances",
     "default_num_layers",
     "evenly_spread",
+    "lowest_layer",
     "most_important",
 ]
 
@@ -35,11 +36,34 @@ def default_num_layers(num_layers: int) -> int:
     return max(1, math.ceil(num_layers / 2))
 
 
+def lowest_layer(min_depth: float, num_layers: int, num: int) -> int:
+    """The first of a model's layers that may be kept where the lowest part of the depth is left out.
+
+    Args:
+        min_depth: this part, from 0 to below 1; rounded to whole layers.
+        num_layers: of the model.
+        num: how many layers to keep of the others.
+
+    Raises:
+        ValueError: it is no such fraction, or leaves fewer than `num` layers.
+    """
+    if isinstance(min_depth, bool) or not isinstance(min_depth, (int, float)) or not 0 <= min_depth < 1:
+        raise ValueError(f"min_depth={min_depth!r} is no fraction of the depth: give 0 (all layers) to below 1.")
+    lowest = math.floor(round(min_depth * num_layers, 9) + 0.5)
+    if num > num_layers - lowest:
+        raise ValueError(
+            f"min_depth={min_depth} leaves {num_layers - lowest} of {num_layers} layers, and {num} are to be kept: "
+            "lower min_depth or num_layers."
+        )
+    return lowest
+
+
 def choose_layers(
     scores: Sequence[float],
     num: int,
     spread: Spread = "parts",
     *,
+    lowest: int = 0,
     least_distance: int | None = None,
     largest_distance: int | None = None,
 ) -> tuple[int, ...]:
@@ -50,6 +74,7 @@ def choose_layers(
             `spread="even"` only their number matters.
         num: how many layers to keep, 1 to the number of layers.
         spread: `parts`, `distance`, `even` or `anywhere`, see the functions below.
+        lowest: the first layer that may be kept; the set is spread over it and those above.
         least_distance: of neighbours, for `distance`; see `default_distances` for None.
         largest_distance: likewise.
 
@@ -62,6 +87,11 @@ def choose_layers(
     check_choice("spread", spread, SPREADS)
     if isinstance(num, bool) or not isinstance(num, int) or not 1 <= num <= len(scores):
         raise ValueError(f"num_layers={num!r} is not a whole number from 1 to {len(scores)}, the number of layers.")
+    if lowest:
+        above = choose_layers(
+            scores[lowest:], num, spread, least_distance=least_distance, largest_distance=largest_distance
+        )
+        return tuple(lowest + index for index in above)
     if spread != "distance" and (least_distance is not None or largest_distance is not None):
         raise ValueError(f"least_distance and largest_distance have no effect with spread={spread!r}: leave them out.")
     if spread == "even":

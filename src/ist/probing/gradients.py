@@ -9,8 +9,8 @@ are computed again in the backward, so that only one of them keeps its activatio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from ..runtime.modes import evaluation_mode, to_device
-from ..runtime.randomness import keyed_generator, private_randomness
+from ..runtime.randomness import keyed_generator
 from ..runtime.sharding import compute_device
-from .suppression import LossFunction, check_scalar, model_loss
+from .passes import run_passes, watching
+from .suppression import LossFunction, model_loss
 
 __all__ = ["ModuleGradient", "Target", "adapter_gradients", "output_norms", "take_batches"]
 
@@ -77,28 +77,12 @@ def adapter_gradients(
     Raises:
         ValueError: there is no batch, a loss is no finite scalar, or the gradient reaches no module.
     """
-    device = compute_device(model)
     matrices = FirstMatrices(seed)
     probes = {name: ModuleProbe(name, target, matrices) for name, target in targets.items()}
-    with ExitStack() as stack:
-        stack.enter_context(private_randomness(seed, device))
-        stack.enter_context(evaluation_mode(model))
-        stack.enter_context(without_gradients(model))
-        stack.enter_context(recomputed(blocks))
-        for name, probe in probes.items():
-            stack.enter_context(probe.watching(model.get_submodule(name)))
-        stack.enter_context(torch.enable_grad())
-        given = take_batches(batches, num_batches)
-        for number, batch in enumerate(given):
-            loss = loss_function(model, to_device(batch, device))
-            if not math.isfinite(check_scalar(loss).item()):
-                raise ValueError(
-                    f"The loss of probe batch {number} is {loss.item()}: importance cannot be measured with it. "
-                    "Look at the batch (labels that are all ignored give NaN), or give other batches."
-                )
-            if loss.requires_grad:
-                loss.backward()
-        found = {name: probe.result(len(given)) for name, probe in probes.items()}
+    watches = [probe.watching(model.get_submodule(name)) for name, probe in probes.items()]
+    given = take_batches(batches, num_batches)
+    run_passes(model, watches, given, blocks=blocks, seed=seed, loss_function=loss_function)
+    found = {name: probe.result(len(given)) for name, probe in probes.items()}
     if not any(gradient.squared_norm for gradient in found.values()):
         raise ValueError(
             f"The loss has no gradient by any of the {len(found)} modules that the adapters would be put on: give "
@@ -176,14 +160,9 @@ class ModuleProbe:
         self._matrices = matrices
         self._sum: Tensor | None = None
 
-    @contextmanager
-    def watching(self, module: nn.Module) -> Iterator[None]:
+    def watching(self, module: nn.Module) -> AbstractContextManager[None]:
         """Within the context the gradients that pass through `module` are added up."""
-        handle = module.register_forward_hook(self._project)
-        try:
-            yield
-        finally:
-            handle.remove()
+        return watching(module, self._name, self._project, self._add)
 
     def result(self, num_batches: int) -> ModuleGradient:
         """The gradient of the mean loss over the batches."""
@@ -192,45 +171,12 @@ class ModuleProbe:
         gradient = self._sum.double() * (self._target.scaling / num_batches)
         return ModuleGradient(gradient.square().sum().item(), gradient.abs().sum().item())
 
-    def _project(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return output
-        inputs = args[0] if args else None
-        if not (isinstance(inputs, Tensor) and inputs.is_floating_point() and isinstance(output, Tensor)):
-            raise ValueError(
-                f"{self._name} ({type(module).__name__}) does not map a tensor of floats to another, so its gradient "
-                "cannot be measured: choose layers by criterion='activation' or spread='even', or leave it out of "
-                "target_modules."
-            )
-        with torch.no_grad():
-            projected = functional.linear(inputs, self._matrices.like(inputs, self._target.rank))
-        anchor = torch.ones((), device=output.device, requires_grad=True)
-        return PassThrough.apply(output, projected, anchor, self._add)
+    def _project(self, inputs: Tensor) -> Tensor:
+        return functional.linear(inputs, self._matrices.like(inputs, self._target.rank))
 
     def _add(self, gradient: Tensor, projected: Tensor) -> None:
-        g = gradient.flatten(0, -2).float()
-        outer = g.T @ projected.flatten(0, -2).float()
+        outer = gradient.T @ projected
         self._sum = outer if self._sum is None else self._sum.add_(outer)
-
-
-class PassThrough(torch.autograd.Function):
-    """The identity of a module's output; in the backward, its gradient is handed to a probe."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, output: Tensor, projected: Tensor, anchor: Tensor, add: Callable[[Tensor, Tensor], None]
-    ) -> Tensor:
-        """Args: output `[…, out]`, `x Aᵀ` `[…, r]`, a tensor that requires a gradient, and what takes both."""
-        ctx.save_for_backward(projected)
-        ctx.add = add
-        return output.clone()  # Not a view, which models that change it in place (OLMo clamps) could not have.
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        """Hand on the gradient."""
-        (projected,) = ctx.saved_tensors
-        ctx.add(gradient, projected)
-        return gradient, None, None, None
 
 
 @torch.no_grad()
@@ -265,32 +211,3 @@ def output_norms(
         for handle in handles:
             handle.remove()
     return [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]
-
-
-@contextmanager
-def without_gradients(model: nn.Module) -> Iterator[None]:
-    """Within the context no parameter requires a gradient; afterwards each does as before."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad = False
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad = True
-
-
-@contextmanager
-def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Within the context blocks keep their inputs alone and compute again in the backward."""
-    before = [(block, block.__dict__.get("forward")) for block in blocks]
-    try:
-        for block in blocks:
-            block.__dict__["forward"] = partial(checkpoint, block.forward, use_reentrant=False)
-        yield
-    finally:
-        for block, own in before:
-            if own is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.__dict__["forward"] = own

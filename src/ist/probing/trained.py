@@ -14,7 +14,8 @@ from ..adapters.layers import Layer
 from ..adapters.responses import scaled_response
 from ..runtime.modes import evaluation_mode, to_device
 from ..runtime.sharding import compute_device
-from .gradients import take_batches, without_gradients
+from .gradients import take_batches
+from .passes import without_gradients
 from .suppression import LossFunction, candidate_losses, check_scalar
 
 __all__ = ["gate_scores", "removal_scores"]

@@ -40,7 +40,7 @@ def split(names: str) -> frozenset[str]:
 TRAINING_KEYS = frozenset(field.name for field in dataclasses.fields(ISTConfig)) | split(
     # the method
     "method fixed_layers greedy_steps greedy_min_gain layers "
-    "num_focused_layers focused_rank focus_criterion focus_spread "
+    "num_focused_layers focused_rank focus_criterion focus_spread focus_min_depth focus_init "
     # the adapter
     "adapter adalora_init_r adalora_warmup_steps adalora_final_steps adalora_interval bottleneck_size "
     "bottleneck_non_linearity bottleneck_dropout bottleneck_target_modules use_peft lora_r lora_alpha lora_dropout "

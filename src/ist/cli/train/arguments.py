@@ -23,7 +23,15 @@ from ..sources import check_local_model
 from .adapters import adapter_config
 from .defaults import DEFAULTS, check_mappings, check_reporters, settle_learning_rate
 from .help import HELP_TEXTS, print_help
-from .methods import ADAPTERS, METHODS, check_checkpointing, check_method, selector_of, settle_adapter, unused_flags
+from .methods import (
+    ADAPTERS,
+    METHODS,
+    check_checkpointing,
+    check_method,
+    selector_of,
+    settle_adapter,
+    unused_flags,
+)
 from .numbers import check_numbers, check_validation_size, count_held_out, parse_focus
 from .options import field_docstrings, flags_of, values_of
 from .parser import FlagParser
@@ -68,6 +76,13 @@ class ISTArguments:
     focus_spread: str = "parts"
     """How `--method focused` spreads its layers: `parts` (the best of each equal part of the depth), `distance` (the
     best sum with bounded gaps), `even` or `anywhere`."""
+
+    focus_min_depth: float = 0.0
+    """Lowest part of the depth, as a fraction, that gets no adapters with `--method focused`."""
+
+    focus_init: str = "random"
+    """LoRA's `A` at the start with `--method focused`: `random` (as PEFT draws it) or `gradient` (the right singular
+    vectors of the first gradient)."""
 
     layers: list[str] | None = None
     """Stack(s) of blocks to choose from, where the model has several."""
@@ -141,6 +156,7 @@ class ISTArguments:
             check_choice("adapter", self.adapter, ADAPTERS)
         check_choice("focus_criterion", self.focus_criterion, [name for name in CRITERIA if name not in TRAINED])
         check_choice("focus_spread", self.focus_spread, SPREADS)
+        check_choice("focus_init", self.focus_init, ("random", "gradient"))
         parse_focus(self.num_focused_layers, self.focused_rank)
         check_whole("greedy_steps", self.greedy_steps, at_least=1, why="a trial is a short training")
         if self.task is not None:

@@ -26,7 +26,7 @@ from ..quiet import quiet_libraries
 from .arguments import RunArguments, parse_arguments
 from .clock import TrainingClock
 from .data import TaskData, load_data, report_cut_rows
-from .focus import Look, focus_adapter
+from .focus import Look, focus_adapter, start_adapter
 from .folder import find_checkpoint, run_folder
 from .greedy import search_layers
 from .interrupt import Interrupt, Stopped
@@ -60,10 +60,14 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         data = load_data(run)
         model, tokenizer, peft_config = load_seeded(run)
         focus: dict[str, Any] = {}
+        batches: list[Any] | None = None
         if run.ist.method in FOCUSED:
             look = Look(run, model, tokenizer, data.train, ranks)
-            peft_config, focus["focus"] = focus_adapter(look, peft_config, folder, checkpoint is not None, display)
+            peft_config, focus["focus"], batches = focus_adapter(
+                look, peft_config, folder, checkpoint is not None, display
+            )
         trainer = make_trainer(run, data, (model, tokenizer, peft_config))
+        start_adapter(trainer.model, batches, run, display)
         display.begin(run, trainer)
         opening = Opening(trainer, lambda: judge(trainer, data, display, "before", ranks))
         search = search_first(run, trainer, folder, checkpoint is not None, display)

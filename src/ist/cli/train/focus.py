@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from trl import SFTTrainer
 
 from ...adapters.outline import weightless
-from ...focusing import Focus, find_focus
+from ...focusing import Focus, find_focus, gradient_init
 from ...runs.files import FOCUS_FILE, write_json
 from ...runtime.distributed import Ranks
 from ...runtime.randomness import keyed_generator
@@ -23,7 +23,7 @@ from .arguments import RunArguments
 from .methods import FOCUSED
 from .numbers import parse_focus
 
-__all__ = ["Look", "focus_adapter"]
+__all__ = ["Look", "focus_adapter", "start_adapter"]
 
 NUM_BATCHES = 4
 """Training batches that a look at the data reads, over all processes."""
@@ -44,8 +44,9 @@ class Look:
 
 def focus_adapter(
     look: Look, peft_config: Any, folder: Path, resumed: bool, display: Display
-) -> tuple[Any, dict[str, Any]]:
-    """The configuration that puts adapters on the layers that matter, and what `focus.json` holds of it.
+) -> tuple[Any, dict[str, Any], list[Any] | None]:
+    """The configuration that puts adapters on the layers that matter, what `focus.json` holds of it, and the batches
+    that `start_adapter` takes; None where the adapters start at random, or resume.
 
     A resumed run takes the scores that it began with and measures nothing.
 
@@ -58,14 +59,10 @@ def focus_adapter(
 
     Raises:
         ValueError: the model has an adapter already, the folder of a resumed run lacks `focus.json`, or an option does
-            not fit the model.
+            not fit the model or the adapter.
     """
     run, model = look.run, look.model
-    if peft_config is None:
-        raise ValueError(
-            f"--method {run.ist.method} chooses layers before there are adapters, and the model given is an adapter: "
-            "give its base, or train it further with --method peft."
-        )
+    check_adapter(run, peft_config)
     spread, criterion = FOCUSED[run.ist.method] or run.ist.focus_spread, run.ist.focus_criterion
     num_layers, rank = parse_focus(run.ist.num_focused_layers, run.ist.focused_rank)
     options: dict[str, Any] = {
@@ -73,32 +70,59 @@ def focus_adapter(
         "rank": rank,
         "criterion": criterion,
         "spread": spread,
+        "min_depth": run.ist.focus_min_depth,
         "layers": run.ist.layers,
         "seed": run.training.seed,
     }
     file = folder / FOCUS_FILE
+    batches: list[Any] = []
     if resumed:
         options["scores"] = saved_scores(file, spread)
         found = find_focus(model, peft_config, **options)
-    elif spread == "even":
-        found = find_focus(model, peft_config, **options)
     else:
-        to_device(model, run)
         with display.waiting("importance of the layers"):
-            batches = probe_batches(look)
+            if spread != "even" or run.ist.focus_init == "gradient":
+                to_device(model, run)
+                batches = list(probe_batches(look))
             found = find_focus(model, peft_config, batches, num_batches=NUM_BATCHES, **options)
     if len(found.layers) < 2:
         raise ValueError(
             f"Only {len(found.layers)} of {len(found.names)} layers would get adapters, and 2 are needed: give "
             "--num_focused_layers 2, or a greater fraction."
         )
-    told = {**describe(found), "criterion": None if found.scores is None else criterion, "spread": spread}
+    told = {
+        **describe(found),
+        "criterion": None if found.scores is None else criterion,
+        "spread": spread,
+        "init": run.ist.focus_init,
+    }
     if resumed:
         told["seconds"] = json.loads(file.read_text(encoding="utf-8")).get("seconds")
     elif look.ranks.is_main:
         write_json(file, told)
     display.focused(told)
-    return found.config, told
+    return found.config, told, batches if run.ist.focus_init == "gradient" and not resumed else None
+
+
+def check_adapter(run: RunArguments, peft_config: Any) -> None:
+    """Raise ValueError where the model has an adapter already, or the new one has no `A` to start from the gradient."""
+    if peft_config is None:
+        raise ValueError(
+            f"--method {run.ist.method} chooses layers before there are adapters, and the model given is an adapter: "
+            "give its base, or train it further with --method peft."
+        )
+    if run.ist.focus_init == "gradient" and run.ist.adapter not in ("lora", "dora"):
+        raise ValueError(
+            f"--focus_init gradient sets A of LoRA, which --adapter {run.ist.adapter} lacks: leave it out, or take "
+            "--adapter lora or dora."
+        )
+
+
+def start_adapter(model: Any, batches: list[Any] | None, run: RunArguments, display: Display) -> None:
+    """With `--focus_init gradient`, start the new adapters from the gradient of these batches."""
+    if batches is not None:
+        with display.waiting("start of the adapters"):
+            gradient_init(model, batches, num_batches=NUM_BATCHES, layers=run.ist.layers, seed=run.training.seed)
 
 
 def saved_scores(file: Path, spread: str) -> list[float] | None:

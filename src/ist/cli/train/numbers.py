@@ -28,6 +28,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "warmup_steps": (0.0, math.inf, "a finite number of at least 0"),
     "neftune_noise_alpha": (0.0, math.inf, "a finite number of at least 0"),
     "lora_dropout": (0.0, 1.0, "a number from 0 to 1"),
+    "focus_min_depth": (0.0, math.nextafter(1.0, 0.0), "a fraction of the depth from 0 to below 1"),
     "bottleneck_dropout": (0.0, 1.0, "a number from 0 to 1"),
     **dict.fromkeys(COUNTS, (1.0, math.inf, "a whole number of at least 1")),
     **dict.fromkeys(PERIODS, (math.ulp(0.0), math.inf, "a count of steps, or a fraction of all steps below 1")),

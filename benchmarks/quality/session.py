@@ -1,0 +1,149 @@
+"""One call of `run.py`: what is started when, and a line for each training that ends."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .memory import Memory
+from .plan import Expansion, Training, expand
+from .pool import Inline, Pool
+
+__all__ = ["KINDS", "Plan", "Session", "expand_all", "finite"]
+
+Plan = dict[str, Any]
+KINDS = ("importance", "speed", "training")
+NO_MEMORY = "OutOfMemoryError"
+
+
+def expand_all(plans: Sequence[Plan], lines: Mapping[str, Any], num_rows: Mapping[str, int]) -> Expansion:
+    """What several plans come to, each training once: the first plan's first."""
+    parts = [expand(plan, lines, num_rows) for plan in plans]
+    trainings: dict[str, Training] = {}
+    for part in parts:
+        for training in part.trainings:
+            trainings.setdefault(training["id"], training)
+    return Expansion([*trainings.values()], [reason for part in parts for reason in part.waiting])
+
+
+class Session:
+    """One call: starts what can be started, writes a line for each training that ends.
+
+    Args:
+        plans: what to train, the first one first.
+        pool: where.
+        lines: results so far, by id.
+        output: the file that takes the new ones.
+        num_rows: training rows of each task.
+        seconds: after these nothing is started.
+        limit: after these what still runs is given up.
+        begin: when the call began.
+        kinds: of trainings that are run.
+        memory: whether another training fits on the device; without it all do.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        pool: Pool | Inline,
+        lines: dict[str, dict[str, Any]],
+        output: Path,
+        num_rows: Mapping[str, int],
+        seconds: float,
+        limit: float,
+        begin: float,
+        kinds: Sequence[str] = KINDS,
+        memory: Memory | None = None,
+    ) -> None:
+        self.plans, self.pool, self.lines, self.output, self.num_rows = plans, pool, lines, output, num_rows
+        self.seconds, self.limit, self.begin, self.kinds = seconds, limit, begin, kinds
+        self.memory = memory or Memory(None)
+        self.alone = False
+        """Whether what runs must have the device for itself."""
+        self.pace: dict[tuple[str, ...], tuple[float, float]] = {}
+        """By task, and by task and method, the most seconds a step that a training took in this call, and the most
+        beside its steps."""
+
+    def run(self) -> None:
+        """Until nothing is left, or the time is over."""
+        while True:
+            self.fill()
+            if not self.pool.running:
+                return
+            if self.elapsed >= self.limit:
+                print(f"given up, for the next call: {len(self.pool.running)} trainings", flush=True)
+                return
+            for line in self.pool.collect(min(5.0, self.limit - self.elapsed)):
+                self.alone = False
+                if self.pool.running and line.get("error", "").startswith(NO_MEMORY):
+                    self.pool.shrink()
+                    print(
+                        f"{self.elapsed:5.0f} s  {line['id']}  no memory: put back, with one process less", flush=True
+                    )
+                else:
+                    self.write(line)
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.begin
+
+    def left(self) -> list[Training]:
+        """What can be started now."""
+        running = {training["id"] for training in self.pool.running}
+        trainings = expand_all(self.plans, self.lines, self.num_rows).trainings
+        left = [t for t in trainings if t["id"] not in self.lines and t["id"] not in running]
+        return [t for t in left if t["kind"] in self.kinds]
+
+    def fill(self) -> None:
+        """Start trainings: one to be timed where nothing runs, else as many others as there are free processes."""
+        if self.elapsed >= self.seconds or self.alone or not self.pool.num_free:
+            return
+        left = self.left()
+        timed = [training for training in left if training["kind"] == "speed"]
+        if timed and not self.pool.running:
+            self.alone = True
+            self.pool.start(timed[0])
+            return
+        others = [training for training in left if training["kind"] != "speed" and self.fits(training)]
+        for training in others[: self.pool.num_free]:
+            if not self.memory.fits(training, self.pool.running):
+                return  # Until one ends: a smaller one from further down would only put off what matters more.
+            self.pool.start(training)
+
+    def fits(self, training: Training) -> bool:
+        """Whether a training would end within the limit, as far as this call has seen its task."""
+        task, method = training["task"], training["method"]
+        step, rest = self.pace.get((task, method), self.pace.get((task,), (0.0, 0.0)))
+        return self.elapsed + step * training["steps"] + rest <= self.limit
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Keep a line, and say so."""
+        line["beside"] = 0 if line["kind"] == "speed" else len(self.pool.running)
+        self.lines[line["id"]] = line
+        self.memory.note(line)
+        if line["kind"] == "training" and "error" not in line:
+            own = line["train_seconds"]
+            for key in ((line["task"],), (line["task"], line["method"])):
+                step, rest = self.pace.get(key, (0.0, 0.0))
+                self.pace[key] = max(step, own / line["steps"]), max(rest, line["wall_seconds"] - own)
+        with self.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(line), allow_nan=False) + "\n")
+        said = line.get("error") or {name: show(part) for name, part in line.get("test", {}).items()} or "done"
+        print(f"{self.elapsed:5.0f} s  {line['id']}  {line['wall_seconds']:.0f} s  {said}", flush=True)
+
+
+def finite(value: Any) -> Any:
+    """Plain values with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show(part: Mapping[str, float]) -> str:
+    return f"{part['accuracy']:.3f}" if "accuracy" in part else f"loss {part['loss']:.4f}"

@@ -1,0 +1,130 @@
+"""What one call of the driver starts, in which order, and when it stops."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PATH = [*sys.path]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from quality import memory, plan, session  # noqa: E402
+
+sys.path[:] = PATH  # as other tests expect it
+
+GIB = 2.0**30
+
+
+def plan_of(**changed: Any) -> dict[str, Any]:
+    base = {
+        "tasks": {"gsm8k": {}, "sst2": {}},
+        "methods": {"LoRA": {"selector": "all"}, "half": {"selector": "all", "focus": {}, "rate_of": "LoRA"}},
+        "rates": [1e-3, 2e-3],
+        "seeds": [0, 1],
+        "training": {"steps": 10},
+    }
+    return {**base, **changed}
+
+
+class Pool:
+    """Ends what it was given in order, each training with a loss that is lower at the lower rate."""
+
+    def __init__(self, num: int, gib: float = 1.0) -> None:
+        self.num, self.gib, self.running, self.begun, self.most = num, gib, [], [], 0
+
+    @property
+    def num_free(self) -> int:
+        return self.num - len(self.running)
+
+    def start(self, training: plan.Training) -> None:
+        self.running.append(training)
+        self.begun.append((training["task"], training["method"], training["learning_rate"], training["seed"]))
+        self.most = max(self.most, len(self.running))
+
+    def collect(self, seconds: float) -> list[dict[str, Any]]:
+        training = self.running.pop(0)
+        curve = [[10, 1.0, training["learning_rate"]]]
+        used = {"peak_memory_bytes": GIB, "device_memory_bytes": self.gib * GIB}
+        return [{**training, **used, "curve": curve, "train_seconds": 1.0, "wall_seconds": 2.0}]
+
+
+def run(plans: list[Any], pool: Any, output: Path, seconds: float = 60, **more: Any) -> dict[str, Any]:
+    lines: dict[str, Any] = {}
+    session.Session(plans, pool, lines, output, {}, seconds, 60, time.monotonic(), **more).run()
+    return lines
+
+
+def test_rates_come_first_then_seed_by_seed_over_all_tasks_and_methods(tmp_path: Path) -> None:
+    other = plan_of(tasks={"mawps": {}}, methods={"LoRA": {"selector": "all"}})
+    pool: Any = Pool(1)
+    lines = run([plan_of(), other], pool, tmp_path / "out.jsonl")
+    tasks = ("gsm8k", "sst2")
+    assert pool.begun == [
+        ("gsm8k", "LoRA", 1e-3, 0),
+        ("gsm8k", "LoRA", 2e-3, 0),
+        ("gsm8k", "half", 1e-3, 0),
+        ("sst2", "LoRA", 1e-3, 0),
+        ("sst2", "LoRA", 2e-3, 0),
+        ("sst2", "half", 1e-3, 0),
+        *((task, method, 1e-3, 1) for task in tasks for method in ("LoRA", "half")),
+        *(("mawps", "LoRA", rate, 0) for rate in (1e-3, 2e-3)),
+        ("mawps", "LoRA", 1e-3, 1),
+    ]
+    again: Any = Pool(1)
+    session.Session([plan_of(), other], again, lines, tmp_path / "out.jsonl", {}, 60, 60, time.monotonic()).run()
+    assert again.begun == [], "every line is there"
+
+
+def test_after_the_budget_nothing_starts_and_what_runs_is_finished(tmp_path: Path) -> None:
+    class Slow(Pool):
+        def collect(self, seconds: float) -> list[dict[str, Any]]:
+            now.begin -= 1.0  # A second passes.
+            return super().collect(seconds)
+
+    pool: Any = Slow(2)
+    lines: dict[str, Any] = {}
+    out = tmp_path / "out.jsonl"
+    now = session.Session([plan_of()], pool, lines, out, {}, 1.5, 60, time.monotonic())
+    now.run()
+    assert len(pool.begun) == len(lines) == 3
+    assert pool.running == []
+    assert len([json.loads(text) for text in out.read_text().splitlines()]) == 3
+    assert run([plan_of()], Pool(2), tmp_path / "other.jsonl", seconds=0) == {}
+
+
+@pytest.mark.parametrize(("total", "most"), [(None, 4), (100, 4), (25, 2), (11, 1), (1, 1)])
+def test_no_more_run_side_by_side_than_the_memory_holds(tmp_path: Path, total: float | None, most: int) -> None:
+    """Of 10 GiB each and the context of its process, once one has ended; the first ones are not known."""
+    known = {"x": {"task": "gsm8k", "method": "LoRA", "device_memory_bytes": 10 * GIB}}
+    pool: Any = Pool(4, gib=10)
+    limit = None if total is None else total * GIB
+    lines = run([plan_of()], pool, tmp_path / "out.jsonl", memory=memory.Memory(limit, known))
+    assert pool.most == most
+    assert len(lines) == 10, "all are trained in the end"
+
+
+def test_what_a_training_takes_is_that_of_its_like() -> None:
+    lines = {
+        "a": {"task": "gsm8k", "method": "LoRA", "device_memory_bytes": 8 * GIB, "peak_memory_bytes": 5 * GIB},
+        "b": {"task": "gsm8k", "method": "half", "peak_memory_bytes": 5 * GIB},  # of an earlier commit
+        "c": {"task": "sst2", "method": "LoRA", "device_memory_bytes": 3 * GIB},
+        "d": {"task": "sst2", "method": "half", "device_memory_bytes": 90 * GIB, "error": "OutOfMemoryError"},
+        "e": {"task": "mawps", "method": "LoRA", "peak_memory_bytes": None},
+    }
+    found = memory.Memory(20 * GIB, lines)
+
+    def expected(task: str, method: str) -> float:
+        return round((found.expected({"task": task, "method": method}) - memory.PROCESS) / GIB, 6)
+
+    assert expected("gsm8k", "LoRA") == 8
+    assert expected("gsm8k", "half") == 6
+    assert expected("gsm8k", "third") == 8, "the largest of the task"
+    assert expected("sst2", "half") == 3
+    assert expected("wikitext2", "LoRA") == 8, "the largest of all"
+    assert memory.Memory(20 * GIB).expected({"task": "gsm8k", "method": "LoRA"}) == 0
+    assert memory.device_memory("cpu") is None
