@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import re
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,10 @@ from rich.table import Table
 from rich.text import Text
 from safetensors.torch import load_file
 
+from ist import History, read_history
+from ist.cli.analyse.recipe import SELECTION_FILE, write_selection_recipe
 from ist.cli.compare.recipe import read_comparison
+from ist.cli.compare.runs import run_command
 from ist.cli.console import PlainConsole
 from ist.cli.display import Display
 from ist.cli.eval.arguments import eval_parser
@@ -27,6 +31,8 @@ from ist.cli.printable import one_line, printable, printable_logs
 from ist.cli.recipes.files import list_recipes, read_recipe
 from ist.cli.recipes.safety import EVALUATION_KEYS, TRAINING_KEYS, check_safe, without_authority
 from ist.cli.train.arguments import known_flags, parse_arguments
+from ist.cli.train.lock import FolderLock
+from ist.experiments.evaluation.answers import AnswerFile
 
 SOURCES = sorted((Path(__file__).parents[2] / "src" / "ist").rglob("*.py"))
 COMMAND_LINE = r"on the command line as --"
@@ -68,6 +74,9 @@ NOT_LISTED = [
     ({"dataset_name": "https://example.org/rows.json"}, "paths in a recipe are relative"),
     ({"fixed_layers": "top:../scores.json"}, "sets fixed_layers to 'top:../scores.json'"),
     ({"test_tasks": ["evil/task.yaml"]}, "is not the name of a task"),
+    ({"lora_target_modules": "(.*)*(.*)*(.*)*(.*)*q_projx"}, "is not the name of a module"),
+    ({"lora_target_modules": ["q_proj", "(a|a)*$"]}, "is not the name of a module"),
+    ({"bottleneck_target_modules": [".*"]}, "is not the name of a module"),
 ]
 """What only the user's own recipe can set."""
 
@@ -170,6 +179,7 @@ def test_a_hostile_file_is_refused_at_once(text: str, said: str, tmp_path: Path)
     [
         (["--lora_r", "4", "--overwrite", "true", "--mu=3"], ["--lora_r", "4", "--mu=3"]),
         (["--trust-recipe", "--recipe", "x"], ["--recipe", "x"]),
+        (["--attn_implementation", "sdpa", "--mu=3"], ["--attn_implementation", "sdpa", "--mu=3"]),
         (["--resume-from-checkpoint=last", "--data_files", "a", "b"], ["--data_files", "a", "b"]),
     ],
 )
@@ -182,6 +192,8 @@ def test_recorded_arguments_have_no_authority(arguments: list[str], kept: list[s
     [
         (["--trust-remote-code"], "sets trust_remote_code, which runs code"),
         (["--model_init_kwargs={}"], "sets model_init_kwargs"),
+        (["--attn_implementation=evil/kernel"], "sets attn_implementation to 'evil/kernel', which may run code"),
+        (["--attn-implementation", "evil/kernel"], "sets attn_implementation to 'evil/kernel', which may run code"),
         ("--lora_r 4", "as a list of texts"),
         ([1], "as a list of texts"),
     ],
@@ -302,6 +314,60 @@ def test_escapes_in_a_text() -> None:
     assert printable("naïve ■ 日本\n") == "naïve ■ 日本\n"
     assert printable("a\x1b[31mb") == "a\\x1b[31mb"
     assert one_line("a\n\x1b b\ud800") == "a \\x1b b\\ud800"
+
+
+@pytest.mark.filterwarnings("default")
+def test_escapes_in_a_warning_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with printable_logs():
+        shown = warnings.formatwarning("file \x1b[2J is missing", UserWarning, "x.py", 1, "")
+    assert "file \\x1b[2J is missing" in shown
+    assert "\x1b" not in shown
+    assert "\x1b" in warnings.formatwarning("\x1b", UserWarning, "x.py", 1, "")
+
+
+def linked(folder: Path, name: str) -> Path:
+    """A file of the user's that a name in a stranger's folder leads to."""
+    mine = folder / "mine"
+    mine.write_text("precious")
+    (folder / name).symlink_to(mine)
+    return mine
+
+
+def test_a_link_in_a_folder_is_not_written_through(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path)
+    mine = linked(tmp_path, lock.file.name)
+    with pytest.raises(ValueError, match="is a symbolic link, and what it leads to is not written"):
+        lock.take()
+    (tmp_path / "log").symlink_to(mine)
+    with pytest.raises(ValueError, match="is a symbolic link"):
+        run_command("train", [], tmp_path / "log", print)
+    (tmp_path / "answers").symlink_to(mine)
+    answers = AnswerFile(tmp_path / "none", ["a"])
+    answers.file = tmp_path / "answers"
+    with pytest.raises(ValueError, match="is a symbolic link"):
+        answers.add([(0, {})])
+    assert mine.read_text() == "precious"
+
+
+@pytest.mark.parametrize("resume_step", [None, 3])
+@pytest.mark.filterwarnings("ignore:The history")
+def test_a_history_takes_the_place_of_a_link(tmp_path: Path, resume_step: int | None) -> None:
+    mine = linked(tmp_path, "history.jsonl")
+    mine.write_text("")
+    History(tmp_path / "history.jsonl", resume_step).write("log", step=4)
+    assert mine.read_text() == ""
+    assert [event["step"] for event in read_history(tmp_path / "history.jsonl")] == [4]
+    (tmp_path / "dangling.jsonl").symlink_to(tmp_path / "new")
+    History(tmp_path / "dangling.jsonl", resume_step).write("log", step=4)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_recipe_of_an_analysis_takes_the_place_of_a_link(tmp_path: Path) -> None:
+    """And a line break in a flag does not become a line of it."""
+    mine = linked(tmp_path, SELECTION_FILE)
+    write_selection_recipe(tmp_path, ["--task=word-problems", "--deepspeed", "a\nevil: 1"], [0.1, 0.3])
+    assert mine.read_text() == "precious"
+    assert set(yaml.safe_load((tmp_path / SELECTION_FILE).read_text())) == {"methods", "seeds", "against", "flags"}
 
 
 def test_escapes_in_a_log_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

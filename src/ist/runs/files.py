@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EVALUATION_FILE", "FOCUS_FILE", "RESULT_FILE", "write_json", "write_whole"]
+__all__ = ["EVALUATION_FILE", "FOCUS_FILE", "RESULT_FILE", "open_own", "replacing", "write_json", "write_whole"]
 
 RESULT_FILE = "ist_result.json"
 """What `ist train` found: losses before and after, versions, the command."""
@@ -32,17 +34,40 @@ def write_whole(file: str | os.PathLike[str], text: str) -> None:
     Raises:
         OSError: it cannot be written; the file is as it was, and no part is left beside it.
     """
-    target = Path(file)
+    with replacing(Path(file)) as part, part.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Within the block, a second file in the same folder to write to, which then takes the place of `target`.
+
+    A folder may come from a stranger: where `target` is a symbolic link, the link is replaced and what it leads to is
+    left alone. After an exception `target` is as it was.
+    """
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield part
         os.replace(part, target)
     except BaseException:
         with contextlib.suppress(OSError):
             part.unlink()
+        raise
+
+
+def open_own(file: str | os.PathLike[str], flags: int, mode: int = 0o666) -> int:
+    """`os.open` of a file that is to be written, also as an `opener`; a symbolic link is not followed.
+
+    Raises:
+        ValueError: the file is a symbolic link, which could lead to any file of the user's.
+    """
+    try:
+        return os.open(file, flags | getattr(os, "O_NOFOLLOW", 0), mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(f"{file} is a symbolic link, and what it leads to is not written: remove it.") from None
         raise
 
 

@@ -68,7 +68,7 @@ class History:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if resume_step is None:
-                self.path.write_text("", encoding="utf-8")
+                write_whole(self.path, "")
             else:
                 keep_until(self.path, resume_step)
         except OSError as error:
@@ -203,14 +203,13 @@ def finite(value: Any) -> Any:
 
 def keep_until(path: Path, step: int) -> None:
     """Drop the lines of later steps, by way of a second file so that a kill loses nothing."""
-    if not path.exists():
-        path.touch()
-        return
-    if path.stat().st_size == 0:
-        warnings.warn(
-            f"The history {path} is empty, though the run resumes at step {step}: it is written from there on.",
-            stacklevel=4,
-        )
+    if not path.exists() or path.stat().st_size == 0:
+        if path.exists():
+            warnings.warn(
+                f"The history {path} is empty, though the run resumes at step {step}: it is written from there on.",
+                stacklevel=4,
+            )
+        write_whole(path, "")
         return
     try:
         events = read_history(path)

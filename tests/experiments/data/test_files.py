@@ -70,6 +70,7 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str, rows: list
         ("rows.csv", b"output,instruction, output\na,b,c\n", "two columns are called 'output'"),
         ("rows.jsonl.gz", LINES.encode(), r"is not a whole gzip file \(Not a gzipped file"),
         ("rows.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-9], "is not a whole gzip file"),
+        ("rows.jsonl.gz", gzip.compress(b"\n" * (1 << 25), mtime=0), "unpacks to more than 200 times its size"),
         ("rows.json", '[{"instruction": "größer"}]'.encode("latin-1"), r"is not text in UTF-8 \(byte 20\)"),
         ("rows.json", b"\xff\xfe[", "is not text in UTF-8"),
         ("rows.json", b"[" * 100_000, "it nests too deep"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import io
 import json
 import logging
 import zlib
@@ -28,6 +29,9 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 """The encodings that a file names in its first bytes, the longer marks before those that they begin with."""
+
+MOST_RATIO, LEAST_LIMIT = 200, 1 << 24
+"""How many times its size a gzip file may unpack to, and how many bytes any may."""
 
 SEPARATORS = {".csv": None, ".tsv": "\t"}
 """Suffixes of tables, with what stands between their cells where the suffix tells."""
@@ -74,7 +78,7 @@ def read_text(file: Path) -> str:
     data = file.read_bytes()
     if file.suffix.lower() == ".gz":
         try:
-            data = gzip.decompress(data)
+            data = decompress(data, file)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{file} is not a whole gzip file ({error}): compress it anew.") from error
     encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
@@ -85,6 +89,23 @@ def read_text(file: Path) -> str:
             f"{file} is not text in UTF-8 (byte {error.start}): save it in that encoding; of compressed files, .gz is "
             "read."
         ) from error
+
+
+def decompress(data: bytes, file: Path) -> bytes:
+    """The content of a gzip file.
+
+    Raises:
+        ValueError: a small file unpacks to more than any text does, which would fill the memory.
+    """
+    most = max(LEAST_LIMIT, MOST_RATIO * len(data))
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+        text = stream.read(most + 1)
+    if len(text) > most:
+        raise ValueError(
+            f"{file} unpacks to more than {MOST_RATIO} times its size, as no text does: unpack it yourself if you "
+            "trust it."
+        )
+    return text
 
 
 def _parse(file: Path, text: str) -> Any:

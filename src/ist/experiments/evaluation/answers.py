@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runs.files import write_whole
+from ...runs.files import open_own, write_whole
 
 __all__ = ["AnswerFile", "claim_folder", "row_id"]
 
@@ -96,7 +96,7 @@ class AnswerFile:
     def add(self, answers: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
         """Write the answers of some rows, by index, to disk."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as stream:
+        with open(self.file, "a", encoding="utf-8", opener=open_own) as stream:
             for index, answer in answers:
                 self.answers[index] = {"index": index, "id": self._ids[index], **answer}
                 stream.write(json.dumps(self.answers[index], ensure_ascii=False) + "\n")
