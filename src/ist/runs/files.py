@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EVALUATION_FILE", "FOCUS_FILE", "RESULT_FILE", "open_own", "replacing", "write_json", "write_whole"]
+__all__ = [
+    "EVALUATION_FILE",
+    "FOCUS_FILE",
+    "RESULT_FILE",
+    "open_own",
+    "read_object",
+    "replacing",
+    "write_json",
+    "write_whole",
+]
 
 RESULT_FILE = "ist_result.json"
 """What `ist train` found: losses before and after, versions, the command."""
@@ -69,6 +78,25 @@ def open_own(file: str | os.PathLike[str], flags: int, mode: int = 0o666) -> int
         if error.errno == errno.ELOOP:
             raise ValueError(f"{file} is a symbolic link, and what it leads to is not written: remove it.") from None
         raise
+
+
+def read_object(file: Path, way_out: str) -> dict[str, Any]:
+    """The object in a JSON file that a run left; a stranger may have written it.
+
+    Args:
+        file: that exists.
+        way_out: what the message tells to do.
+
+    Raises:
+        ValueError: it holds none; the message names the file.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is damaged (it is no JSON object): {way_out}")
+    return found
 
 
 def write_json(file: str | os.PathLike[str], value: Any, indent: int | None = 2) -> None:

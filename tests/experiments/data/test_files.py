@@ -113,6 +113,15 @@ def test_parquet_is_read(tmp_path: Path) -> None:
     assert first["messages"][0] == {"role": "user", "content": "q", "weight": None}
 
 
+def test_a_small_parquet_file_that_unpacks_to_much_is_refused(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"instruction": pyarrow.array(["x" * 100_000] * 1000)})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    assert (tmp_path / "rows.parquet").stat().st_size < 200_000
+    with pytest.raises(ValueError, match="unpacks to more than 200 times its size"):
+        read_rows(tmp_path / "rows.parquet")
+
+
 def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 

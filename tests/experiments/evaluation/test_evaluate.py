@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ist.experiments.data import TASKS, TaskRow, make_row, to_task_row, word_problems
 from ist.experiments.evaluation import PAPER, Accuracy, Generation, Loss, evaluate, extract_answer

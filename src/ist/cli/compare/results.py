@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...runs.files import read_object
 from ...runs.history import HISTORY_FILE, read_history
 
 __all__ = ["read_choices", "read_evaluation", "read_record", "read_result"]
@@ -107,12 +107,7 @@ def read_fields(file: Path, checks: Mapping[str, Callable[[Any], bool]]) -> dict
     Raises:
         ValueError: it is none; the message names the file and the field.
     """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} is damaged (it is no JSON object): {WAY_OUT}")
+    found = read_object(file, WAY_OUT)
     wrong = next((name for name, is_right in checks.items() if not is_right(found.get(name))), None)
     if wrong:
         raise ValueError(f"{file} is damaged (its {wrong!r} is not what a run writes): {WAY_OUT}")

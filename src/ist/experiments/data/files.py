@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from .tables import parse_table, read_parquet
+from .tables import UNPACKS, most_bytes, parse_table, read_parquet
 
 __all__ = ["read_rows", "read_text"]
 
@@ -29,9 +29,6 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 """The encodings that a file names in its first bytes, the longer marks before those that they begin with."""
-
-MOST_RATIO, LEAST_LIMIT = 200, 1 << 24
-"""How many times its size a gzip file may unpack to, and how many bytes any may."""
 
 SEPARATORS = {".csv": None, ".tsv": "\t"}
 """Suffixes of tables, with what stands between their cells where the suffix tells."""
@@ -97,14 +94,11 @@ def decompress(data: bytes, file: Path) -> bytes:
     Raises:
         ValueError: a small file unpacks to more than any text does, which would fill the memory.
     """
-    most = max(LEAST_LIMIT, MOST_RATIO * len(data))
+    most = most_bytes(len(data))
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
         text = stream.read(most + 1)
     if len(text) > most:
-        raise ValueError(
-            f"{file} unpacks to more than {MOST_RATIO} times its size, as no text does: unpack it yourself if you "
-            "trust it."
-        )
+        raise ValueError(f"{file} {UNPACKS}")
     return text
 
 
