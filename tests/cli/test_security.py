@@ -31,8 +31,11 @@ from ist.cli.printable import one_line, printable, printable_logs
 from ist.cli.recipes.files import list_recipes, read_recipe
 from ist.cli.recipes.safety import EVALUATION_KEYS, TRAINING_KEYS, check_safe, without_authority
 from ist.cli.train.arguments import known_flags, parse_arguments
+from ist.cli.train.focus import saved_scores
+from ist.cli.train.greedy import read_search
 from ist.cli.train.lock import FolderLock
 from ist.experiments.evaluation.answers import AnswerFile
+from ist.experiments.evaluation.harness import read_results
 
 SOURCES = sorted((Path(__file__).parents[2] / "src" / "ist").rglob("*.py"))
 COMMAND_LINE = r"on the command line as --"
@@ -323,6 +326,33 @@ def test_escapes_in_a_warning_are_shown(capsys: pytest.CaptureFixture[str]) -> N
     assert "file \\x1b[2J is missing" in shown
     assert "\x1b" not in shown
     assert "\x1b" in warnings.formatwarning("\x1b", UserWarning, "x.py", 1, "")
+
+
+SEARCH = {"layers": [1], "num_trainings": 1, "num_steps": 1, "seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("read", "content"),
+    [
+        *((read_search, {**SEARCH, name: value}) for name, value in (
+            ("layers", ["top:/etc/passwd"]), ("layers", []), ("layers", None), ("num_steps", "x"), ("seconds", "x"),
+        )),
+        *((read_results, {"a": value}) for value in (1, "x", {"correct": 1}, {"correct": 2, "total": 1})),
+        *((read, content) for read in (read_search, read_results) for content in ("[]", "{", "[" * 100_000)),
+        *((lambda file: saved_scores(file, "parts"), content) for content in (
+            "[]", "{", "[" * 100_000, {"scores": None}, {"scores": [10**400]}, {"scores": ["x"]},
+        )),
+    ],
+    ids=range(21),
+)  # fmt: skip
+def test_a_damaged_file_of_a_run_is_named(read: Any, content: Any, tmp_path: Path) -> None:
+    file = tmp_path / "left.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match="is damaged|cannot be read") as error:
+        read(file)
+    assert str(error.value).startswith(str(file))
+    file.write_text(json.dumps(SEARCH))
+    assert read_search(file) == SEARCH
 
 
 def linked(folder: Path, name: str) -> Path:

@@ -87,7 +87,8 @@ def read_parquet(file: Path) -> list[dict[str, Any]]:
     except ModuleNotFoundError as error:
         raise ValueError(f"{file} is parquet, which pyarrow reads: pip install pyarrow, or give JSON lines.") from error
     try:
-        return unpacked(parquet.ParquetFile(file), most_bytes(file.stat().st_size))
+        with parquet.ParquetFile(file) as table:
+            return unpacked(table, most_bytes(file.stat().st_size))
     except MemoryError:
         raise ValueError(f"{file} {UNPACKS}") from None
     except (pyarrow.ArrowException, OSError) as error:
