@@ -19,10 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from safetensors.torch import load_file
 
-from ist import History, read_history
-from ist.cli.analyse.recipe import SELECTION_FILE, write_selection_recipe
 from ist.cli.compare.recipe import read_comparison
-from ist.cli.compare.runs import run_command
 from ist.cli.console import PlainConsole
 from ist.cli.display import Display
 from ist.cli.eval.arguments import eval_parser
@@ -31,11 +28,6 @@ from ist.cli.printable import one_line, printable, printable_logs
 from ist.cli.recipes.files import list_recipes, read_recipe
 from ist.cli.recipes.safety import EVALUATION_KEYS, TRAINING_KEYS, check_safe, without_authority
 from ist.cli.train.arguments import known_flags, parse_arguments
-from ist.cli.train.focus import saved_scores
-from ist.cli.train.greedy import read_search
-from ist.cli.train.lock import FolderLock
-from ist.experiments.evaluation.answers import AnswerFile
-from ist.experiments.evaluation.harness import read_results
 
 SOURCES = sorted((Path(__file__).parents[2] / "src" / "ist").rglob("*.py"))
 COMMAND_LINE = r"on the command line as --"
@@ -326,78 +318,6 @@ def test_escapes_in_a_warning_are_shown(capsys: pytest.CaptureFixture[str]) -> N
     assert "file \\x1b[2J is missing" in shown
     assert "\x1b" not in shown
     assert "\x1b" in warnings.formatwarning("\x1b", UserWarning, "x.py", 1, "")
-
-
-SEARCH = {"layers": [1], "num_trainings": 1, "num_steps": 1, "seconds": 1.0}
-
-
-@pytest.mark.parametrize(
-    ("read", "content"),
-    [
-        *((read_search, {**SEARCH, name: value}) for name, value in (
-            ("layers", ["top:/etc/passwd"]), ("layers", []), ("layers", None), ("num_steps", "x"), ("seconds", "x"),
-        )),
-        *((read_results, {"a": value}) for value in (1, "x", {"correct": 1}, {"correct": 2, "total": 1})),
-        *((read, content) for read in (read_search, read_results) for content in ("[]", "{", "[" * 100_000)),
-        *((lambda file: saved_scores(file, "parts"), content) for content in (
-            "[]", "{", "[" * 100_000, {"scores": None}, {"scores": [10**400]}, {"scores": ["x"]},
-        )),
-    ],
-    ids=range(21),
-)  # fmt: skip
-def test_a_damaged_file_of_a_run_is_named(read: Any, content: Any, tmp_path: Path) -> None:
-    file = tmp_path / "left.json"
-    file.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(ValueError, match="is damaged|cannot be read") as error:
-        read(file)
-    assert str(error.value).startswith(str(file))
-    file.write_text(json.dumps(SEARCH))
-    assert read_search(file) == SEARCH
-
-
-def linked(folder: Path, name: str) -> Path:
-    """A file of the user's that a name in a stranger's folder leads to."""
-    mine = folder / "mine"
-    mine.write_text("precious")
-    (folder / name).symlink_to(mine)
-    return mine
-
-
-def test_a_link_in_a_folder_is_not_written_through(tmp_path: Path) -> None:
-    lock = FolderLock(tmp_path)
-    mine = linked(tmp_path, lock.file.name)
-    with pytest.raises(ValueError, match="is a symbolic link, and what it leads to is not written"):
-        lock.take()
-    (tmp_path / "log").symlink_to(mine)
-    with pytest.raises(ValueError, match="is a symbolic link"):
-        run_command("train", [], tmp_path / "log", print)
-    (tmp_path / "answers").symlink_to(mine)
-    answers = AnswerFile(tmp_path / "none", ["a"])
-    answers.file = tmp_path / "answers"
-    with pytest.raises(ValueError, match="is a symbolic link"):
-        answers.add([(0, {})])
-    assert mine.read_text() == "precious"
-
-
-@pytest.mark.parametrize("resume_step", [None, 3])
-@pytest.mark.filterwarnings("ignore:The history")
-def test_a_history_takes_the_place_of_a_link(tmp_path: Path, resume_step: int | None) -> None:
-    mine = linked(tmp_path, "history.jsonl")
-    mine.write_text("")
-    History(tmp_path / "history.jsonl", resume_step).write("log", step=4)
-    assert mine.read_text() == ""
-    assert [event["step"] for event in read_history(tmp_path / "history.jsonl")] == [4]
-    (tmp_path / "dangling.jsonl").symlink_to(tmp_path / "new")
-    History(tmp_path / "dangling.jsonl", resume_step).write("log", step=4)
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_recipe_of_an_analysis_takes_the_place_of_a_link(tmp_path: Path) -> None:
-    """And a line break in a flag does not become a line of it."""
-    mine = linked(tmp_path, SELECTION_FILE)
-    write_selection_recipe(tmp_path, ["--task=word-problems", "--deepspeed", "a\nevil: 1"], [0.1, 0.3])
-    assert mine.read_text() == "precious"
-    assert set(yaml.safe_load((tmp_path / SELECTION_FILE).read_text())) == {"methods", "seeds", "against", "flags"}
 
 
 def test_escapes_in_a_log_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
