@@ -13,6 +13,7 @@ from ist import History, read_history
 from ist.cli.analyse.recipe import SELECTION_FILE, write_selection_recipe
 from ist.cli.compare.runs import run_command
 from ist.cli.train.focus import saved_scores
+from ist.cli.train.folder import check_links
 from ist.cli.train.greedy import read_search
 from ist.cli.train.lock import FolderLock
 from ist.experiments.evaluation.answers import AnswerFile
@@ -67,6 +68,17 @@ def test_a_link_in_a_folder_is_not_written_through(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a symbolic link"):
         answers.add([(0, {})])
     assert mine.read_text() == "precious"
+
+
+def test_a_run_does_not_begin_in_a_folder_with_links_to_files(tmp_path: Path) -> None:
+    """PEFT and the Trainer would write through them."""
+    (tmp_path / "checkpoint-1").symlink_to(tmp_path.parent)
+    check_links(tmp_path)
+    for number, name in enumerate(("adapter_config.json", "adapter_model.safetensors")):
+        linked(tmp_path, name) if number else (tmp_path / name).symlink_to(tmp_path / "nowhere")
+        with pytest.raises(ValueError, match=f"{name} is a symbolic link, and a run would write"):
+            check_links(tmp_path)
+        (tmp_path / name).unlink()
 
 
 @pytest.mark.parametrize("resume_step", [None, 3])
