@@ -311,7 +311,6 @@ def test_escapes_in_a_text() -> None:
     assert one_line("a\n\x1b b\ud800") == "a \\x1b b\\ud800"
 
 
-@pytest.mark.filterwarnings("default")
 def test_escapes_in_a_warning_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     with printable_logs():
         shown = warnings.formatwarning("file \x1b[2J is missing", UserWarning, "x.py", 1, "")

@@ -81,7 +81,7 @@ def read_choices(folder: Path) -> dict[str, Any]:
     if not (folder / HISTORY_FILE).is_file():
         return {"choices": None, "importance": None}
     events = read_history(folder)
-    num_layers = next((len(event["layers"]) for event in events if "layers" in event), 0)
+    num_layers = next((len(event.get("layers", ())) for event in events if event["event"] == "run"), 0)
     updates = [event for event in events if event["event"] == "importance"]
     steps = [event.get("active", [num_layers]) for event in events if event["event"] == "step"]
     whole = all(
