@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ist import History, read_history
+from ist import History
 from ist.cli.analyse.recipe import SELECTION_FILE, write_selection_recipe
 from ist.cli.compare.runs import run_command
 from ist.cli.train.focus import saved_scores
@@ -82,16 +82,14 @@ def test_a_run_does_not_begin_in_a_folder_with_links_to_files(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("resume_step", [None, 3])
-@pytest.mark.filterwarnings("ignore:The history")
-def test_a_history_takes_the_place_of_a_link(tmp_path: Path, resume_step: int | None) -> None:
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_history_is_not_written_through_a_link(tmp_path: Path, resume_step: int | None, exists: bool) -> None:
     mine = linked(tmp_path, "history.jsonl")
-    mine.write_text("")
-    History(tmp_path / "history.jsonl", resume_step).write("log", step=4)
-    assert mine.read_text() == ""
-    assert [event["step"] for event in read_history(tmp_path / "history.jsonl")] == [4]
-    (tmp_path / "dangling.jsonl").symlink_to(tmp_path / "new")
-    History(tmp_path / "dangling.jsonl", resume_step).write("log", step=4)
-    assert not (tmp_path / "new").exists()
+    mine.write_text("") if exists else mine.unlink()
+    with pytest.raises(ValueError, match="is a symbolic link"):
+        History(tmp_path / "history.jsonl", resume_step)
+    assert mine.exists() is exists
+    assert not exists or mine.read_text() == ""
 
 
 def test_a_recipe_of_an_analysis_takes_the_place_of_a_link(tmp_path: Path) -> None:
