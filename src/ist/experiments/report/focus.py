@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.patches import Patch
 
-from ...focusing import CRITERIA
 from ...runs.files import FOCUS_FILE
 from .axes import LARGEST, number_layers
 from .run import MAX_LAYERS
@@ -46,8 +46,8 @@ def read_focus(folder: Path) -> FocusScores | None:
         criterion = str(found.get("criterion"))
         fits = 0 < num <= MAX_LAYERS and all(0 <= layer < num for layer in chosen) and len(scores or chosen) <= num
         if scores is not None:
-            fits = fits and len(scores) == num and max(map(abs, scores)) <= LARGEST and criterion in CRITERIA
-        if not fits or any(score != score for score in scores or ()):
+            fits = fits and len(scores) == num and all(abs(score) <= LARGEST for score in scores)
+        if not fits or not re.fullmatch(r"\w{1,40}", criterion):
             raise ValueError("its layers and scores do not fit together")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}): it is not what a focused run writes.") from error
