@@ -431,6 +431,8 @@ def test_a_refusal_changes_nothing_though_batches_would_be_recorded() -> None:
         ({"selector": "best"}, "selector='best' is unknown: choose one of 'ist', 'random', 'lisa'"),
         ({"probe_batches": 3}, "probe_batches is a int, which cannot be iterated"),
         ({"probe_batches": iter([])}, "one-way iterator"),
+        ({"probe_batches": {"input_ids": [[1, 2]]}}, "probe_batches is a dict, which is no list of batches"),
+        ({"probe_batches": "batches.pt"}, "probe_batches is a str, which is no list of batches"),
         ({"config": ISTConfig(), "mu": 1.0}, "Both a config and the options mu"),
         ({"layers": "encoder.layers"}, "names no stack"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -220,6 +221,58 @@ def test_the_best_rate_is_taken_and_equal_time_is_the_references(
     }
     assert differences == {"steps": pytest.approx(0.2), "seconds": pytest.approx(-0.1)}
     assert "validation loss, equal training time, 1 seed" in capsys.readouterr().out
+
+
+RESULT = {
+    **{"before": {"loss": 3.0}, "after": {"loss": 2.0}, "num_steps": 2, "step_seconds": 1.0, "log": [], "model": "x"},
+    "peak_memory_bytes": 2**20,
+}
+LAYER = '{"event": "run", "layers": ["a"]}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("ist_result.json", {**RESULT, "model": ["x", "--trust_remote_code"]}, "its 'model' is not what a run writes"),
+        ("ist_result.json", {**RESULT, "after": {"loss": "2"}}, "its 'after' is not"),
+        ("ist_result.json", {**RESULT, "after": {}}, "it has other figures before than after"),
+        ("ist_result.json", {**RESULT, "before": None}, "its 'before' is not"),
+        ("ist_result.json", {**RESULT, "num_steps": 0}, "its 'num_steps' is not"),
+        ("ist_result.json", {**RESULT, "step_seconds": "1"}, "its 'step_seconds' is not"),
+        ("ist_result.json", {**RESULT, "peak_memory_bytes": None}, "its 'peak_memory_bytes' is not"),
+        ("ist_result.json", {**RESULT, "log": [{"eval_loss": 1}]}, "its 'log' is not"),
+        ("ist_result.json", [], "it is no JSON object"),
+        ("ist_result.json", "{", "it is no JSON object"),
+        ("ist_result.json", "[" * 100_000, "it is no JSON object"),
+        ("run.json", {"arguments": 3}, "its 'arguments' is not"),
+        ("run.json", [], "it is no JSON object"),
+        ("evaluation/ist_eval.json", {"tasks": {"a": {"accuracy": None}}}, "its 'tasks' is not"),
+        ("evaluation/ist_eval.json", {"tasks": {"a": 1}}, "its 'tasks' is not"),
+        ("evaluation/ist_eval.json", {}, "its 'tasks' is not"),
+        ("ist_history.jsonl", "", "its lines do not fit together"),
+        ("ist_history.jsonl", {"event": "run", "layers": []}, "its lines do not fit together"),
+        ("ist_history.jsonl", LAYER + '{"event": "importance", "step": 1}', "its lines do not fit together"),
+        ("ist_history.jsonl", LAYER + '{"event": "step", "active": [1]}', "its lines do not fit together"),
+    ],
+    ids=range(20),
+)
+def test_a_damaged_run_is_named_and_nothing_of_it_runs(tmp_path: Path, name: str, content: Any, said: str) -> None:
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    recipe = read_comparison(
+        tmp_path / "small.yaml", ["--model_name_or_path=x"], evaluation={"tasks": ["word-problems"]}
+    )
+    out = tmp_path / "out"
+    comparison, method = Comparison(recipe, out), recipe.methods[0]
+    folder = out / method.folder / "seed-1"
+    put_result(recipe.arguments(method, 1, folder), folder, **RESULT)
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "ist_eval.json").write_text('{"tasks": {}}')
+    assert comparison.one(method, 1)["figures"] == {"validation loss": 2.0}
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
+        comparison.one(method, 1)
+    assert str(error.value).startswith(f"{folder / name} is damaged")
+    assert "\n" not in str(error.value)
 
 
 def test_an_analysis_of_a_run(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:

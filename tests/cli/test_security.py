@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import re
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,6 +69,9 @@ NOT_LISTED = [
     ({"dataset_name": "https://example.org/rows.json"}, "paths in a recipe are relative"),
     ({"fixed_layers": "top:../scores.json"}, "sets fixed_layers to 'top:../scores.json'"),
     ({"test_tasks": ["evil/task.yaml"]}, "is not the name of a task"),
+    ({"lora_target_modules": "(.*)*(.*)*(.*)*(.*)*q_projx"}, "is not the name of a module"),
+    ({"lora_target_modules": ["q_proj", "(a|a)*$"]}, "is not the name of a module"),
+    ({"bottleneck_target_modules": [".*"]}, "is not the name of a module"),
 ]
 """What only the user's own recipe can set."""
 
@@ -170,6 +174,7 @@ def test_a_hostile_file_is_refused_at_once(text: str, said: str, tmp_path: Path)
     [
         (["--lora_r", "4", "--overwrite", "true", "--mu=3"], ["--lora_r", "4", "--mu=3"]),
         (["--trust-recipe", "--recipe", "x"], ["--recipe", "x"]),
+        (["--attn_implementation", "sdpa", "--mu=3"], ["--attn_implementation", "sdpa", "--mu=3"]),
         (["--resume-from-checkpoint=last", "--data_files", "a", "b"], ["--data_files", "a", "b"]),
     ],
 )
@@ -182,6 +187,8 @@ def test_recorded_arguments_have_no_authority(arguments: list[str], kept: list[s
     [
         (["--trust-remote-code"], "sets trust_remote_code, which runs code"),
         (["--model_init_kwargs={}"], "sets model_init_kwargs"),
+        (["--attn_implementation=evil/kernel"], "sets attn_implementation to 'evil/kernel', which may run code"),
+        (["--attn-implementation", "evil/kernel"], "sets attn_implementation to 'evil/kernel', which may run code"),
         ("--lora_r 4", "as a list of texts"),
         ([1], "as a list of texts"),
     ],
@@ -302,6 +309,14 @@ def test_escapes_in_a_text() -> None:
     assert printable("naïve ■ 日本\n") == "naïve ■ 日本\n"
     assert printable("a\x1b[31mb") == "a\\x1b[31mb"
     assert one_line("a\n\x1b b\ud800") == "a \\x1b b\\ud800"
+
+
+def test_escapes_in_a_warning_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with printable_logs():
+        shown = warnings.formatwarning("file \x1b[2J is missing", UserWarning, "x.py", 1, "")
+    assert "file \\x1b[2J is missing" in shown
+    assert "\x1b" not in shown
+    assert "\x1b" in warnings.formatwarning("\x1b", UserWarning, "x.py", 1, "")
 
 
 def test_escapes_in_a_log_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,12 +174,14 @@ UPDATE = {"event": "importance", "step": 2, "losses": [0.5], "importance": [0.1,
         ([RUN, STEP, {**UPDATE, "importance": [0.1]}], "1 scores at step 2, and its run has 2 layers"),
         ([RUN, STEP, {**UPDATE, "importance": [0.1, None]}], "scores at step 2 that are not numbers"),
         ([RUN, STEP, {**UPDATE, "importance": [0.1, "high"]}], "'importance' is list"),
+        ([RUN, STEP, {**UPDATE, "importance": [1e308, -1e308]}], "scores or losses at step 2 that no training reaches"),
         ([RUN, STEP, {"event": "log", "loss": 1.0}], "a line 'log' without 'step'"),
+        ([RUN, STEP, {"event": "log", "step": 1, "loss": 1e308}], "'loss' is 1e[+]308, which no training reaches"),
         ([{**RUN, "layers": []}, STEP], "names 0 layers: 1 to 1024 are drawn"),
         ([{**RUN, "layers": ["a"] * 10**6}, STEP], "names 1000000 layers: 1 to 1024 are drawn"),
         ([{"event": "run", "step": 0}, STEP], "lacks the line of its run"),
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_lines_that_do_not_fit_together_are_one_line_with_the_file(tmp_path, events, said):
     file = tmp_path / HISTORY_FILE
@@ -236,7 +238,8 @@ def test_a_focused_run_shows_its_scores_over_the_depth(tmp_path, scores):
     [
         "", "[]", "{}", json.dumps({**FOCUS, "scores": [1, 2]}), json.dumps({**FOCUS, "layers": [3]}),
         json.dumps({**FOCUS, "scores": [1, 2, float("nan")]}), json.dumps({**FOCUS, "names": 3}),
-        json.dumps({**FOCUS, "scores": "many"}),
+        json.dumps({**FOCUS, "scores": "many"}), json.dumps({**FOCUS, "criterion": "$\\bad{$"}), "[" * 100_000,
+        json.dumps({**FOCUS, "layers": [float("inf")]}), json.dumps({**FOCUS, "scores": [1, 2, 1e308]}),
     ],
 )  # fmt: skip
 def test_a_damaged_focus_is_one_line(tmp_path, text):
@@ -281,3 +284,16 @@ def test_numbers_on_axes_are_whole_and_apart(num_layers: int, num_steps: int, si
                 assert all(text.replace(",", "").isdecimal() for text in texts), title
             boxes = [label.get_window_extent() for label in shown]
             assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes)), (title, texts)
+
+
+def test_a_picture_takes_the_place_of_a_link_and_not_of_what_it_leads_to(tmp_path):
+    """A run's folder may come from a stranger."""
+    write_run(tmp_path / "run")
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    (tmp_path / "run" / PICTURE_FILE).symlink_to(mine)
+    picture = draw_report(tmp_path / "run")
+    assert mine.read_text() == "precious"
+    assert not picture.is_symlink()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert not list((tmp_path / "run").glob(".*"))

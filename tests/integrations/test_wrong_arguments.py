@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import Trainer, TrainingArguments
 
 from ist import IST, SparseTuner, read_history
@@ -31,6 +32,15 @@ def test_a_name_is_no_model() -> None:
     model: Any = "tiny"
     with pytest.raises(ValueError, match="model is a str: give a model"):
         SparseTuner(model)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", torch.optim.AdamW, torch.ones(2), {"params": []}], ids=str)
+def test_what_is_no_optimizer(optimizer: Any) -> None:
+    tuner = SparseTuner(tiny_lora())
+    with pytest.raises(ValueError, match="has no groups of parameters: give an optimizer"), tuner.step(optimizer):
+        pytest.fail("a step began")
+    assert tuner.active_layers is None
+    tuner.close()
 
 
 def test_adapters_that_are_switched_off_and_how_they_are_switched_on() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,10 +41,14 @@ class PrintableHandler(logging.Handler):
 
 @contextmanager
 def printable_logs() -> Iterator[None]:
-    """Within the block, what this library logs reaches the terminal with its control characters shown."""
+    """Within the block, what this library logs, and every warning, reaches the terminal with its control characters
+    shown."""
     logger, handler = logging.getLogger("ist"), PrintableHandler()
     logger.addHandler(handler)
+    plain = warnings.formatwarning
+    warnings.formatwarning = lambda *args, **kwargs: printable(plain(*args, **kwargs))
     try:
         yield
     finally:
+        warnings.formatwarning = plain
         logger.removeHandler(handler)

@@ -54,10 +54,12 @@ def ready_made(
         return RecordedProbes(model)
     if hasattr(source, "batch") and hasattr(source, "close"):
         return cast("ProbeStream", source)
-    if not isinstance(source, Iterable):
+    single = isinstance(source, (Mapping, str, bytes, Tensor))
+    if single or not isinstance(source, Iterable):
+        why = "is no list of batches" if single else "cannot be iterated"
         raise ValueError(
-            f"probe_batches is a {type(source).__name__}, which cannot be iterated: give a DataLoader, a list of "
-            "batches, or None to measure on the last training batch."
+            f"probe_batches is a {type(source).__name__}, which {why}: give a DataLoader, a list of batches, "
+            "or None to measure on the last training batch."
         )
     if is_shared_out(source):
         rank, num_ranks = 0, 1

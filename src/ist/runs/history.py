@@ -22,7 +22,7 @@ from typing import Any
 
 from .appended import AppendedFile
 from .events import find_wrong_field
-from .files import write_whole
+from .files import open_own, write_whole
 
 __all__ = ["HISTORY_FILE", "History", "check_history", "history_file", "read_history"]
 
@@ -55,7 +55,8 @@ class History:
             starts a new file.
 
     Raises:
-        ValueError: the file cannot be written, or on a resume the one that is there cannot be read.
+        ValueError: the file cannot be written or is a symbolic link, or on a resume the one that is there cannot be
+            read.
     """
 
     def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None) -> None:
@@ -68,7 +69,7 @@ class History:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if resume_step is None:
-                self.path.write_text("", encoding="utf-8")
+                os.close(open_own(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
             else:
                 keep_until(self.path, resume_step)
         except OSError as error:
@@ -203,14 +204,14 @@ def finite(value: Any) -> Any:
 
 def keep_until(path: Path, step: int) -> None:
     """Drop the lines of later steps, by way of a second file so that a kill loses nothing."""
-    if not path.exists():
-        path.touch()
-        return
-    if path.stat().st_size == 0:
-        warnings.warn(
-            f"The history {path} is empty, though the run resumes at step {step}: it is written from there on.",
-            stacklevel=4,
-        )
+    is_new = not path.exists()
+    if is_new or path.stat().st_size == 0:
+        os.close(open_own(path, os.O_WRONLY | os.O_CREAT))
+        if not is_new:
+            warnings.warn(
+                f"The history {path} is empty, though the run resumes at step {step}: it is written from there on.",
+                stacklevel=4,
+            )
         return
     try:
         events = read_history(path)

@@ -122,6 +122,11 @@ class SparseSteps:
             raise ValueError(DEEPSPEED)
         if optimizer is self._optimizer:
             return
+        if not hasattr(optimizer, "param_groups"):
+            raise ValueError(
+                f"A {type(optimizer).__name__} has no groups of parameters: give an optimizer made from the trainable "
+                "parameters, as torch.optim.AdamW(p for p in model.parameters() if p.requires_grad) is."
+            )
         self._parts.attach(optimizer)
         self._optimizer = optimizer
         warn_of_missing_parameters(optimizer, self.layers)

@@ -70,6 +70,7 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str, rows: list
         ("rows.csv", b"output,instruction, output\na,b,c\n", "two columns are called 'output'"),
         ("rows.jsonl.gz", LINES.encode(), r"is not a whole gzip file \(Not a gzipped file"),
         ("rows.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-9], "is not a whole gzip file"),
+        ("rows.jsonl.gz", gzip.compress(b"\n" * (1 << 25), mtime=0), "unpacks to more than 200 times its size"),
         ("rows.json", '[{"instruction": "größer"}]'.encode("latin-1"), r"is not text in UTF-8 \(byte 20\)"),
         ("rows.json", b"\xff\xfe[", "is not text in UTF-8"),
         ("rows.json", b"[" * 100_000, "it nests too deep"),
@@ -110,6 +111,15 @@ def test_parquet_is_read(tmp_path: Path) -> None:
     assert first["id"] == 1
     assert second == {"messages": [messages[1]], "id": None}
     assert first["messages"][0] == {"role": "user", "content": "q", "weight": None}
+
+
+def test_a_small_parquet_file_that_unpacks_to_much_is_refused(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"instruction": pyarrow.array(["x" * 100_000] * 1000)})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    assert (tmp_path / "rows.parquet").stat().st_size < 200_000
+    with pytest.raises(ValueError, match="unpacks to more than 200 times its size"):
+        read_rows(tmp_path / "rows.parquet")
 
 
 def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,11 @@ def test_rows_beyond_the_limit_are_passed_over_and_stay(tmp_path: Path) -> None:
         (LINES[0] + "{}\n", "line 2 is no answer"),
         (LINES[0] + "hello\n", "line 2 is no answer"),
         ("\n", "line 1 is no answer"),
+        (json.dumps({"index": -1, "id": IDS[-1]}) + "\n", "line 1 is no answer"),
+        (json.dumps({"index": 1e400, "id": IDS[0]}) + "\n", "line 1 is no answer"),
+        (json.dumps({"index": 0, "id": IDS[0], "correct": "yes"}) + "\n", "line 1 is no answer"),
+        (json.dumps({"index": 0, "id": IDS[0], "loss": None, "tokens": 1}) + "\n", "line 1 is no answer"),
+        ("[" * 100_000 + "\n", "line 1 is no answer"),
     ],
 )
 def test_other_answers_are_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -73,6 +78,7 @@ def test_a_folder_belongs_to_one_evaluation(tmp_path: Path) -> None:
     ("file", "said"), [("task.jsonl", "has answers of unknown origin"), ("identity.json", "is damaged")]
 )
 def test_a_folder_of_unknown_origin_is_refused(tmp_path: Path, file: str, said: str) -> None:
-    (tmp_path / file).write_text("{")
-    with pytest.raises(ValueError, match=said):
-        claim_folder(tmp_path, {"weights": "1a"})
+    for content in ("{", "[]"):
+        (tmp_path / file).write_text(content)
+        with pytest.raises(ValueError, match=said):
+            claim_folder(tmp_path, {"weights": "1a"})

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ist.experiments.data import TASKS, TaskRow, make_row, to_task_row, word_problems
 from ist.experiments.evaluation import PAPER, Accuracy, Generation, Loss, evaluate, extract_answer
@@ -205,6 +205,33 @@ def test_the_likeliest_option_is_chosen(loaded: tuple[Any, Any], tmp_path: Path)
     lines = [json.loads(line) for line in (tmp_path / "answers" / "boolq.jsonl").read_text().splitlines()]
     assert all(line["answer"] == max(line["log_likelihoods"], key=line["log_likelihoods"].get) for line in lines)
     assert result == Accuracy(sum(line["answer"] == rows()[line["index"]].answer for line in lines), 7)
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        {"repetition_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
+        {"num_return_sequences": 2, "num_beams": 2},
+        {"return_dict_in_generate": True},
+        {"min_new_tokens": 6},
+        {"suppress_tokens": list(range(60))},
+    ],
+    ids=str,
+)
+def test_a_models_own_defaults_do_not_change_its_answers(loaded: tuple[Any, Any], defaults: dict[str, Any]) -> None:
+    """Qwen's chat models come with a penalty on repetition, for one."""
+    model, tokenizer = loaded
+    options: dict[str, Any] = {"max_new_tokens": 6, "batch_size": 2}
+    plain = list(generate_texts(model.eval(), tokenizer, ["a a a a", "b c"], **options))
+    former = model.generation_config
+    model.generation_config = GenerationConfig(**{**former.to_diff_dict(), **defaults})
+    before = model.generation_config.to_dict()
+    try:
+        assert list(generate_texts(model, tokenizer, ["a a a a", "b c"], **options)) == plain
+        assert model.generation_config.to_dict() == before
+    finally:
+        model.generation_config = former
 
 
 def test_beams_are_used(loaded: tuple[Any, Any]) -> None:

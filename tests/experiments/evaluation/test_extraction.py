@@ -72,6 +72,11 @@ CASES: list[tuple[str, str, Any, Any]] = [
     ("MultiArith", "The answer is 7, as 3 * 2 = 6", 7, 6),
     ("MultiArith", "The answer is 3 + 4", 3, 4),
     ("MultiArith", "The answer must be 7 of 9", 7, 9),
+    # a model that repeats itself, which some regular expressions never get to the end of
+    ("MultiArith", "The answer is " + "1 + " * 300, 1, 1),
+    ("MultiArith", "The answer is " + "$ 1  -  $ 1 apple x " * 100, 1, 1),
+    ("MultiArith", "The answer is " + "1 + " * 300 + "1 = 301", 301, 301),
+    ("word-problems", " 2 % of " * 200, 2, 2),
     ("gsm8k", "She has 4 left.\n#### 4", 4, 4),
     ("mawps", "The answer is 10.333333333333334.", 10.333333333333334, 10.333333333333334),
     # letters

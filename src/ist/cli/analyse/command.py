@@ -71,7 +71,7 @@ def analyse(arguments: Sequence[str]) -> dict[str, Any]:
         "device": device_name(),
         "versions": {name: version(name) for name in ("ist-peft", "torch", "transformers", "peft", "trl")},
         "commit": commit(),
-        **analysis.measure(learned_importance(folder)),
+        **analysis.measure(learned_importance(folder, len(analysis.layers))),
     }
     write_json(folder / ANALYSIS_FILE, result)
     further = write_selection_recipe(folder, command, result["importance"])
@@ -137,7 +137,7 @@ def read_command(folder: Path) -> list[str]:
         raise ValueError(f"{folder} holds no finished run with an adapter: give the folder of one of `ist train`.")
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}): train the run anew.") from error
     if not isinstance(result, dict) or "arguments" not in result:
         raise ValueError(f"{file} does not say how the run was made: train it anew with this version.")
@@ -151,13 +151,21 @@ def load_adapter(model: Any, folder: Path) -> None:
         raise ValueError(f"The adapter in {folder} is of another kind than the run's flags make: give the run's flags.")
 
 
-def learned_importance(folder: Path) -> list[float] | None:
-    """What IST learned of each layer, its scores after the last update; None for other methods."""
+def learned_importance(folder: Path, num_layers: int) -> list[float] | None:
+    """What IST learned of each layer, its scores after the last update; None for other methods.
+
+    Raises:
+        ValueError: they are not those of this model's layers.
+    """
     if not (folder / HISTORY_FILE).is_file():
         return None
     events = read_history(folder)
     scores = [event["importance"] for event in events if event["event"] == "importance" and "importance" in event]
-    return scores[-1] if scores and any(scores[-1]) else None
+    if not scores or not any(scores[-1]):
+        return None
+    if len(scores[-1]) != num_layers or None in scores[-1]:
+        raise ValueError(f"{folder / HISTORY_FILE} has not a score for each of the model's {num_layers} layers.")
+    return scores[-1]
 
 
 class Analysis:

@@ -10,7 +10,9 @@ from typing import Any
 
 import yaml
 
+from ...runs.files import write_whole
 from ..compare.recipe import OWN_FLAGS, to_arguments
+from ..printable import one_line
 from ..recipes.files import find_recipe, read_recipe, split_recipe
 from ..recipes.renamed import rename_keys
 from ..recipes.safety import check_safe
@@ -39,12 +41,12 @@ def write_selection_recipe(folder: Path, arguments: Sequence[str], importance: S
     command = shlex.join(["ist", "compare", "--recipe", str(file), *left_out])
     lines = [
         "# Figure 2b: tune only the most, or the least, important layers, as `ist analyse` found them",
-        f"# {command}",
+        f"# {one_line(command)}",
         yaml.safe_dump(
             {"methods": selections(importance), "seeds": [0], "against": ["all"], "flags": kept}, sort_keys=False
         ),
     ]
-    file.write_text("\n".join(lines), encoding="utf-8")
+    write_whole(file, "\n".join(lines))
     return command
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ import yaml
 
 from ...experiments.comparison import best_rate, figures_of, steps_in_time, tabulate
 from ...runs.files import write_json
-from ...runs.history import HISTORY_FILE, read_history
 from ..checkout import commit
 from ..parsing import OneLineParser
 from ..quiet import quiet_libraries
 from .display import CompareDisplay
 from .recipe import BUDGETS, CompareRecipe, Method, find_comparison, read_comparison, to_arguments
+from .results import read_choices
 from .runs import evaluate_once, train_once
 
 __all__ = ["COMPARE_FILE", "compare"]
@@ -28,9 +27,6 @@ KEPT = (
     "step_seconds", "peak_memory_bytes", "probe_share", "search", "fused", "before", "after", "log",
 )  # fmt: skip
 """What `compare.json` takes over from a run's result."""
-
-MOST_UPDATES = 300
-"""Importance updates of a run that `compare.json` keeps, evenly spread; the run's history has all."""
 
 USAGE = "ist compare [--recipe NAME_OR_FILE] [--output_dir FOLDER] [--seeds 0 1 …] [--methods NAME …] [--FLAG VALUE …]"
 
@@ -176,7 +172,7 @@ class Comparison:
             "folder": folder.relative_to(self.folder).as_posix(),
             "arguments": arguments,
             **{name: result.get(name) for name in KEPT},
-            **choices_of(folder),
+            **read_choices(folder),
         }
         run["evaluation"] = self.judge(method, result, folder) if self.recipe.evaluation else None
         run["figures"] = figures_of(result, run["evaluation"])
@@ -235,23 +231,3 @@ class Comparison:
         except ImportError:
             return []
         return draw_comparison(self.summary(), self.folder)
-
-
-def choices_of(folder: Path) -> dict[str, Any]:
-    """How often each layer was trained, and what was learned of it, from a run's history; nothing without one."""
-    if not (folder / HISTORY_FILE).is_file():
-        return {"choices": None, "importance": None}
-    events = read_history(folder)
-    steps = [event["active"] for event in events if event["event"] == "step"]
-    num_layers = next(len(event["layers"]) for event in events if event["event"] == "run")
-    updates = [event for event in events if event["event"] == "importance"]
-    updates = updates[:: math.ceil(len(updates) / MOST_UPDATES) or 1]
-    return {
-        "choices": [sum(layer in active for active in steps) for layer in range(num_layers)],
-        "importance": {
-            "steps": [update["step"] for update in updates],
-            "scores": [update["importance"] for update in updates],
-        }
-        if updates
-        else None,
-    }

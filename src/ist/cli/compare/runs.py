@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -10,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runs.files import EVALUATION_FILE, RESULT_FILE, write_json
+from ...runs.files import EVALUATION_FILE, RESULT_FILE, open_own, write_json
 from ..checkout import commit
 from ..recipes.renamed import rename_arguments
+from .results import read_evaluation, read_record, read_result
 
 __all__ = ["evaluate_once", "train_once"]
 
@@ -37,13 +37,13 @@ def train_once(arguments: Sequence[str], folder: Path, on_line: OnLine) -> dict[
     begun = {"command": "train", "arguments": list(arguments)}
     result, record = folder / RESULT_FILE, folder / RUN_FILE
     if record.is_file():
-        check_same(json.loads(record.read_text(encoding="utf-8"))["arguments"], arguments, folder)
+        check_same(read_record(record)["arguments"], arguments, folder)
     if not result.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(record, {**begun, "commit": commit()})
         run_command("train", arguments, folder / "train.log", on_line)
-    at = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    return {**json.loads(result.read_text(encoding="utf-8")), "commit": at.get("commit")}
+    at = read_record(record) if record.is_file() else {}
+    return {**read_result(result), "commit": at.get("commit")}
 
 
 def evaluate_once(arguments: Sequence[str], folder: Path, on_line: OnLine) -> dict[str, Any]:
@@ -54,12 +54,12 @@ def evaluate_once(arguments: Sequence[str], folder: Path, on_line: OnLine) -> di
     """
     record = folder / RUN_FILE
     if record.is_file():
-        check_same(json.loads(record.read_text(encoding="utf-8"))["arguments"], arguments, folder)
+        check_same(read_record(record)["arguments"], arguments, folder)
     if not (folder / EVALUATION_FILE).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_json(record, {"command": "eval", "arguments": list(arguments), "commit": commit()})
         run_command("eval", arguments, folder / "eval.log", on_line)
-    return json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
+    return read_evaluation(folder / EVALUATION_FILE)
 
 
 def check_same(begun: Sequence[str], wanted: Sequence[str], folder: Path) -> None:
@@ -84,7 +84,7 @@ def run_command(command: str, arguments: Sequence[str], log: Path, on_line: OnLi
     last = ""
     command_line = [sys.executable, "-m", "ist", command, *arguments]
     with (
-        log.open("a", encoding="utf-8") as file,
+        open(log, "a", encoding="utf-8", opener=open_own) as file,
         stopping_on_signals(),
         subprocess.Popen(
             command_line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"

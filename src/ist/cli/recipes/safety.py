@@ -79,11 +79,16 @@ EVALUATION_KEYS = split(
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 """Others are, or may be, code from a hub."""
 
+OWN_RUN = "where the run is your own, take it out of that file and give it on the command line"
+
 KEYWORDS = ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs")
 """Keys whose values are keywords with numbers, texts and truth values."""
 
 NAMES = ("task", "tasks", "test_tasks")
 """Keys whose values are names, and never files of tasks."""
+
+MODULES = ("lora_target_modules", "lora_target_parameters", "lora_modules_to_save", "bottleneck_target_modules")
+"""Keys whose values are names of modules. PEFT takes regular expressions too, and some of them never end."""
 
 
 def check_safe(
@@ -104,7 +109,7 @@ def check_safe(
         line = f"on the command line as --{key}"
         if key in COMMAND_LINE_ONLY:
             raise ValueError(f"{name} sets {key}, which {COMMAND_LINE_ONLY[key]}: a recipe cannot, give it {line}.")
-        if key == "attn_implementation" and value not in (None, *ATTENTIONS):
+        if is_code(key, value):
             raise ValueError(
                 f"{name} sets {key} to {value!r}, which may run code from a hub: a recipe can set "
                 f"{', '.join(ATTENTIONS)}, give another {line}."
@@ -130,6 +135,8 @@ def check_untrusted(key: str, value: Any, name: str, allowed: frozenset[str]) ->
             )
         if key in NAMES and (not isinstance(item, str) or "/" in item or "\\" in item):
             raise ValueError(f"{name} sets {key} to {item!r}, which is not the name of a task: give it {way_out}")
+        if key in MODULES and item is not None and not re.fullmatch(r"[\w.-]+", str(item)):
+            raise ValueError(f"{name} sets {key} to {item!r}, which is not the name of a module: give it {way_out}")
 
 
 def flat(value: Any) -> list[Any]:
@@ -139,6 +146,11 @@ def flat(value: Any) -> list[Any]:
     if not isinstance(value, (list, tuple)):
         return [value]
     return [item for entry in value for item in flat(entry)]
+
+
+def is_code(key: str, value: Any) -> bool:
+    """Whether a flag with this value may fetch code from a hub and run it."""
+    return key == "attn_implementation" and value not in (None, *ATTENTIONS)
 
 
 def is_plain(value: Any) -> bool:
@@ -176,16 +188,18 @@ def without_authority(arguments: Sequence[str], where: str) -> list[str]:
     if not isinstance(arguments, list) or not all(isinstance(argument, str) for argument in arguments):
         raise ValueError(f"{where} does not hold the arguments of `ist train` as a list of texts: train the run anew.")
     kept: list[str] = []
-    dropping = False
+    key, dropping = "", False
     for argument in arguments:
+        value: str | None = argument
         if argument.startswith("--"):
-            key = argument[2:].partition("=")[0].replace("-", "_").removeprefix("no_")
+            name, equals, value = argument[2:].partition("=")
+            key = name.replace("-", "_").removeprefix("no_")
             dropping = key in ("trust_recipe", "overwrite", "resume_from_checkpoint")
             if key in COMMAND_LINE_ONLY and not dropping:
-                raise ValueError(
-                    f"{where} sets {key}, which {COMMAND_LINE_ONLY[key]}: where the run is your own, take it out of "
-                    f"that file and give it on the command line as --{key}."
-                )
+                raise ValueError(f"{where} sets {key}, which {COMMAND_LINE_ONLY[key]}: {OWN_RUN} as --{key}.")
+            value = value if equals else None
+        if value is not None and is_code(key, value):
+            raise ValueError(f"{where} sets {key} to {value!r}, which may run code from a hub: {OWN_RUN} as --{key}.")
         if not dropping:
             kept.append(argument)
     return kept

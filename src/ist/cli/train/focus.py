@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from trl import SFTTrainer
 
 from ...adapters.outline import weightless
 from ...focusing import Focus, find_focus, gradient_init
-from ...runs.files import FOCUS_FILE, write_json
+from ...runs.files import FOCUS_FILE, read_object, write_json
 from ...runtime.distributed import Ranks
 from ...runtime.randomness import keyed_generator
 from ..display import Display
@@ -25,6 +24,7 @@ from .numbers import parse_focus
 
 __all__ = ["Look", "focus_adapter", "start_adapter"]
 
+RESUMES = "put it back, or train afresh without --resume_from_checkpoint."
 NUM_BATCHES = 4
 """Training batches that a look at the data reads, over all processes."""
 
@@ -97,7 +97,8 @@ def focus_adapter(
         "init": run.ist.focus_init,
     }
     if resumed:
-        told["seconds"] = json.loads(file.read_text(encoding="utf-8")).get("seconds")
+        seconds = read_object(file, RESUMES).get("seconds")
+        told["seconds"] = seconds if isinstance(seconds, (int, float)) else None
     elif look.ranks.is_main:
         write_json(file, told)
     display.focused(told)
@@ -132,14 +133,14 @@ def saved_scores(file: Path, spread: str) -> list[float] | None:
         ValueError: the file is missing or damaged.
     """
     try:
-        scores = json.loads(file.read_text(encoding="utf-8"))["scores"]
+        scores = read_object(file, RESUMES)["scores"]
         if spread == "even":
             return None
         return [float(score) for score in scores]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(
             f"{file} cannot be read ({type(error).__name__}), and a focused run resumes with the layers that it holds: "
-            "put it back, or train afresh without --resume_from_checkpoint."
+            f"{RESUMES}"
         ) from error
 
 

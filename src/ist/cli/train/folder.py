@@ -65,7 +65,7 @@ def claim_folder(base: Path, run: RunArguments, undo: contextlib.ExitStack) -> i
         Which of the numbered folders it is, from 1.
 
     Raises:
-        ValueError: it cannot be written, is in use, or holds another run.
+        ValueError: it cannot be written, is in use, has links in it, or holds another run.
     """
     lock = FolderLock(base)
     for number in candidates(base, run):
@@ -76,6 +76,7 @@ def claim_folder(base: Path, run: RunArguments, undo: contextlib.ExitStack) -> i
         lock = FolderLock(folder)
         if lock.take():
             undo.callback(lock.release)
+            check_links(folder)
             settle_former_run(run, folder)
             return number
     raise ValueError(
@@ -120,6 +121,16 @@ def write_error(folder: Path) -> ValueError | None:
             f"The folder {folder} cannot be written ({error.strerror}): give another one with --output_dir."
         )
     return None
+
+
+def check_links(folder: Path) -> None:
+    """Raise ValueError where a run would write through a symbolic link; a folder may come from a stranger."""
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not path.is_dir():
+            raise ValueError(
+                f"{path} is a symbolic link, and a run would write to the file that it leads to: remove it, or give "
+                "another --output_dir."
+            )
 
 
 def remove_empty(folders: Iterable[Path]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ from torch.utils.data import IterableDataset
 
 from ...adapters.whole_layers import layers_to_train
 from ...experiments.greedy import count_trainings, greedy_layers
-from ...runs.files import write_json
+from ...runs.damage import is_count
+from ...runs.files import read_object, write_json
 from ...runtime.collation import private_state
 from ...runtime.randomness import keyed_generator, keyed_seed
 from ..display import Display
@@ -33,7 +33,7 @@ def search_layers(run: RunArguments, trainer: Any, folder: Path, resumed: bool, 
     """
     file = folder / GREEDY_FILE
     if resumed and file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_search(file)
     args = run.training
     train, held_out = search_batches(
         trainer.train_dataset, trainer.data_collator, args.per_device_train_batch_size, run.ist.greedy_steps, args.seed
@@ -67,6 +67,21 @@ def search_layers(run: RunArguments, trainer: Any, folder: Path, resumed: bool, 
     write_json(file, result)
     display.searched(result)
     return result
+
+
+def read_search(file: Path) -> dict[str, Any]:
+    """What the search of a run found that is resumed.
+
+    Raises:
+        ValueError: its file is damaged.
+    """
+    way_out = "train afresh without --resume_from_checkpoint."
+    found = read_object(file, way_out)
+    layers, counts = found.get("layers"), [found.get(name) for name in ("num_trainings", "num_steps")]
+    whole = isinstance(layers, list) and layers and all(map(is_count, [*layers, *counts]))
+    if not (whole and isinstance(found.get("seconds"), (int, float))):
+        raise ValueError(f"{file} is damaged (it is not what a search writes): {way_out}")
+    return found
 
 
 def search_batches(

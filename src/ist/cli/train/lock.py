@@ -9,6 +9,8 @@ import weakref
 from functools import cache
 from pathlib import Path
 
+from ...runs.files import open_own
+
 __all__ = ["LOCK_FILE", "FolderLock"]
 
 LOCK_FILE = ".ist_run.lock"
@@ -31,7 +33,7 @@ class FolderLock:
     def take(self) -> bool:
         """Take the lock; False where another process has it. File systems without locks let everybody have it."""
         while self._descriptor is None:
-            descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = open_own(self.file, os.O_RDWR | os.O_CREAT, 0o644)
             if not lock(descriptor):
                 os.close(descriptor)
                 return False

@@ -5,13 +5,14 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import io
 import json
 import logging
 import zlib
 from pathlib import Path
 from typing import Any
 
-from .tables import parse_table, read_parquet
+from .tables import UNPACKS, most_bytes, parse_table, read_parquet
 
 __all__ = ["check_file", "read_rows", "read_text"]
 
@@ -105,7 +106,7 @@ def read_text(file: Path) -> str:
     data = file.read_bytes()
     if file.suffix.lower() == ".gz":
         try:
-            data = gzip.decompress(data)
+            data = decompress(data, file)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{file} is not a whole gzip file ({error}): compress it anew.") from error
     encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
@@ -116,6 +117,20 @@ def read_text(file: Path) -> str:
             f"{file} is not text in UTF-8 (byte {error.start}{unknown_suffix(file)}): save it in that encoding; of "
             "compressed files, .gz is read."
         ) from error
+
+
+def decompress(data: bytes, file: Path) -> bytes:
+    """The content of a gzip file.
+
+    Raises:
+        ValueError: a small file unpacks to more than any text does, which would fill the memory.
+    """
+    most = most_bytes(len(data))
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+        text = stream.read(most + 1)
+    if len(text) > most:
+        raise ValueError(f"{file} {UNPACKS}")
+    return text
 
 
 def _parse(file: Path, text: str) -> Any:

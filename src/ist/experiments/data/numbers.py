@@ -12,7 +12,8 @@ NUMBER = re.compile(
     r"(?P<fraction>\.[0-9]+)?"
 )
 
-_OPERAND = r"[$€£]?\s*[-−]?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)\s*%?(?:\s*[A-Za-z]+)?"
+# A space has one way to be read, or "1 + 1 + 1 + …" of a model that repeats itself would take for ever.
+_OPERAND = r"(?:[$€£]\s*)?[-−]?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?:\s*%)?(?:\s*[A-Za-z]+)?"
 _CALCULATION = re.compile(rf"{_OPERAND}(?:\s*(?:[-−+*/×÷·x]|of)\s*{_OPERAND})+\s*=\s*(?=[$€£]?\s*[-−]?\.?[0-9])")
 """What stands before the result of "2 apples + 3 apples = 5 apples"."""
 

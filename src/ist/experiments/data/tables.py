@@ -8,7 +8,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["parse_table", "read_parquet"]
+__all__ = ["UNPACKS", "most_bytes", "parse_table", "read_parquet"]
+
+
+MOST_RATIO, LEAST_LIMIT = 200, 1 << 24
+"""How many times its size a compressed file may unpack to, and how many bytes any may."""
+
+UNPACKS = f"unpacks to more than {MOST_RATIO} times its size, as no text does: unpack it yourself if you trust it."
+
+
+def most_bytes(size: int) -> int:
+    """How many bytes a compressed file of a size may unpack to; a small one could fill the memory otherwise."""
+    return max(LEAST_LIMIT, MOST_RATIO * size)
+
+
+def unpacked(parquet: Any, most: int) -> list[dict[str, Any]]:
+    """The rows of an open parquet file.
+
+    Raises:
+        MemoryError: they take more than `most` bytes.
+    """
+    rows: list[dict[str, Any]] = []
+    taken = 0
+    for part in parquet.iter_batches(batch_size=256):
+        taken += part.nbytes + 8 * part.num_rows
+        if taken > most:
+            raise MemoryError
+        rows += part.to_pylist()
+    return rows
 
 
 def parse_table(text: str, separator: str | None = None) -> list[dict[str, str]]:
@@ -60,7 +87,10 @@ def read_parquet(file: Path) -> list[dict[str, Any]]:
     except ModuleNotFoundError as error:
         raise ValueError(f"{file} is parquet, which pyarrow reads: pip install pyarrow, or give JSON lines.") from error
     try:
-        return parquet.read_table(file).to_pylist()
+        with parquet.ParquetFile(file) as table:
+            return unpacked(table, most_bytes(file.stat().st_size))
+    except MemoryError:
+        raise ValueError(f"{file} {UNPACKS}") from None
     except (pyarrow.ArrowException, OSError) as error:
         said = str(error).strip().partition("\n")[0]
         raise ValueError(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runs.files import write_whole
+from ...runs.files import open_own, read_object, write_whole
 
 __all__ = ["AnswerFile", "claim_folder", "row_id"]
 
@@ -33,10 +33,7 @@ def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
             raise ValueError(f"{folder} has answers of unknown origin: give another folder with --output_dir.")
         write_whole(file, json.dumps(wanted, indent=2) + "\n")
         return
-    try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: give another folder with --output_dir.") from error
+    known = read_object(file, "give another folder with --output_dir.")
     differences = [
         f"{name} {known.get(name)!r}, now {wanted.get(name)!r}"
         for name in {**known, **wanted}
@@ -52,6 +49,17 @@ def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
 def row_id(*parts: Any) -> str:
     """A digest of what was asked, by which an answer knows its row."""
     return hashlib.blake2b(json.dumps(parts, ensure_ascii=False).encode(), digest_size=8).hexdigest()
+
+
+def is_answer(answer: Mapping[str, Any]) -> bool:
+    """Whether a line has the index of a row, and of what a result is made from at most what can be summed up."""
+    index, correct, numbers = answer["index"], answer.get("correct", False), ("score", "loss", "tokens")
+    return (
+        type(index) is int
+        and index >= 0
+        and isinstance(correct, bool)
+        and all(isinstance(answer.get(name, 0), (int, float)) for name in numbers)
+    )
 
 
 class AnswerFile:
@@ -81,8 +89,10 @@ class AnswerFile:
         for number, line in enumerate(whole.split("\n")[:-1], start=1):
             try:
                 answer = json.loads(line)
-                index, row = int(answer["index"]), answer["id"]
-            except (ValueError, KeyError, TypeError) as error:
+                index, row = answer["index"], answer["id"]
+                if not is_answer(answer):
+                    raise ValueError
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(f"{self.file}, line {number} is no answer: remove the file.") from error
             if index >= len(self._ids):
                 continue  # of an evaluation of more rows
@@ -96,7 +106,7 @@ class AnswerFile:
     def add(self, answers: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
         """Write the answers of some rows, by index, to disk."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as stream:
+        with open(self.file, "a", encoding="utf-8", opener=open_own) as stream:
             for index, answer in answers:
                 self.answers[index] = {"index": index, "id": self._ids[index], **answer}
                 stream.write(json.dumps(self.answers[index], ensure_ascii=False) + "\n")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from ...runtime.modes import evaluation_mode
 from ...runtime.randomness import private_randomness
@@ -89,7 +91,7 @@ def generate_texts(
         if not wanted:
             continue
         inputs, mask = pad([ids[index] for index in wanted], "left", padding)
-        with private_randomness(seed + number, model.device):
+        with private_randomness(seed + number, model.device), without_defaults(model):
             generated = model.generate(
                 input_ids=inputs.to(model.device),
                 attention_mask=mask.to(model.device),
@@ -100,6 +102,26 @@ def generate_texts(
             )
         texts = tokenizer.batch_decode(generated[:, inputs.shape[1] :], skip_special_tokens=True)
         yield [(index, text) for index, text in zip(wanted, texts, strict=True) if index not in done]
+
+
+@contextmanager
+def without_defaults(model: Any) -> Iterator[None]:
+    """Within the block, of the model's `generation_config` the special tokens alone count.
+
+    Models come with a penalty on repetition, with several sequences to return and with other things that would change
+    the answers of one model and not of another.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    former = getattr(base, "generation_config", None)
+    if former is None:
+        yield
+        return
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    base.generation_config = GenerationConfig(**{name: getattr(former, name, None) for name in names})
+    try:
+        yield
+    finally:
+        base.generation_config = former
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runs.files import write_whole
+from ...runs.files import read_object, write_whole
 from ...runtime.randomness import private_randomness
 from .results import Accuracy, Metrics, TaskResult
 from .settings import EvaluationSettings
@@ -127,8 +127,12 @@ def read_results(file: Path | None) -> dict[str, TaskResult] | None:
     """The results of a finished task, or None."""
     if file is None or not file.exists():
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return {part: parse_result(values) for part, values in found.items()}
+    way_out = "remove it, and the task is done anew."
+    found = read_object(file, way_out)
+    try:
+        return {part: parse_result(values) for part, values in found.items()}
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"{file} is damaged (it is not what an evaluation writes): {way_out}") from error
 
 
 def harness_result(values: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> TaskResult:
@@ -149,5 +153,7 @@ def harness_result(values: Mapping[str, Any], samples: Sequence[Mapping[str, Any
 def parse_result(values: Mapping[str, Any]) -> TaskResult:
     """A result from what `to_dict` made of it."""
     if "correct" in values:
+        if not 0 <= values["correct"] <= values["total"] or values["total"] < 1:
+            raise ValueError
         return Accuracy(values["correct"], values["total"])
     return Metrics(dict(values))

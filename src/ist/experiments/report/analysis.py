@@ -8,9 +8,10 @@ from typing import Any
 
 import matplotlib
 
+from ...runs.files import replacing
 from ..analysis import have_moved
-from .axes import number_layers
-from .comparison import STYLE, new_figure
+from .axes import STYLE, number_layers
+from .comparison import new_figure
 
 __all__ = ["draw_analysis"]
 
@@ -37,7 +38,8 @@ def draw_analysis(result: Mapping[str, Any], folder: Path) -> Path:
         draw_importance(panels["importance"], result)
         draw_learned(panels["learned"], result)
         picture = folder / ANALYSIS_PICTURE
-        figure.savefig(picture)
+        with replacing(picture) as part:
+            figure.savefig(part, format="png")
     return picture
 
 

@@ -1,4 +1,4 @@
-"""Axes that count: layers and steps are whole numbers, and have no ticks between them."""
+"""What all pictures share: their style, and axes that count, without ticks between whole numbers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 
-__all__ = ["few_ticks", "number_layers", "number_steps"]
+__all__ = ["LARGEST", "STYLE", "few_ticks", "number_layers", "number_steps"]
 
 MAX_TICKS = 9
 ROUND = (1, 2, 5, 10)
 """Between two ticks, times a power of ten."""
 FEW_TICKS = 3
 """On an axis of a narrow panel."""
+LARGEST = 1e100
+"""Numbers beyond it come from no training, and matplotlib's own sums of them overflow."""
+STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
+"""A `$` in a name is a dollar sign."""
 
 
 def number_layers(axis: Any) -> None:

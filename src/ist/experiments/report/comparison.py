@@ -13,12 +13,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from .axes import number_layers, number_steps
+from ...runs.files import replacing
+from .axes import STYLE, number_layers, number_steps
 from .pictures import sigmoid
 
 __all__ = ["draw_comparison"]
-
-STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 Run = Mapping[str, Any]
 Curve = Sequence[tuple[float, float, float]]
@@ -43,7 +42,8 @@ def draw_comparison(summary: Mapping[str, Any], folder: Path) -> list[Path]:
             figure = draw(summary["runs"] if name == "losses" else runs)
             if figure is not None:
                 pictures.append(folder / f"{name}.png")
-                figure.savefig(pictures[-1])
+                with replacing(pictures[-1]) as part:
+                    figure.savefig(part, format="png")
     return pictures
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.patches import Patch
 
 from ...runs.files import FOCUS_FILE
-from .axes import number_layers
+from .axes import LARGEST, number_layers
 from .run import MAX_LAYERS
 
 __all__ = ["FocusScores", "draw_scores", "read_focus"]
@@ -43,12 +43,15 @@ def read_focus(folder: Path) -> FocusScores | None:
         num = len(found["names"])
         chosen = tuple(int(layer) for layer in found["layers"])
         scores = None if found["scores"] is None else tuple(float(score) for score in found["scores"])
+        criterion = str(found.get("criterion"))
         fits = 0 < num <= MAX_LAYERS and all(0 <= layer < num for layer in chosen) and len(scores or chosen) <= num
-        if not fits or (scores is not None and (len(scores) != num or not all(map(math.isfinite, scores)))):
+        if scores is not None:
+            fits = fits and len(scores) == num and all(abs(score) <= LARGEST for score in scores)
+        if not fits or not re.fullmatch(r"\w{1,40}", criterion):
             raise ValueError("its layers and scores do not fit together")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}): it is not what a focused run writes.") from error
-    return FocusScores(num, chosen, scores, str(found.get("criterion")))
+    return FocusScores(num, chosen, scores, criterion)
 
 
 def draw_scores(axes: Any, focus: FocusScores) -> None:

@@ -16,8 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from ...runs.files import replacing
 from ...runs.history import history_file
-from .axes import few_ticks, number_layers, number_steps
+from .axes import STYLE, few_ticks, number_layers, number_steps
 from .focus import draw_scores, read_focus
 from .run import RunHistory, read_run
 
@@ -42,7 +43,7 @@ def draw_report(folder: str | os.PathLike[str]) -> Path:
     """
     file = history_file(folder)
     run, focus = read_run(file), read_focus(file.parent)
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 6), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06), dpi=150)
         FigureCanvasAgg(figure)
         if focus is None:
@@ -52,7 +53,8 @@ def draw_report(folder: str | os.PathLike[str]) -> Path:
             draw_scores(scores, focus)
             draw_losses(losses, run)
         picture = file.parent / PICTURE_FILE
-        figure.savefig(picture)
+        with replacing(picture) as part:
+            figure.savefig(part, format="png")
     return picture
 
 

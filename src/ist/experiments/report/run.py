@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...runs.damage import shown
 from ...runs.history import read_history
+from .axes import LARGEST
 
 __all__ = ["RunHistory", "read_run"]
 
@@ -63,6 +65,8 @@ def layers_of(runs: Sequence[Mapping[str, Any]], file: Path) -> int:
 def find_fault(event: Mapping[str, Any], num_layers: int) -> str | None:
     """What a line lacks, or does not share with the others, in words, or None."""
     kind = event["event"]
+    if large := next((n for n, v in event.items() if isinstance(v, int | float) and abs(v) > LARGEST), None):
+        return f"a line {kind!r} whose {shown(large)} is {event[large]!r}, which no training reaches"
     needed = {"step": ("active",), "importance": ("importance", "losses"), "log": ()}[kind]
     if missing := next((name for name in ("step", *needed) if name not in event), None):
         return f"a line {kind!r} without {missing!r}"
@@ -74,4 +78,6 @@ def find_fault(event: Mapping[str, Any], num_layers: int) -> str | None:
             return f"{len(scores)} scores at step {event['step']}, and its run has {num_layers} layers"
         if None in scores:
             return f"scores at step {event['step']} that are not numbers"
+        if max(map(abs, [*scores, *filter(None, event["losses"])])) > LARGEST:
+            return f"scores or losses at step {event['step']} that no training reaches"
     return None

@@ -1,0 +1,100 @@
+"""Folders that a stranger gives away: links in them are not written through, and what is damaged is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ist import History
+from ist.cli.analyse.recipe import SELECTION_FILE, write_selection_recipe
+from ist.cli.compare.runs import run_command
+from ist.cli.train.focus import saved_scores
+from ist.cli.train.folder import check_links
+from ist.cli.train.greedy import read_search
+from ist.cli.train.lock import FolderLock
+from ist.experiments.evaluation.answers import AnswerFile
+from ist.experiments.evaluation.harness import read_results
+
+SEARCH = {"layers": [1], "num_trainings": 1, "num_steps": 1, "seconds": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("read", "content"),
+    [
+        *((read_search, {**SEARCH, name: value}) for name, value in (
+            ("layers", ["top:/etc/passwd"]), ("layers", []), ("layers", None), ("num_steps", "x"), ("seconds", "x"),
+        )),
+        *((read_results, {"a": value}) for value in (1, "x", {"correct": 1}, {"correct": 2, "total": 1})),
+        *((read, content) for read in (read_search, read_results) for content in ("[]", "{", "[" * 100_000)),
+        *((lambda file: saved_scores(file, "parts"), content) for content in (
+            "[]", "{", "[" * 100_000, {"scores": None}, {"scores": [10**400]}, {"scores": ["x"]},
+        )),
+    ],
+    ids=range(21),
+)  # fmt: skip
+def test_a_damaged_file_of_a_run_is_named(read: Any, content: Any, tmp_path: Path) -> None:
+    file = tmp_path / "left.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match=r"is damaged|cannot be read") as error:
+        read(file)
+    assert str(error.value).startswith(str(file))
+    file.write_text(json.dumps(SEARCH))
+    assert read_search(file) == SEARCH
+
+
+def linked(folder: Path, name: str) -> Path:
+    """A file of the user's that a name in a stranger's folder leads to."""
+    mine = folder / "mine"
+    mine.write_text("precious")
+    (folder / name).symlink_to(mine)
+    return mine
+
+
+def test_a_link_in_a_folder_is_not_written_through(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path)
+    mine = linked(tmp_path, lock.file.name)
+    with pytest.raises(ValueError, match="is a symbolic link, and what it leads to is not written"):
+        lock.take()
+    (tmp_path / "log").symlink_to(mine)
+    with pytest.raises(ValueError, match="is a symbolic link"):
+        run_command("train", [], tmp_path / "log", print)
+    (tmp_path / "answers").symlink_to(mine)
+    answers = AnswerFile(tmp_path / "none", ["a"])
+    answers.file = tmp_path / "answers"
+    with pytest.raises(ValueError, match="is a symbolic link"):
+        answers.add([(0, {})])
+    assert mine.read_text() == "precious"
+
+
+def test_a_run_does_not_begin_in_a_folder_with_links_to_files(tmp_path: Path) -> None:
+    """PEFT and the Trainer would write through them."""
+    (tmp_path / "checkpoint-1").symlink_to(tmp_path.parent)
+    check_links(tmp_path)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+        with pytest.raises(ValueError, match=f"{name} is a symbolic link, and a run would write"):
+            check_links(tmp_path)
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("resume_step", [None, 3])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_history_is_not_written_through_a_link(tmp_path: Path, resume_step: int | None, exists: bool) -> None:
+    mine = linked(tmp_path, "history.jsonl")
+    mine.write_text("") if exists else mine.unlink()
+    with pytest.raises(ValueError, match="is a symbolic link"):
+        History(tmp_path / "history.jsonl", resume_step)
+    assert mine.exists() is exists
+    assert not exists or mine.read_text() == ""
+
+
+def test_a_recipe_of_an_analysis_takes_the_place_of_a_link(tmp_path: Path) -> None:
+    """And a line break in a flag does not become a line of it."""
+    mine = linked(tmp_path, SELECTION_FILE)
+    write_selection_recipe(tmp_path, ["--task=word-problems", "--deepspeed", "a\nevil: 1"], [0.1, 0.3])
+    assert mine.read_text() == "precious"
+    assert set(yaml.safe_load((tmp_path / SELECTION_FILE).read_text())) == {"methods", "seeds", "against", "flags"}
