@@ -50,7 +50,8 @@ TRAINING_KEYS = frozenset(field.name for field in dataclasses.fields(ISTConfig))
     "use_bnb_nested_quant bnb_4bit_quant_storage eos_token pad_token router_aux_loss_coef "
     # the data
     "task test_tasks data_files validation_files data_folder from_hub num_train_problems num_test_problems "
-    "validation_size dataset_name dataset_config dataset_train_split dataset_test_split dataset_text_field max_length "
+    "validation_size metric labels metric_rows max_new_tokens "
+    "dataset_name dataset_config dataset_train_split dataset_test_split dataset_text_field max_length "
     "truncation_mode shuffle_dataset packing packing_strategy padding_free pad_to_multiple_of eval_packing "
     "completion_only_loss assistant_only_loss train_sampling_strategy dataloader_drop_last "
     # the training
@@ -165,6 +166,12 @@ def leaves_folder(text: str) -> bool:
         return False
 
 
+WITHOUT_EFFECT = split(
+    "trust_recipe overwrite resume_from_checkpoint metric labels metric_function metric_rows max_new_tokens"
+)
+"""Flags that change nothing of a run that is done."""
+
+
 def without_authority(arguments: Sequence[str], where: str) -> list[str]:
     """Arguments of `ist train` that a file recorded, without those that only a user can give.
 
@@ -180,7 +187,7 @@ def without_authority(arguments: Sequence[str], where: str) -> list[str]:
     for argument in arguments:
         if argument.startswith("--"):
             key = argument[2:].partition("=")[0].replace("-", "_").removeprefix("no_")
-            dropping = key in ("trust_recipe", "overwrite", "resume_from_checkpoint")
+            dropping = key in WITHOUT_EFFECT
             if key in COMMAND_LINE_ONLY and not dropping:
                 raise ValueError(
                     f"{where} sets {key}, which {COMMAND_LINE_ONLY[key]}: where the run is your own, take it out of "

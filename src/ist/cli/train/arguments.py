@@ -22,6 +22,7 @@ from .adapters import adapter_config
 from .defaults import DEFAULTS, check_local_model, check_mappings, check_reporters, settle_learning_rate
 from .help import HELP_TEXTS, print_help
 from .methods import ADAPTERS, METHODS, check_checkpointing, check_method, selector_of, settle_adapter, unused_flags
+from .metric_flags import MetricArguments
 from .numbers import check_numbers, check_validation_size, count_held_out, parse_focus
 from .options import field_docstrings, flags_of, values_of
 from .parser import FlagParser
@@ -36,7 +37,7 @@ OptionFlags = flags_of(ISTConfig, "OptionFlags", without=("seed",))
 
 
 @dataclass
-class ISTArguments:
+class ISTArguments(MetricArguments):
     """What `ist train` takes beside `ISTConfig`'s options and TRL's flags; these docstrings are the flags' help."""
 
     method: str = "ist"
@@ -137,6 +138,7 @@ class ISTArguments:
     """End after this many seconds of steps; validation and checkpoints do not count."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("method", self.method, METHODS)
         if self.adapter is not None:
             check_choice("adapter", self.adapter, ADAPTERS)

@@ -34,6 +34,7 @@ from .folder import find_checkpoint, run_folder
 from .greedy import search_layers
 from .interrupt import Interrupt, Stopped
 from .methods import FOCUSED
+from .metric import own_metric, user_metric
 from .model import load_model
 from .numbers import all_finite
 from .validation import TokenWeightedTrainer
@@ -68,6 +69,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
     quiet_libraries()
     run = parse_arguments(arguments)
     check_devices(run)
+    function = user_metric(run)
     ranks = current_ranks()
     display = Display(quiet=not ranks.is_main)
     asked_for = run.training.output_dir
@@ -82,18 +84,20 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
             peft_config, focus["focus"] = focus_adapter(look, peft_config, folder, checkpoint is not None, display)
         trainer = make_trainer(run, data, (model, tokenizer, peft_config))
         display.begin(run, trainer)
-        before = judge(trainer, data, display, "before", ranks)
+        metric = own_metric(run, function, data.own_rows, tokenizer, display)
+        before = judge(trainer, data, display, "before", ranks) | metric.measure(trainer, display, "before", ranks)
         forget_evaluation(trainer)
         search = search_first(run, trainer, folder, checkpoint is not None, display)
         trained = run_training(run, trainer, folder, checkpoint, display)
         check_weights(trainer, trained.num_steps, ranks)
-        after = judge(trainer, data, display, "after", ranks)
+        after = judge(trainer, data, display, "after", ranks) | metric.measure(trainer, display, "after", ranks)
         trainer.save_model(str(folder))
         result = {
             **describe_run(run, arguments, ranks),
             **dataclasses.asdict(trained),
             "before": before,
             "after": after,
+            **metric.record(),
             **focus,
             **search,
             **describe_steps(trainer),

@@ -10,7 +10,7 @@ import matplotlib
 
 from ..analysis import have_moved
 from .axes import number_layers
-from .comparison import STYLE, new_figure
+from .canvas import STYLE, new_figure
 
 __all__ = ["draw_analysis"]
 

@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from .axes import number_layers, number_steps
+from .canvas import STYLE, Run, by_method, new_figure
+from .lines import add_scale, draw_layers
+from .metrics import draw_metrics
 from .pictures import sigmoid
 
 __all__ = ["draw_comparison"]
 
-STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-
-Run = Mapping[str, Any]
 Curve = Sequence[tuple[float, float, float]]
 """Points of step, seconds of training and validation loss."""
 
@@ -30,8 +27,9 @@ def draw_comparison(summary: Mapping[str, Any], folder: Path) -> list[Path]:
 
     Args:
         summary: what `compare.json` holds.
-        folder: for the pictures: `losses.png` (figure 1, right), `importance.png` (figure 4), `choices.png`, and of
-            runs that tune the most or least important layers only `selection.png` (figure 2b).
+        folder: for the pictures: `losses.png` (figure 1, right), `importance.png` (figure 4), `choices.png`,
+            `metrics.png` (of answers), and of runs that tune the most or least important layers only `selection.png`
+            (figure 2b).
 
     Returns:
         The pictures for which there was something to draw.
@@ -45,21 +43,6 @@ def draw_comparison(summary: Mapping[str, Any], folder: Path) -> list[Path]:
                 pictures.append(folder / f"{name}.png")
                 figure.savefig(pictures[-1])
     return pictures
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure that is drawn to a file."""
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each method, in the order in which they came."""
-    methods: dict[str, list[Run]] = {}
-    for run in runs:
-        methods.setdefault(run["method"], []).append(run)
-    return methods
 
 
 def loss_curve(run: Run) -> list[tuple[float, float, float]]:
@@ -124,18 +107,15 @@ def draw_importance(runs: Sequence[Run]) -> Figure | None:
     num_layers = max(len(own[0]["importance"]["scores"][0]) for own in learned.values())
     figure = new_figure(9, 0.4 + 2.8 * len(learned))
     panels = figure.subplots(len(learned), 1, squeeze=False)[:, 0]
-    colors = matplotlib.colormaps["viridis"]
     for axes, (method, own) in zip(panels, learned.items(), strict=True):
         length = min(len(run["importance"]["steps"]) for run in own)
-        for layer in range(len(own[0]["importance"]["scores"][0])):
-            means = [
-                sum(sigmoid(run["importance"]["scores"][k][layer]) for run in own) / len(own) for k in range(length)
-            ]
-            axes.plot(own[0]["importance"]["steps"][:length], means, color=colors(layer / max(1, num_layers - 1)), lw=1)
+        means = [
+            [sum(sigmoid(run["importance"]["scores"][k][layer]) for run in own) / len(own) for k in range(length)]
+            for layer in range(len(own[0]["importance"]["scores"][0]))
+        ]
+        draw_layers(axes, own[0]["importance"]["steps"][:length], means, num_layers)
         axes.set(title=f"Importance over time, {method}", xlabel="optimizer step", ylabel="sigmoid(I)")
-        number_steps(axes.xaxis)
-    scale = ScalarMappable(Normalize(0, num_layers - 1), colors)
-    number_layers(figure.colorbar(scale, ax=list(panels), label="layer", pad=0.01).ax.yaxis)
+    add_scale(figure, panels, num_layers)
     return figure
 
 
@@ -209,6 +189,7 @@ DRAWN = {
     "losses": draw_losses,
     "importance": draw_importance,
     "choices": draw_choices,
+    "metrics": draw_metrics,
     "selection": draw_selection,
 }
 """The pictures by name."""
