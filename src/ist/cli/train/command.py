@@ -28,6 +28,7 @@ from ...runtime.sharding import is_sharded
 from ..display import Display, TrainingProgress, device_name, peak_memory
 from .arguments import RunArguments, parse_arguments
 from .clock import TrainingClock
+from .course import RunCourse
 from .data import TaskData, load_data, report_cut_rows
 from .focus import Look, focus_adapter
 from .folder import find_checkpoint, run_folder
@@ -83,6 +84,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
             look = Look(run, model, tokenizer, data.train, ranks)
             peft_config, focus["focus"] = focus_adapter(look, peft_config, folder, checkpoint is not None, display)
         trainer = make_trainer(run, data, (model, tokenizer, peft_config))
+        trainer.add_callback(RunCourse.of(run, trainer, checkpoint))
         display.begin(run, trainer)
         metric = own_metric(run, function, data.own_rows, tokenizer, display)
         before = judge(trainer, data, display, "before", ranks) | metric.measure(trainer, display, "before", ranks)

@@ -22,6 +22,10 @@ Curve = Sequence[tuple[float, float, float]]
 """Points of step, seconds of training and validation loss."""
 
 
+MANY_METHODS = 6
+"""A legend of more stands beside the panels, not over the lines."""
+
+
 def draw_comparison(summary: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw what the runs of a comparison hold.
 
@@ -61,21 +65,26 @@ def draw_losses(runs: Sequence[Run]) -> Figure | None:
     steps = by_method([run for run in runs if run["budget"] == "steps"])
     if not any(loss_curve(run) for run in runs):
         return None
-    figure = new_figure(9, 3.6)
+    many = len(steps) > MANY_METHODS
+    figure = new_figure(10.5 if many else 9, 3.6)
     left, right = figure.subplots(1, 2, sharey=True)
+    colors = matplotlib.colormaps["tab20" if many else "tab10"]
     for number, (method, own) in enumerate(steps.items()):
-        color = f"C{number % 10}"
+        color = colors(number % colors.N)
         draw_band(left, [loss_curve(run) for run in own], 0, color, method)
         seconds = [run for run in runs if run["method"] == method and run["budget"] == "seconds"]
         draw_band(right, [loss_curve(run) for run in seconds or own], 1, color, method)
     left.set(title="Validation loss at equal steps", xlabel="optimizer step", ylabel="nats a token")
     right.set(title="The same over training time", xlabel="seconds of training")
-    left.legend(frameon=False)
+    if many:
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    else:
+        left.legend(frameon=False)
     number_steps(left.xaxis)
     return figure
 
 
-def draw_band(axes: Any, curves: Sequence[Curve], column: int, color: str, label: str) -> None:
+def draw_band(axes: Any, curves: Sequence[Curve], column: int, color: Any, label: str) -> None:
     """The mean of curves, with the range between the lowest and the highest, as far as all of them go."""
     curves = [curve for curve in curves if curve]
     if not curves:
@@ -140,7 +149,7 @@ def draw_choices(runs: Sequence[Run]) -> Figure | None:
     axes.set(title="Share of steps in which a layer was trained", xlabel="layer")
     number_layers(axes.xaxis)
     axes.set_yticks(range(len(chosen)), list(chosen))
-    figure.colorbar(image, ax=axes, pad=0.01)
+    figure.colorbar(image, ax=axes, pad=0.01, label="share")
     return figure
 
 
@@ -168,7 +177,7 @@ def draw_selection(runs: Sequence[Run]) -> Figure | None:
         if values:
             axes.axhline(sum(values) / len(values), color=color, linestyle="--", linewidth=1, label=label)
     axes.set(title="Tuning some layers only", xlabel="layers tuned", ylabel="validation loss, nats a token")
-    number_layers(axes.xaxis)
+    axes.set_xticks(sorted({count for losses in curves.values() for count in losses}))
     axes.legend(frameon=False)
     return figure
 

@@ -127,6 +127,7 @@ def end_labels(ends: Sequence[float], gap: float) -> dict[int, float]:
 
 
 def add_scale(figure: Figure, panels: Sequence[Any], num_layers: int) -> None:
-    """The colours of the layers, beside the panels."""
-    scale = ScalarMappable(Normalize(0, max(1, num_layers - 1)), matplotlib.colormaps[COLORS])
-    number_layers(figure.colorbar(scale, ax=list(panels), label="layer", pad=0.02).ax.yaxis)
+    """The colours of the layers, beside the panels, where there are several."""
+    if num_layers > 1:
+        scale = ScalarMappable(Normalize(0, num_layers - 1), matplotlib.colormaps[COLORS])
+        number_layers(figure.colorbar(scale, ax=list(panels), label="layer", pad=0.02).ax.yaxis)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..comparison import is_share
 from .canvas import Run, by_method, new_figure
@@ -26,7 +26,7 @@ def draw_metrics(runs: Sequence[Run]) -> Figure | None:
             values = [run["figures"][name] for run in own if name in run["figures"]]
             if values:
                 color = f"C{row % 10}"
-                axes.scatter(values, [row] * len(values), s=14, color=color, alpha=0.6, lw=0)
+                axes.scatter(values, [row] * len(values), s=20, color=color, alpha=0.7, lw=0)
                 mean = sum(values) / len(values)
                 axes.plot([mean, mean], [row - 0.25, row + 0.25], color=color, lw=2)
         axes.set(title=name[:1].upper() + name[1:])
@@ -34,6 +34,7 @@ def draw_metrics(runs: Sequence[Run]) -> Figure | None:
         axes.set_axisbelow(True)
         if is_share(name):
             axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
     panels[0].set_yticks(range(len(methods)), list(methods))
     panels[0].set_ylim(len(methods) - 0.5, -0.5)
     figure.supxlabel("a dot for each seed, a bar at the mean", fontsize=8, color="0.4")
