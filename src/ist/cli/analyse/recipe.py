@@ -46,9 +46,7 @@ def write_selection_recipe(folder: Path, arguments: Sequence[str], importance: S
         "# Figure 2b: tune only the most, or the least, important layers, as `ist analyse` found them",
         f"# {command}",
         "# Where full fine-tuning does not fit into the memory, leave `full` out with --methods.",
-        yaml.safe_dump(
-            {"methods": methods, "seeds": [0], "against": ["all"], "flags": kept}, sort_keys=False
-        ),
+        yaml.safe_dump({"methods": methods, "seeds": [0], "against": ["all"], "flags": kept}, sort_keys=False),
     ]
     file.write_text("\n".join(lines), encoding="utf-8")
     return command

@@ -89,7 +89,9 @@ def draw_layers(axes: Any, steps: Sequence[int], values: Sequence[Sequence[float
     """
     colors = matplotlib.colormaps[COLORS]
     for layer, line in enumerate(values):
-        axes.plot(steps, line, color=colors(layer / max(1, num_layers - 1)), lw=1, marker="." if len(steps) == 1 else "")
+        axes.plot(
+            steps, line, color=colors(layer / max(1, num_layers - 1)), lw=1, marker="." if len(steps) == 1 else ""
+        )
     number_steps(axes.xaxis)
     low, high = axes.get_ylim()
     places = end_labels([line[-1] for line in values], GAP * (high - low))
