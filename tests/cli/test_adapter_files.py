@@ -100,7 +100,7 @@ def test_a_file_that_does_not_fit_is_one_line(tmp_path: Path, capsys: Any, conte
 
 
 def test_what_is_neither_a_name_nor_a_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="adapter='lorra' is unknown: choose one of lora, dora, .* or a JSON file"):
+    with pytest.raises(ValueError, match=r"adapter='lorra' is unknown: choose one of lora, dora, .* or a JSON file"):
         config("--adapter=lorra")
     with pytest.raises(ValueError, match="is not a file; give a JSON file"):
         config_from_file(str(tmp_path))

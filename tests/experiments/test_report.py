@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.image
@@ -249,7 +250,7 @@ def test_names_of_layers_stand_apart():
     places = end_labels(ends, GAP)
     assert sorted(places) == [0, 1, 2, 27, 28, 29]
     heights = [places[layer] for layer in sorted(places)]
-    assert all(above - below >= GAP - 1e-9 for below, above in zip(heights, heights[1:], strict=False))
+    assert all(above - below >= GAP - 1e-9 for below, above in pairwise(heights))
     assert end_labels([0.1, 0.9], GAP) == {0: 0.1, 1: 0.9}
 
 

@@ -46,7 +46,7 @@ def wiring(config: BottleneckConfig, name: str, module: nn.Module) -> tuple[Posi
     if ends_with(name, config.lora_modules or ()):
         if widths is None:
             raise ValueError(
-                f"Target {name!r} is a {type(base).__name__}, not a linear module: lora_modules has these."
+                f"Target {name!r} is a {type(base).__name__}, not a linear module: lora_modules takes linear ones."
             )
         position: Position = "parallel"
     elif config.mode == "series":

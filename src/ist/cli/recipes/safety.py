@@ -43,7 +43,8 @@ TRAINING_KEYS = frozenset(field.name for field in dataclasses.fields(ISTConfig))
     "num_focused_layers focused_rank focus_criterion focus_spread "
     # the adapter
     "adapter adalora_init_r adalora_warmup_steps adalora_final_steps adalora_interval bottleneck_size "
-    "bottleneck_non_linearity bottleneck_dropout bottleneck_sparsity bottleneck_target_modules use_peft lora_r lora_alpha lora_dropout "
+    "bottleneck_non_linearity bottleneck_dropout bottleneck_sparsity "
+    "bottleneck_target_modules use_peft lora_r lora_alpha lora_dropout "
     "lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type use_rslora use_dora "
     # the model
     "model_name_or_path model_revision dtype attn_implementation load_in_8bit load_in_4bit bnb_4bit_quant_type "

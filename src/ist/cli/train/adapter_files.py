@@ -95,7 +95,7 @@ def config_from_file(path: str) -> Any:
 def make_config(where: str, settings: dict[str, Any]) -> Any:
     """PEFT's configuration from plain settings."""
     known = {str(getattr(name, "value", name)): kind for name, kind in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    kind = known.get(settings.get("peft_type"))  # type: ignore[arg-type]
+    kind = known.get(str(settings.get("peft_type")))
     if kind is None:
         raise ValueError(
             f"{where} has peft_type={settings.get('peft_type')!r}: choose one of {', '.join(sorted(known))}."

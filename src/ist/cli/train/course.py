@@ -1,7 +1,7 @@
 """What a resumed run of `ist train` has to have in common with the run that it resumes, whatever its method.
 
-`IST` compares the Trainer's arguments, the training data and its own options; methods without it had nobody who did, and
-the adapter, the method and the validation data were compared by nobody.
+`IST` compares its own options, the Trainer's arguments and the training data. This compares the method, the adapter and
+the validation data, and where no `IST` takes part (`--method peft`, `full`) the Trainer's arguments and the data too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The importance of every layer over time as lines, as in the paper's figure 4: of a run, or of several side by side."""
+"""The importance of every layer over time as lines, as in the paper's figure 4; of several runs side by side."""
 
 from __future__ import annotations
 
