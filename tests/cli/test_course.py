@@ -99,7 +99,7 @@ def settings_of(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("options", "message"), ADAPTERS)
 def test_another_adapter_is_refused(options: dict[str, Any], message: str) -> None:
-    now = {"method": "peft", "validation": None}
+    now = {"validation": None}
     with pytest.raises(ValueError, match=re.escape(f"The run began with another adapter ({message}): give the former")):
         check_course({"adapter": settings_of()}, {**now, "adapter": settings_of(**options)})
 

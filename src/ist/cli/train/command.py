@@ -28,7 +28,7 @@ from ...runtime.sharding import is_sharded
 from ..display import Display, TrainingProgress, device_name, peak_memory
 from .arguments import RunArguments, parse_arguments
 from .clock import TrainingClock
-from .course import RunCourse
+from .course import RunCourse, check_method
 from .data import TaskData, load_data, report_cut_rows
 from .focus import Look, focus_adapter
 from .folder import find_checkpoint, run_folder
@@ -77,6 +77,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
     with run_folder(run, ranks) as folder:
         display.placed(folder, asked_for)
         checkpoint = find_checkpoint(run.training.resume_from_checkpoint, folder)
+        check_method(checkpoint, run.ist.method)
         data = load_data(run)
         model, tokenizer, peft_config = load_seeded(run)
         focus: dict[str, Any] = {}

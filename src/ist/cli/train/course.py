@@ -20,7 +20,7 @@ from ...runs.fingerprint import base_fingerprint, data_fingerprint
 from ...runs.resume import COURSE, changed_course
 from .arguments import RunArguments
 
-__all__ = ["RunCourse", "adapter_settings", "check_course"]
+__all__ = ["RunCourse", "adapter_settings", "check_course", "check_method"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,9 @@ NOT_SETTINGS = (
 )
 """What an adapter's configuration holds beside its settings: its origin, and AdaLoRA's ranks and schedule, which follow
 from the training."""
+
+
+WAY_OUT = "give the former flags, or begin a new run from the saved adapter with --model_name_or_path"
 
 
 class RunCourse(TrainerCallback, ExportableState):
@@ -47,7 +50,7 @@ class RunCourse(TrainerCallback, ExportableState):
         """The callback of a run that is about to begin, or to resume from a checkpoint.
 
         Raises:
-            ValueError: the checkpoint is of a run with another method, adapter or base.
+            ValueError: the checkpoint is of a run with another adapter or base.
         """
         values = describe(run, trainer)
         if checkpoint is not None:
@@ -99,22 +102,23 @@ def saved_values(checkpoint: Path) -> Mapping[str, Any]:
     return values if isinstance(values, Mapping) else {}
 
 
+def check_method(checkpoint: Path | None, method: str) -> None:
+    """Raise ValueError where a checkpoint is of a run with another method; before a method looks for its own files."""
+    began = saved_values(checkpoint).get("method", method) if checkpoint else method
+    if began != method:
+        raise ValueError(f"The run began with --method {began} and would resume with --method {method}: {WAY_OUT}.")
+
+
 def check_course(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Compare a run with the one that it resumes.
 
     What makes another training is refused; what a user may mean to change, such as the learning rate, is said.
 
     Raises:
-        ValueError: the method, the adapter or the frozen weights are others.
+        ValueError: the adapter or the frozen weights are others.
     """
-    way_out = "give the former flags, or begin a new run from the saved adapter with --model_name_or_path"
-    if saved.get("method", current["method"]) != current["method"]:
-        raise ValueError(
-            f"The run began with --method {saved['method']} and would resume with --method {current['method']}: "
-            f"{way_out}."
-        )
     if changed := changes(saved.get("adapter"), current["adapter"]):
-        raise ValueError(f"The run began with another adapter ({'; '.join(changed)}): {way_out}.")
+        raise ValueError(f"The run began with another adapter ({'; '.join(changed)}): {WAY_OUT}.")
     if None not in (saved.get("base"), current.get("base")) and saved["base"] != current["base"]:
         raise ValueError("The frozen weights are not those that the run began with: load the same model and revision.")
     course = saved.get("course")
