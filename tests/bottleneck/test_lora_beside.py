@@ -94,6 +94,7 @@ def test_ist_trains_both_of_a_layer_and_suppresses_both() -> None:
     ("options", "message"),
     [
         ({"lora_modules": ["query"]}, "lora_modules has 'query', which LlamaForCausalLM lacks: pass ends of the"),
+        ({"lora_modules": ["q_proj", "o_proj"], "placement": "houlsby"}, "o_proj' is to have LoRA and a bottleneck: "),
         ({"lora_modules": "q_proj"}, "lora_modules='q_proj' is not a list of names"),
         ({"lora_r": 0}, "lora_r=0 is not a whole number of at least 1"),
         ({"lora_r": True}, "lora_r=True is not"),

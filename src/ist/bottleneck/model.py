@@ -138,6 +138,16 @@ def add_lora_modules(config: BottleneckConfig, model: nn.Module) -> None:
     config.target_modules = [*targets, *(end for end in lora if end not in targets)]
 
 
+def refuse_both(config: BottleneckConfig, model: nn.Module) -> None:
+    """Raise ValueError where the placement has a module that is to have LoRA: a module carries one of the two."""
+    targets, lora = config.target_modules or (), config.lora_modules or ()
+    both = [name for name in base_names(model).values() if ends_with(name, targets) and ends_with(name, lora)]
+    if both:
+        raise ValueError(
+            f"{both[0]!r} is to have LoRA and a bottleneck: leave it out of lora_modules, or take another placement."
+        )
+
+
 def refuse_other_adapters(model: nn.Module) -> None:
     """Raise ValueError where a model carries adapters of another kind, which would be frozen and never be saved."""
     for module in model.modules():
@@ -165,6 +175,7 @@ class BottleneckModel(BaseTuner):
         """Replace the placement by the names that it stands for in this model, as the saved file will hold them."""
         if peft_config.target_modules is None:
             resolve_placement(peft_config, self.model)
+            refuse_both(peft_config, self.model)
         if peft_config.mode == "series" and peft_config.output_modules is None:
             peft_config.output_modules = [*MLP_OUTPUT, *ATTENTION_OUTPUT]
         if peft_config.lora_modules:

@@ -19,6 +19,7 @@ from transformers.trainer_callback import ExportableState
 from ...runs.fingerprint import base_fingerprint, data_fingerprint
 from ...runs.resume import COURSE, changed_course
 from .arguments import RunArguments
+from .methods import METHODS
 
 __all__ = ["RunCourse", "adapter_settings", "check_course", "check_method"]
 
@@ -97,15 +98,15 @@ def saved_values(checkpoint: Path) -> Mapping[str, Any]:
     try:
         state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         values = state["stateful_callbacks"][RunCourse.__name__]["args"]["values"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return values if isinstance(values, Mapping) else {}
 
 
 def check_method(checkpoint: Path | None, method: str) -> None:
     """Raise ValueError where a checkpoint is of a run with another method; before a method looks for its own files."""
-    began = saved_values(checkpoint).get("method", method) if checkpoint else method
-    if began != method:
+    began = saved_values(checkpoint).get("method") if checkpoint else None
+    if began in METHODS and began != method:
         raise ValueError(f"The run began with --method {began} and would resume with --method {method}: {WAY_OUT}.")
 
 
