@@ -18,19 +18,15 @@ CONFIG_FILE = "adapter_config.json"
 MOST_BYTES = 1_000_000
 """Of a configuration."""
 
-WITH_WORDS = {
-    "LORA": "lora or dora",
-    "ADALORA": "adalora, whose schedule follows from the training",
-    "BOTTLENECK": "series, parallel, houlsby, pfeiffer or he",
-}
-"""Types that have flags, and words, of their own."""
-NOT_SETTINGS = (
-    *("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "runtime_config"),
-)
+WITH_WORDS = {"LORA", "ADALORA", "BOTTLENECK"}
+"""Types that have words and flags of their own."""
+NOT_SETTINGS = {
+    "base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "runtime_config",
+    "peft_type", "megatron_core",
+}  # fmt: skip
 """What a saved configuration says of the adapter that it was saved with; a new adapter does without."""
 REFUSED = {
-    "megatron_core": "imports a module by its name",
-    "megatron_config": "goes with megatron_core",
+    "megatron_config": "imports a module that it names",
     "adapters": "loads other adapters",
 }
 """Settings that no file may have, and why."""
@@ -102,7 +98,8 @@ def make_config(where: str, settings: dict[str, Any]) -> Any:
         )
     if settings["peft_type"] == "ADALORA":
         raise ValueError(f"{where} is of ADALORA, whose schedule follows from the training: give --adapter adalora.")
-    given = {name: value for name, value in settings.items() if name not in (*NOT_SETTINGS, "peft_type")}
+    given = {name: value for name, value in settings.items() if name not in NOT_SETTINGS}
+    given["task_type"] = given.get("task_type") or "CAUSAL_LM"
     fields = {field.name for field in dataclasses.fields(kind) if field.init}
     for name in given:
         if name in REFUSED and given[name]:
@@ -112,7 +109,7 @@ def make_config(where: str, settings: dict[str, Any]) -> Any:
     if "target_modules" in fields and not given.get("target_modules") and not needs_no_modules(settings, given):
         given["target_modules"] = "all-linear"
     try:
-        return kind(**{"task_type": "CAUSAL_LM", **given})
+        return kind(**given)
     except (TypeError, ValueError) as error:
         said = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{where} is no usable configuration ({said}).") from error

@@ -113,7 +113,7 @@ def check_method(checkpoint: Path | None, method: str) -> None:
 def check_course(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Compare a run with the one that it resumes.
 
-    What makes another training is refused; what a user may mean to change, such as the learning rate, is said.
+    What makes another training is refused; a warning names what a user may mean to change, such as the learning rate.
 
     Raises:
         ValueError: the adapter or the frozen weights are others.
