@@ -117,3 +117,4 @@ def test_a_second_kind_of_adapter_is_refused_with_what_works() -> None:
     with pytest.warns(UserWarning, match="PEFT for a second time"), pytest.raises(ValueError, match=message):
         get_peft_model(lora.base_model.model, BottleneckConfig())
     assert [name for name, _ in lora.named_modules()] == before
+    assert lora.peft_config["default"].peft_type == "LORA"

@@ -171,6 +171,10 @@ class BottleneckModel(BaseTuner):
     tuner_layer_cls = BottleneckLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's own annotation)
 
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        refuse_other_adapters(model)  # before PEFT changes anything
+        super().__init__(model, *args, **kwargs)
+
     def _prepare_adapter_config(self, peft_config: BottleneckConfig, model_config: dict[str, Any]) -> BottleneckConfig:  # type: ignore[override]
         """Replace the placement by the names that it stands for in this model, as the saved file will hold them."""
         if peft_config.target_modules is None:
@@ -184,7 +188,6 @@ class BottleneckModel(BaseTuner):
 
     def _prepare_model(self, peft_config: BottleneckConfig, model: nn.Module) -> None:  # type: ignore[override]
         """Check every target before any is replaced."""
-        refuse_other_adapters(model)
         modules = dict(model.named_modules())
         for name in base_names(model).values():
             if not name or not self._check_target_module_exists(peft_config, name):
