@@ -71,6 +71,7 @@ def draw_side_by_side(folders: Sequence[str | Path]) -> Path:
 def titles(folders: Sequence[Path]) -> list[str]:
     """A name for each folder, as short as keeps the names different."""
     folders = [folder.resolve() for folder in folders]
+    names = [str(folder) for folder in folders]
     for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-parts:]) for folder in folders]
         if len(set(names)) == len(set(folders)):
