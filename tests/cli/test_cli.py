@@ -399,7 +399,7 @@ def test_a_mistake_is_one_line_and_status_2(
         (["recipes", "--help"], 0, "usage: ist recipes"),
         (["report", "--help"], 0, "usage: ist report FOLDER"),
         (["report", "-h"], 0, "usage: ist report FOLDER"),
-        (["report"], 2, "ist report takes one folder"),
+        (["report"], 2, "ist report takes the folder of a run"),
         (["report", "nowhere"], 2, "nowhere does not exist"),
     ],
 )

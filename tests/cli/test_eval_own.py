@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from ist.cli.eval.arguments import known_eval_flags
-from ist.cli.eval.metric import load_metric
 from ist.cli.eval.model import find_base
 from ist.cli.eval.progress import Progress
 from ist.cli.main import main
+from ist.cli.metric import load_metric
 from ist.cli.recipes.safety import COMMAND_LINE_ONLY, EVALUATION_KEYS
 from ist.cli.train.arguments import parse_arguments
 from ist.cli.train.command import train
@@ -67,7 +67,7 @@ def test_a_function_of_the_users_marks(tiny_model_folder: Path, mine: Path, tmp_
     common = ["--model_name_or_path", tiny_model_folder, "--data_files", mine, "--max_new_tokens=1"]
     result = run(tmp_path / "out", *common, f"--metric_function={metric}:length")
     assert result["tasks"]["mine"]["score"] == pytest.approx((3 * 3 + 2 * 2) / 5 / 4)
-    assert result["settings"]["metric"] == f"{metric}:length"
+    assert result["settings"]["metric"].startswith(f"{metric}:length ")
     assert figures_of({"after": {}}, result) == {"mine score": result["tasks"]["mine"]["score"]}
     assert "score 0.65 (" in capsys.readouterr().out
     metric.write_text("def length(response, expected):\n    return 1\n")

@@ -93,7 +93,7 @@ def full_run(method: str, seed: int, learns: bool, budget: str = "steps") -> dic
     """A run as `compare.json` holds it, of invented numbers."""
     return {
         "method": method, "seed": seed, "budget": budget, "num_steps": 4, "step_seconds": 2.0 + seed,
-        "before": {"loss": 3.0}, "after": {"loss": 1.0 + seed},
+        "before": {"loss": 3.0}, "after": {"loss": 1.0 + seed}, "figures": {"validation loss": 1.0 + seed},
         "log": [{"step": 2, "step_seconds": 1.0, "eval_loss": 2.0}],
         "choices": [1, 0, 4] if learns else None,
         "importance": {"steps": [2, 4], "scores": [[0, 1, -1], [0, 2, -2 - seed]]} if learns else None,
@@ -114,6 +114,10 @@ def full_run(method: str, seed: int, learns: bool, budget: str = "steps") -> dic
             ["losses", "selection"],
         ),
         ([{**full_run("LoRA", 0, False), "log": [], "before": {}}], []),
+        (
+            [{**full_run("LoRA", s, False), "figures": {"exact match": 0.5, "half score": 3.0 + s}} for s in (0, 1)],
+            ["losses", "metrics"],
+        ),
     ],
 )
 def test_pictures_of_what_there_is(tmp_path: Path, runs: list[dict[str, Any]], names: list[str]) -> None:

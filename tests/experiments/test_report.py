@@ -5,6 +5,7 @@ import json
 import math
 import random
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.image
@@ -13,8 +14,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ist.experiments.report import draw_report
+from ist.experiments.report import draw_report, draw_side_by_side
 from ist.experiments.report.axes import number_layers, number_steps
+from ist.experiments.report.lines import GAP, end_labels, titles
 from ist.experiments.report.pictures import MAX_POINTS, PICTURE_FILE, draw_sampled, thinned
 from ist.experiments.report.run import RunHistory
 from ist.runs.history import HISTORY_FILE, History
@@ -218,6 +220,43 @@ def test_layers_and_steps_have_no_halves(number, low, high):
         ticks = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
         assert ticks
         assert all(tick == round(tick) for tick in ticks), ticks
+
+
+def test_runs_are_drawn_side_by_side(tmp_path):
+    """Figure 4: what one model learned of its layers on two tasks."""
+    folders = [write_run(tmp_path / name, seed=seed) for seed, name in enumerate(("commonsense", "arithmetic"))]
+    picture = draw_side_by_side(folders)
+    assert picture == tmp_path / "commonsense" / "importance-side-by-side.png"
+    pixels = matplotlib.image.imread(picture)
+    middle = pixels.shape[1] // 2
+    assert pixels[:, :middle, :3].std() > 0.02
+    assert pixels[:, middle:, :3].std() > 0.02
+    swapped = draw_side_by_side(folders[::-1])
+    assert swapped.parent == folders[1]
+    assert not np.array_equal(matplotlib.image.imread(swapped), pixels)
+    assert draw_side_by_side([*folders, folders[0]]).is_file()
+
+
+def test_a_run_that_learned_nothing_is_not_drawn_beside_others(tmp_path):
+    folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b", updates=False)]
+    with pytest.raises(ValueError, match="b learned no importance to draw beside others: give runs of --method ist"):
+        draw_side_by_side(folders)
+    assert not (folders[0] / "importance-side-by-side.png").exists()
+
+
+def test_panels_are_named_by_what_tells_folders_apart():
+    assert titles([Path("/runs/boolq"), Path("/runs/gsm8k")]) == ["boolq", "gsm8k"]
+    assert titles([Path("/a/seed-0"), Path("/b/seed-0")]) == ["a/seed-0", "b/seed-0"]
+    assert titles([Path("/a/seed-0"), Path("/a/seed-0")]) == ["seed-0", "seed-0"]
+
+
+def test_names_of_layers_stand_apart():
+    ends = [0.5 + number / 1000 for number in range(30)]
+    places = end_labels(ends, GAP)
+    assert sorted(places) == [0, 1, 2, 27, 28, 29]
+    heights = [places[layer] for layer in sorted(places)]
+    assert all(above - below >= GAP - 1e-9 for below, above in pairwise(heights))
+    assert end_labels([0.1, 0.9], GAP) == {0: 0.1, 1: 0.9}
 
 
 FOCUS = {"names": ["layers.0", "layers.1", "layers.2"], "layers": [0, 2], "scores": [0.5, 0.1, 2.0]}

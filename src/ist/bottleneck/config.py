@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ NON_LINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": functional.tanh,
     "leaky_relu": functional.leaky_relu,
 }
+
+IDENTITY = "identity"
+"""`f` of LoRA, which has none."""
 
 
 @dataclass
@@ -95,6 +99,16 @@ class BottleneckConfig(PeftConfig):
     exclude_modules: list[str] | str | None = None
     """Names to leave out, written as in `target_modules`."""
 
+    lora_modules: list[str] | None = None
+    """Ends of the names of linear modules that get LoRA beside the bottlenecks on the others, `W x + s B A x` with
+    `s = lora_alpha / lora_r`: such as `q_proj` and `v_proj`, with a series adapter after the MLP."""
+
+    lora_r: int = 8
+    """Rank of that LoRA, at least 1."""
+
+    lora_alpha: float = 16.0
+    """Its scale is `lora_alpha / lora_r`."""
+
     layers_to_transform: list[int] | int | None = None
     """Numbers of the layers to adapt; `None` adapts all."""
 
@@ -108,8 +122,16 @@ class BottleneckConfig(PeftConfig):
         check_choice("non_linearity", self.non_linearity, NON_LINEARITIES)
         check_choice("pruning", self.pruning, PRUNINGS)
         check_numbers(self)
+        check_lora(self)
         check_sparsity(self.sparsity)
         check_places(self)
+
+    def lora_settings(self) -> BottleneckConfig:
+        """The settings of a module with LoRA: a bottleneck without a non-linearity, from the module's input."""
+        settings = copy.copy(self)
+        settings.bottleneck_size, settings.non_linearity = self.lora_r, IDENTITY
+        settings.scaling = self.lora_alpha / self.lora_r
+        return settings
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Save the settings as PEFT does, and say in the model card beside them, if there is one, how to load."""
@@ -133,6 +155,19 @@ def check_numbers(config: BottleneckConfig) -> None:
         raise ValueError(f"dropout={dropout!r} is not a probability in [0, 1): use 0 for none.")
     if not is_number(scaling) or not math.isfinite(scaling):
         raise ValueError(f"scaling={scaling!r} is not a finite number: use 1 to add the adapter's output as it is.")
+
+
+def check_lora(config: BottleneckConfig) -> None:
+    """Raise ValueError unless the options of LoRA beside bottlenecks are in their ranges and go with the others."""
+    r, alpha = config.lora_r, config.lora_alpha
+    if not isinstance(r, int) or isinstance(r, bool) or r < 1:
+        raise ValueError(f"lora_r={r!r} is not a whole number of at least 1: LoRA's usual one is 8.")
+    if not is_number(alpha) or not math.isfinite(alpha):
+        raise ValueError(f"lora_alpha={alpha!r} is not a finite number: twice lora_r is usual.")
+    if isinstance(config.lora_modules, str):
+        raise ValueError(f"lora_modules={config.lora_modules!r} is not a list of names: write it as a list.")
+    if config.lora_modules and isinstance(config.target_modules, str):
+        raise ValueError("lora_modules does not go with a regular expression: pass target_modules as a list.")
 
 
 def check_places(config: BottleneckConfig) -> None:

@@ -30,7 +30,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     - `output`: `y + a(y)` with `y = m(x)`, `a` from the output's width to the same (eq. 13);
     - `parallel`: `m(x) + a(x)`, `a` from the input's width to the output's (eq. 11).
 
-    Where several adapters are active their terms are summed, each computed from the plain `x` or `m(x)`.
+    LoRA beside bottlenecks is `parallel` without `f`. Where several adapters are active their terms are summed, each
+    computed from the plain `x` or `m(x)`.
 
     Args:
         base_layer: the module to adapt, a linear one or (parallel only) any whose first argument and output are
@@ -98,9 +99,10 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
             x: the module's input, or its output where the position is `output`, of shape `(..., width)`.
         """
         down, up = self.bottleneck_down[adapter_name], self.bottleneck_up[adapter_name]
-        activation = NON_LINEARITIES[self.bottleneck_non_linearity[adapter_name]]
+        activation = NON_LINEARITIES.get(self.bottleneck_non_linearity[adapter_name])
         x = self._cast_input_dtype(x, down.weight.dtype)  # type: ignore[arg-type]
-        hidden = activation(down(self.bottleneck_dropout[adapter_name](x)))
+        hidden = down(self.bottleneck_dropout[adapter_name](x))
+        hidden = activation(hidden) if activation else hidden
         return up(hidden) * self.scaling[adapter_name]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from .config import BottleneckConfig
 from .layer import MERGE_REFUSAL, BottleneckLayer, Position
-from .places import ATTENTION_OUTPUT, MLP, MLP_INPUT, MLP_OUTPUT, ends_with, placement_targets
+from .places import ATTENTION_OUTPUT, MLP, MLP_INPUT, MLP_OUTPUT, ends_found, ends_with, placement_targets
 
 __all__ = ["BottleneckModel"]
 
@@ -43,8 +43,14 @@ def wiring(config: BottleneckConfig, name: str, module: nn.Module) -> tuple[Posi
     """
     base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     widths = linear_widths(base)
-    if config.mode == "series":
-        position: Position = "output" if ends_with(name, config.output_modules or ()) else "input"
+    if ends_with(name, config.lora_modules or ()):
+        if widths is None:
+            raise ValueError(
+                f"Target {name!r} is a {type(base).__name__}, not a linear module: lora_modules takes linear ones."
+            )
+        position: Position = "parallel"
+    elif config.mode == "series":
+        position = "output" if ends_with(name, config.output_modules or ()) else "input"
     else:
         position = "parallel"
         widths = widths or mlp_widths(name, base)
@@ -116,6 +122,43 @@ def joined(excluded: list[str] | str | None, ends: list[str]) -> list[str] | str
     return [*(excluded or ()), *(end for end in ends if end not in (excluded or ()))]
 
 
+def add_lora_modules(config: BottleneckConfig, model: nn.Module) -> None:
+    """Put the modules with LoRA among the targets.
+
+    Raises:
+        ValueError: one of them is not in the model.
+    """
+    names, lora = list(base_names(model).values()), config.lora_modules or []
+    if missing := [end for end in lora if not ends_found(names, (end,))]:
+        raise ValueError(
+            f"lora_modules has {', '.join(map(repr, missing))}, which {type(model).__name__} lacks: pass ends of the "
+            "names of its linear modules."
+        )
+    targets = list(config.target_modules or ())
+    config.target_modules = [*targets, *(end for end in lora if end not in targets)]
+
+
+def refuse_both(config: BottleneckConfig, model: nn.Module) -> None:
+    """Raise ValueError where the placement has a module that is to have LoRA: a module carries one of the two."""
+    targets, lora = config.target_modules or (), config.lora_modules or ()
+    both = [name for name in base_names(model).values() if ends_with(name, targets) and ends_with(name, lora)]
+    if both:
+        raise ValueError(
+            f"{both[0]!r} is to have LoRA and a bottleneck: leave it out of lora_modules, or take another placement."
+        )
+
+
+def refuse_other_adapters(model: nn.Module) -> None:
+    """Raise ValueError where a model carries adapters of another kind, which would be frozen and never be saved."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, BottleneckLayer):
+            raise ValueError(
+                f"The model carries other adapters already ({type(module).__module__.split('.')[-2]}), and PEFT saves "
+                "one kind with a model: for LoRA beside bottlenecks, give the base model one "
+                "BottleneckConfig(lora_modules=[…])."
+            )
+
+
 class BottleneckModel(BaseTuner):
     """The PEFT tuner behind `BottleneckConfig`; `peft.get_peft_model(model, BottleneckConfig(...))` makes it.
 
@@ -128,12 +171,19 @@ class BottleneckModel(BaseTuner):
     tuner_layer_cls = BottleneckLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT's own annotation)
 
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        refuse_other_adapters(model)  # before PEFT changes anything
+        super().__init__(model, *args, **kwargs)
+
     def _prepare_adapter_config(self, peft_config: BottleneckConfig, model_config: dict[str, Any]) -> BottleneckConfig:  # type: ignore[override]
         """Replace the placement by the names that it stands for in this model, as the saved file will hold them."""
         if peft_config.target_modules is None:
             resolve_placement(peft_config, self.model)
+            refuse_both(peft_config, self.model)
         if peft_config.mode == "series" and peft_config.output_modules is None:
             peft_config.output_modules = [*MLP_OUTPUT, *ATTENTION_OUTPUT]
+        if peft_config.lora_modules:
+            add_lora_modules(peft_config, self.model)
         return peft_config
 
     def _prepare_model(self, peft_config: BottleneckConfig, model: nn.Module) -> None:  # type: ignore[override]
@@ -157,6 +207,8 @@ class BottleneckModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         position, width_in, width_out = wiring(peft_config, current_key, target)
+        if ends_with(current_key, peft_config.lora_modules or ()):
+            peft_config = peft_config.lora_settings()
         if isinstance(target, BottleneckLayer):
             target.update_layer(adapter_name, config=peft_config, position=position)
             return

@@ -26,6 +26,10 @@ from .train.header import adapter_line, data_line
 __all__ = ["Display", "TrainingProgress", "device_name", "layer_map", "peak_memory"]
 
 
+SHARES = ("accuracy", "exact_match", "label_accuracy")
+"""Figures that are shares of right answers."""
+
+
 class Display:
     """The console of a run. On a terminal the progress line moves; elsewhere each log is a line.
 
@@ -231,12 +235,13 @@ def device_name() -> str:
 
 def label(name: str) -> str:
     """The words for a figure."""
-    return {"loss": "validation loss", "accuracy": "exact match, held-out problems"}.get(name, name)
+    labels = {"loss": "validation loss", "accuracy": "exact match, held-out problems"}
+    return labels.get(name, name.replace("_", " ") if name in SHARES else name)
 
 
 def number(name: str, value: float) -> str:
     """A figure as a reader wants it."""
-    return f"{value:.0%}" if name == "accuracy" else f"{value:.3f}"
+    return f"{value:.0%}" if name in SHARES else f"{value:.3f}"
 
 
 def describe(name: str, value: float) -> str:

@@ -25,7 +25,7 @@ USAGE = """ist: fine-tune the layers that matter
   ist analyse FOLDER           which layers of a trained adapter matter, and whether IST learned it
   ist recipes                  the recipes that come with the library
   ist eval --FLAG VALUE …      a model's answers or loss on tasks; `ist eval --help` lists the flags
-  ist report FOLDER            pictures of a run: importance over time, layers chosen, losses
+  ist report FOLDER …          pictures of a run: importance over time, layers chosen, losses; several side by side
   ist --version
 
 `ist COMMAND --help` explains a command. An error is one line; IST_DEBUG=1 shows where it comes from.
@@ -76,13 +76,16 @@ def recipes(arguments: Sequence[str]) -> None:
 def report(arguments: Sequence[str]) -> None:
     """Draw the pictures of a run."""
     if asks_for_help(arguments):
-        print("usage: ist report FOLDER\n\nDraw the pictures of a run: FOLDER is its --output_dir.")
+        print(
+            "usage: ist report FOLDER [FOLDER ...]\n\nDraw the pictures of a run: FOLDER is its --output_dir. Several "
+            "are drawn side by side,\nsuch as one model on two tasks, into the first of them."
+        )
         return
-    from ..experiments.report import draw_report
+    from ..experiments.report import draw_report, draw_side_by_side
 
-    if len(arguments) != 1:
-        raise ValueError("ist report takes one folder: that of a run, which holds ist_history.jsonl.")
-    print(printable(str(draw_report(arguments[0]))))
+    if not arguments:
+        raise ValueError("ist report takes the folder of a run, which holds ist_history.jsonl, or several.")
+    print(printable(str(draw_report(arguments[0]) if len(arguments) == 1 else draw_side_by_side(arguments))))
 
 
 def evaluate(arguments: Sequence[str]) -> None:

@@ -11,21 +11,28 @@ from typing import Any
 
 from .statistics import deviation, mean, paired_difference
 
-__all__ = ["best_rate", "figures_of", "pair", "steps_in_time", "tabulate"]
+__all__ = ["best_rate", "figures_of", "is_share", "pair", "steps_in_time", "tabulate"]
 
 Run = Mapping[str, Any]
+
+NAMES = {
+    "loss": "validation loss",
+    "accuracy": "exact match",
+    "exact_match": "exact match",
+    "label_accuracy": "label accuracy",
+}
+"""Of the figures of `ist train`; the score of a user's function has its own."""
 
 
 def figures_of(result: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None) -> dict[str, float]:
     """What a run is compared by.
 
     Args:
-        result: of `ist train`; its figures after training are `validation loss` and `exact answers`.
+        result: of `ist train`; its figures after training are the validation loss and those of a metric.
         evaluation: of `ist eval`; each task gives its accuracy, its score or its loss, and two accuracies or more their
             mean as `average`.
     """
-    names = {"loss": "validation loss", "accuracy": "exact match"}
-    figures: dict[str, float] = {names.get(name) or name: value for name, value in result["after"].items()}
+    figures: dict[str, float] = {NAMES.get(name) or name: value for name, value in result["after"].items()}
     tasks = (evaluation or {}).get("tasks", {})
     accuracies = {name: task["accuracy"] for name, task in tasks.items() if "accuracy" in task}
     figures.update(accuracies)
@@ -34,6 +41,11 @@ def figures_of(result: Mapping[str, Any], evaluation: Mapping[str, Any] | None =
     if len(accuracies) > 1:
         figures["average"] = mean(list(accuracies.values()))
     return figures
+
+
+def is_share(figure: str) -> bool:
+    """Whether a figure is a share of answers: neither a loss nor the score of a user's function."""
+    return not figure.endswith(("loss", " score"))
 
 
 def tabulate(runs: Sequence[Run], against: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:

@@ -109,10 +109,15 @@ def test_scores_are_a_share_or_a_mean_with_its_interval() -> None:
     assert summarise_scores([1.0, 0.0, 1.0]) == Accuracy(2, 3)
     found = summarise_scores([0.5, 1.0, 0.0, 0.5])
     assert isinstance(found, Score)
-    half = 1.959964 * math.sqrt(0.5 / 3) / 2
+    half = 3.182446 * math.sqrt(0.5 / 3) / 2  # Student's t of 3 degrees of freedom
     assert found.to_dict() == pytest.approx({"score": 0.5, "low": 0.5 - half, "high": 0.5 + half, "total": 4})
     assert str(found) == f"score 0.5 ({0.5 - half:.4g} to {0.5 + half:.4g}), mean of 4"
-    assert summarise_scores([0.25]) == Score(0.25, 0.0, 1)
+    one = summarise_scores([0.25])
+    assert one == Score(0.25, 0.0, 1)
+    assert one.to_dict() == {"score": 0.25, "low": None, "high": None, "total": 1}
+    assert str(one) == "score 0.25, mean of 1"
+    many = summarise_scores([0.25, 0.75] * 500).to_dict()
+    assert many["high"] - 0.5 == pytest.approx(1.959964 * 0.25 / math.sqrt(999))
 
 
 def test_the_identity_names_what_marks() -> None:

@@ -20,6 +20,10 @@ from ..recipes.safety import check_safe
 __all__ = ["SELECTION_FILE", "write_selection_recipe"]
 
 SELECTION_FILE = "tune-selected.yaml"
+QUANTISED = ("load_in_4bit", "load_in_8bit")
+"""Flags with which the model's own weights cannot train."""
+FULL_RATE = 2e-5
+"""Of full fine-tuning: `ist train`'s own, not the adapters' one."""
 NOT_KEPT = OWN_FLAGS | {"method", "num_active_layers", "fixed_layers"}
 
 
@@ -36,22 +40,25 @@ def write_selection_recipe(folder: Path, arguments: Sequence[str], importance: S
     """
     flags = {name: value for name, value in read_flags(arguments).items() if name not in NOT_KEPT}
     kept = {name: value for name, value in flags.items() if is_safe(name, value)}
+    methods = selections(importance, full=not any(flags.get(name) for name in QUANTISED))
     file = folder / SELECTION_FILE
     left_out = to_arguments({name: value for name, value in flags.items() if name not in kept})
     command = shlex.join(["ist", "compare", "--recipe", str(file), *left_out])
     lines = [
         "# Figure 2b: tune only the most, or the least, important layers, as `ist analyse` found them",
         f"# {one_line(command)}",
-        yaml.safe_dump(
-            {"methods": selections(importance), "seeds": [0], "against": ["all"], "flags": kept}, sort_keys=False
-        ),
+        "# Where full fine-tuning does not fit into the memory, leave `full` out with --methods.",
+        yaml.safe_dump({"methods": methods, "seeds": [0], "against": ["all"], "flags": kept}, sort_keys=False),
     ]
     write_whole(file, "\n".join(lines))
     return command
 
 
-def selections(importance: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """The methods: all layers, then the top and bottom k, for k that double up to half of the layers."""
+def selections(importance: Sequence[float], full: bool = True) -> dict[str, dict[str, Any]]:
+    """The methods: all layers, the top and bottom k, for k that double up to half of the layers, and full fine-tuning.
+
+    Full fine-tuning comes last, since it may not fit into the memory.
+    """
     ranked = sorted(range(len(importance)), key=lambda layer: -importance[layer])
     counts = [count for power in range(10) if (count := 2**power) <= len(ranked) // 2]
     methods: dict[str, dict[str, Any]] = {"all": {"method": "peft"}}
@@ -59,6 +66,8 @@ def selections(importance: Sequence[float]) -> dict[str, dict[str, Any]]:
         for count in counts:
             layers = ",".join(str(layer) for layer in sorted(order[:count]))
             methods[f"{name}-{count}"] = {"method": "fixed", "fixed_layers": layers, "num_active_layers": count}
+    if full:
+        methods["full"] = {"method": "full", "adapter": "none", "learning_rate": FULL_RATE}
     return methods
 
 

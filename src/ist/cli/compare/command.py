@@ -15,6 +15,7 @@ from ..checkout import commit
 from ..parsing import OneLineParser
 from ..quiet import quiet_libraries
 from .display import CompareDisplay
+from .metric import check_version, functions_of
 from .recipe import BUDGETS, CompareRecipe, Method, find_comparison, read_comparison, to_arguments
 from .results import read_choices
 from .runs import evaluate_once, train_once
@@ -24,7 +25,7 @@ __all__ = ["COMPARE_FILE", "compare"]
 COMPARE_FILE = "compare.json"
 KEPT = (
     "adapter", "device", "num_processes", "versions", "commit", "num_steps", "train_loss", "train_seconds",
-    "step_seconds", "peak_memory_bytes", "probe_share", "search", "fused", "before", "after", "log",
+    "step_seconds", "peak_memory_bytes", "probe_share", "search", "fused", "before", "after", "metric", "log",
 )  # fmt: skip
 """What `compare.json` takes over from a run's result."""
 
@@ -87,6 +88,7 @@ class Comparison:
         self.recipe = recipe
         self.folder = folder
         self.display = CompareDisplay()
+        self.functions = functions_of(recipe)
         self.runs: list[dict[str, Any]] = []
         self.rates: dict[str, dict[str, Any]] = {}
 
@@ -164,6 +166,7 @@ class Comparison:
         arguments = self.recipe.arguments(method, seed, folder, changes)
         with self.display.running(method.name, seed, rate, budget) as on_line:
             result = train_once(arguments, folder, on_line)
+        check_version(self.functions.get("train"), result.get("metric") or {}, folder)
         run = {
             "method": method.name,
             "seed": seed,
@@ -189,7 +192,9 @@ class Comparison:
         )
         arguments = to_arguments({**model, **self.recipe.evaluation, "output_dir": folder / "evaluation"})
         with self.display.running(method.name, None, None, "evaluation") as on_line:
-            return evaluate_once(arguments, folder / "evaluation", on_line)
+            found = evaluate_once(arguments, folder / "evaluation", on_line)
+        check_version(self.functions.get("eval"), found["settings"], folder / "evaluation")
+        return found
 
     def keep(self, run: dict[str, Any]) -> None:
         """Take a run into the comparison, and write what there is."""

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from ...experiments.comparison import is_share
 from ..console import PlainConsole
 from .recipe import CompareRecipe
 
@@ -118,13 +119,8 @@ def cost_table(runs: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def is_share(figure: str) -> bool:
-    """Whether a figure is a share of answers, and no loss."""
-    return not figure.endswith("loss")
-
-
 def figure_text(figure: str, value: float) -> str:
-    """A figure as a reader wants it: shares in percent, losses in nats."""
+    """A figure as a reader wants it: shares in percent, losses in nats, scores as they are."""
     return f"{value:.1%}" if is_share(figure) else f"{value:.4f}"
 
 

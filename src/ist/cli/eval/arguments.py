@@ -11,6 +11,7 @@ from ...experiments.evaluation import GREEDY, PAPER, PROTOCOLS, EvaluationSettin
 from ...experiments.evaluation.extraction import EXTRACTIONS
 from ...experiments.evaluation.likelihood import OPTION_FORMS
 from ...experiments.evaluation.metrics import METRICS
+from ..metric import check_marks
 from ..parsing import OneLineParser
 
 __all__ = ["evaluation_settings", "known_eval_flags", "parse_eval_arguments"]
@@ -42,10 +43,7 @@ def parse_eval_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     marks = [name for name in ("metric", "labels", "metric_function") if getattr(flags, name)]
     if marks and (flags.protocol != "generate" or not flags.data_files):
         raise ValueError(f"--{marks[0]} marks generated answers to --data_files: take both, with --protocol generate.")
-    if flags.metric_function and len(marks) > 1:
-        raise ValueError(f"--{marks[0]} and --metric_function given: answers are marked by one of them.")
-    if flags.labels and flags.metric != "label_accuracy":
-        raise ValueError("--labels are for --metric label_accuracy: add it.")
+    check_marks(flags.metric, flags.labels, flags.metric_function)
     return flags
 
 

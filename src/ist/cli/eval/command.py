@@ -14,14 +14,15 @@ from ...experiments.data import find_tasks, read_instructions, to_task_row, word
 from ...experiments.data.files import check_file, read_text
 from ...experiments.data.own_rows import read_own_rows
 from ...experiments.evaluation import EvaluationSettings, TaskData, TaskResult, evaluate
+from ...experiments.evaluation.metrics import UserMetric, metric_identity
 from ...runs.files import EVALUATION_FILE, write_json
 from ..checkout import commit
 from ..display import device_name
+from ..metric import load_metric
 from ..printable import printable
 from ..quiet import quiet_libraries
 from ..task_data import load_task
 from .arguments import evaluation_settings, parse_eval_arguments
-from .metric import load_metric
 from .model import find_base, load_model
 from .progress import Progress
 
@@ -63,7 +64,7 @@ def evaluate_command(arguments: Sequence[str]) -> dict[str, Any]:
         on_result=progress.found,
         metric=metric,
     )
-    record = write_result(flags, settings, results, time.perf_counter() - start)
+    record = write_result(flags, settings, metric, results, time.perf_counter() - start)
     show(results)
     print(printable(f"written: {folder / EVALUATION_FILE}"))
     return record
@@ -102,14 +103,17 @@ def data_name(file: str) -> str:
 
 
 def write_result(
-    flags: argparse.Namespace, settings: EvaluationSettings, results: dict[str, TaskResult], seconds: float
+    flags: argparse.Namespace,
+    settings: EvaluationSettings,
+    metric: UserMetric | None,
+    results: dict[str, TaskResult],
+    seconds: float,
 ) -> dict[str, Any]:
     """Write `ist_eval.json`; tasks that the folder has results of already, by the same model, stay in it."""
     file = Path(flags.output_dir) / EVALUATION_FILE
     known = known_results(file)
-    marks = (
-        {"metric": flags.metric_function or settings.metric} if flags.data_files and flags.protocol != "loss" else {}
-    )
+    own = flags.data_files and flags.protocol == "generate"
+    marks = metric_identity(settings.metric, settings.labels, metric) if own else {}
     record = {
         "model": flags.model_name_or_path,
         "adapter": flags.adapter,

@@ -43,14 +43,16 @@ TRAINING_KEYS = frozenset(field.name for field in dataclasses.fields(ISTConfig))
     "num_focused_layers focused_rank focus_criterion focus_spread focus_min_depth focus_init "
     # the adapter
     "adapter adalora_init_r adalora_warmup_steps adalora_final_steps adalora_interval bottleneck_size "
-    "bottleneck_non_linearity bottleneck_dropout bottleneck_target_modules use_peft lora_r lora_alpha lora_dropout "
+    "bottleneck_non_linearity bottleneck_dropout bottleneck_sparsity "
+    "bottleneck_target_modules use_peft lora_r lora_alpha lora_dropout "
     "lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type use_rslora use_dora "
     # the model
     "model_name_or_path model_revision dtype attn_implementation load_in_8bit load_in_4bit bnb_4bit_quant_type "
     "use_bnb_nested_quant bnb_4bit_quant_storage eos_token pad_token router_aux_loss_coef "
     # the data
     "task test_tasks data_files validation_files data_folder from_hub num_train_problems num_test_problems "
-    "validation_size dataset_name dataset_config dataset_train_split dataset_test_split dataset_text_field max_length "
+    "validation_size metric labels metric_rows max_new_tokens "
+    "dataset_name dataset_config dataset_train_split dataset_test_split dataset_text_field max_length "
     "truncation_mode shuffle_dataset packing packing_strategy padding_free pad_to_multiple_of eval_packing "
     "completion_only_loss assistant_only_loss train_sampling_strategy dataloader_drop_last "
     # the training
@@ -177,6 +179,12 @@ def leaves_folder(text: str) -> bool:
         return False
 
 
+WITHOUT_EFFECT = split(
+    "trust_recipe overwrite resume_from_checkpoint metric labels metric_function metric_rows max_new_tokens"
+)
+"""Flags that change nothing of a run that is done."""
+
+
 def without_authority(arguments: Sequence[str], where: str) -> list[str]:
     """Arguments of `ist train` that a file recorded, without those that only a user can give.
 
@@ -194,7 +202,7 @@ def without_authority(arguments: Sequence[str], where: str) -> list[str]:
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             key = name.replace("-", "_").removeprefix("no_")
-            dropping = key in ("trust_recipe", "overwrite", "resume_from_checkpoint")
+            dropping = key in WITHOUT_EFFECT
             if key in COMMAND_LINE_ONLY and not dropping:
                 raise ValueError(f"{where} sets {key}, which {COMMAND_LINE_ONLY[key]}: {OWN_RUN} as --{key}.")
             value = value if equals else None

@@ -10,6 +10,8 @@ from trl import ModelConfig, get_peft_config
 
 from ...bottleneck import BottleneckConfig
 from ...config import check_whole
+from .adapter_files import config_from_file, config_of_type, peft_types
+from .methods import ADAPTERS, BOTTLENECKS, PLACEMENTS
 
 __all__ = ["adapter_config"]
 
@@ -27,13 +29,18 @@ def adapter_config(ist: Any, model: ModelConfig, num_steps: int) -> Any:
     """
     if ist.adapter == "none":
         return None
-    if ist.adapter in ("series", "parallel"):
+    if ist.adapter not in ADAPTERS:
+        return config_of_type(ist.adapter) if ist.adapter in peft_types() else config_from_file(ist.adapter)
+    if ist.adapter in BOTTLENECKS:
+        placement: Any = ist.adapter if ist.adapter in PLACEMENTS else None
         return BottleneckConfig(
-            mode=ist.adapter,
+            mode="parallel" if ist.adapter in ("parallel", "he") else "series",
+            placement=placement,
             bottleneck_size=ist.bottleneck_size,
             non_linearity=ist.bottleneck_non_linearity,
             dropout=ist.bottleneck_dropout,
-            target_modules=ist.bottleneck_target_modules,
+            sparsity=ist.bottleneck_sparsity,
+            target_modules=None if placement else ist.bottleneck_target_modules,
             modules_to_save=model.lora_modules_to_save,
             task_type=model.lora_task_type,
         )

@@ -20,18 +20,12 @@ from ..recipes.renamed import rename_arguments, rename_keys, warn_of_old_names
 from ..recipes.safety import COMMAND_LINE_ONLY, check_safe
 from ..recipes.values import convert_values
 from ..sources import check_local_model
+from .adapter_files import check_adapter
 from .adapters import adapter_config
 from .defaults import DEFAULTS, check_mappings, check_reporters, settle_learning_rate
 from .help import HELP_TEXTS, print_help
-from .methods import (
-    ADAPTERS,
-    METHODS,
-    check_checkpointing,
-    check_method,
-    selector_of,
-    settle_adapter,
-    unused_flags,
-)
+from .methods import METHODS, check_checkpointing, check_method, selector_of, settle_adapter, unused_flags
+from .metric_flags import MetricArguments
 from .numbers import check_numbers, check_validation_size, count_held_out, parse_focus
 from .options import field_docstrings, flags_of, values_of
 from .parser import FlagParser
@@ -46,7 +40,7 @@ OptionFlags = flags_of(ISTConfig, "OptionFlags", without=("seed",))
 
 
 @dataclass
-class ISTArguments:
+class ISTArguments(MetricArguments):
     """What `ist train` takes beside `ISTConfig`'s options and TRL's flags; these docstrings are the flags' help."""
 
     method: str = "ist"
@@ -88,8 +82,9 @@ class ISTArguments:
     """Stack(s) of blocks to choose from, where the model has several."""
 
     adapter: str | None = None
-    """`lora`, `dora`, `adalora`, `series` or `parallel` (bottleneck adapters), or `none`, with which whole layers
-    train; by default `lora`, and `none` with `--method lisa` or `full`."""
+    """`lora`, `dora`, `adalora`, a bottleneck (`series`, `parallel`, `houlsby`, `pfeiffer`, `he`) or `none`. With
+    `none` whole layers train. Also any type of PEFT's (`lokr`, `ia3`, …) with its defaults, or a JSON file with the
+    configuration of one. Without it `lora`, and `none` with `--method lisa` or `full`."""
 
     adalora_init_r: int | None = None
     """Rank that AdaLoRA starts from; 1.5 times `lora_r`, the rank that it ends with, by default."""
@@ -111,6 +106,9 @@ class ISTArguments:
 
     bottleneck_dropout: float = 0.0
     """Dropout on a bottleneck adapter's input."""
+
+    bottleneck_sparsity: float = 0.0
+    """Fraction of a bottleneck adapter's weights that are pruned before training."""
 
     bottleneck_target_modules: list[str] | None = None
     """Modules that get bottleneck adapters; the paper's placement by default."""
@@ -151,9 +149,10 @@ class ISTArguments:
     """End after this many seconds of steps; validation and checkpoints do not count."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("method", self.method, METHODS)
         if self.adapter is not None:
-            check_choice("adapter", self.adapter, ADAPTERS)
+            check_adapter(self.adapter)
         check_choice("focus_criterion", self.focus_criterion, [name for name in CRITERIA if name not in TRAINED])
         check_choice("focus_spread", self.focus_spread, SPREADS)
         check_choice("focus_init", self.focus_init, ("random", "gradient"))

@@ -25,12 +25,14 @@ from ..display import Display, TrainingProgress, peak_memory
 from ..quiet import quiet_libraries
 from .arguments import RunArguments, parse_arguments
 from .clock import TrainingClock
+from .course import RunCourse, check_method
 from .data import TaskData, load_data, report_cut_rows
 from .focus import Look, focus_adapter, start_adapter
 from .folder import find_checkpoint, run_folder
 from .greedy import search_layers
 from .interrupt import Interrupt, Stopped
 from .methods import FOCUSED
+from .metric import own_metric, user_metric
 from .model import load_model
 from .opening import Opening
 from .result import Trained, describe_run, describe_steps, ist_callback, log_entries
@@ -51,12 +53,14 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
     quiet_libraries()
     run = parse_arguments(arguments)
     check_devices(run)
+    function = user_metric(run)
     ranks = current_ranks()
     display = Display(quiet=not ranks.is_main)
     asked_for = run.training.output_dir
     with run_folder(run, ranks) as folder:
         display.placed(folder, asked_for)
         checkpoint = find_checkpoint(run.training.resume_from_checkpoint, folder)
+        check_method(checkpoint, run.ist.method)
         data = load_data(run)
         model, tokenizer, peft_config = load_seeded(run)
         focus: dict[str, Any] = {}
@@ -67,18 +71,25 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
                 look, peft_config, folder, checkpoint is not None, display
             )
         trainer = make_trainer(run, data, (model, tokenizer, peft_config))
+        trainer.add_callback(RunCourse.of(run, trainer, checkpoint))
         start_adapter(trainer.model, batches, run, display)
         display.begin(run, trainer)
-        opening = Opening(trainer, lambda: judge(trainer, data, display, "before", ranks))
+        metric = own_metric(run, function, data.own_rows, tokenizer, display)
+
+        def measure(when: str) -> dict[str, float]:
+            return judge(trainer, data, display, when, ranks) | metric.measure(trainer, display, when, ranks)
+
+        opening = Opening(trainer, lambda: measure("before"))
         search = search_first(run, trainer, folder, checkpoint is not None, display)
         trained = run_training(run, trainer, folder, checkpoint, display)
-        after = judge(trainer, data, display, "after", ranks)
+        after = measure("after")
         trainer.save_model(str(folder))
         result = {
             **describe_run(run, arguments, ranks),
             **dataclasses.asdict(trained),
             "before": opening.figures,
             "after": after,
+            **metric.record(),
             **focus,
             **search,
             **describe_steps(trainer),

@@ -13,6 +13,7 @@ from trl import get_dataset
 
 from ...experiments.data.contamination import contaminated_rows
 from ...experiments.data.instructions import read_instructions
+from ...experiments.data.own_rows import OwnRow, own_row, rows_at
 from ...experiments.data.word_problems import WordProblem, to_prompt_completion, word_problems
 from ..task_data import training_rows, without_test_rows
 from .arguments import RunArguments
@@ -22,6 +23,8 @@ __all__ = ["TaskData", "load_data", "report_cut_rows"]
 logger = logging.getLogger(__name__)
 
 TEST_SEED_OFFSET = 1
+PLACE = {"ist_file", "ist_row"}
+"""Columns that say where a row stands."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,22 @@ class TaskData:
     evaluation: Any | None
     problems: tuple[WordProblem, ...] = ()
     """Held-out problems for exact match; empty for other datasets."""
+    own_rows: tuple[OwnRow, ...] = ()
+    """The validation rows for a metric of the user's choice; empty where none is asked for."""
 
 
 def load_data(run: RunArguments) -> TaskData:
     """The datasets that the flags name.
 
     Raises:
-        ValueError: none is named, more than one is, or a file does not fit.
+        ValueError: none is named, more than one is, a file does not fit, or there are no answers for a metric to mark.
     """
+    data = find_data(run)
+    return with_own_rows(data) if run.ist.marks else data
+
+
+def find_data(run: RunArguments) -> TaskData:
+    """The datasets, with the place of each row in its file where a metric needs it."""
     named = [
         name
         for name, given in {
@@ -96,7 +107,7 @@ def word_problem_data(run: RunArguments) -> TaskData:
 
 def instruction_data(run: RunArguments) -> TaskData:
     """Files in the paper's format, with rows held out for the loss before and after."""
-    return hold_out(clean_rows(read_instructions(run.ist.data_files or []), run), run)
+    return hold_out(clean_rows(read_instructions(run.ist.data_files or [], numbered=run.ist.marks), run), run)
 
 
 def clean_rows(rows: list[dict[str, Any]], run: RunArguments) -> datasets.Dataset:
@@ -110,7 +121,7 @@ def clean_rows(rows: list[dict[str, Any]], run: RunArguments) -> datasets.Datase
 def hold_out(rows: datasets.Dataset, run: RunArguments) -> TaskData:
     """Keep `validation_size` rows for the loss before and after."""
     if run.ist.validation_files:
-        return TaskData(rows, validation_rows(rows, run.ist.validation_files))
+        return TaskData(rows, validation_rows(rows, run.ist.validation_files, run.ist.marks))
     num_held_out = run.ist.num_held_out(len(rows))
     if num_held_out == 0:
         return TaskData(rows, None)
@@ -118,13 +129,13 @@ def hold_out(rows: datasets.Dataset, run: RunArguments) -> TaskData:
     return TaskData(split["train"], split["test"])
 
 
-def validation_rows(train: datasets.Dataset, files: Sequence[str]) -> datasets.Dataset:
+def validation_rows(train: datasets.Dataset, files: Sequence[str], numbered: bool) -> datasets.Dataset:
     """The rows of `--validation_files`; those that are trained on too are counted in a warning.
 
     Raises:
         ValueError: a file cannot be read, or holds chats where the training rows are texts, or the reverse.
     """
-    rows = read_instructions(files)
+    rows = read_instructions(files, numbered=numbered)
     if "prompt" not in train.column_names or not isinstance(rows[0]["prompt"], type(train[0]["prompt"])):
         raise ValueError(
             f"{', '.join(files)} and the training rows are not of one kind: give chats for chats, and instructions or "
@@ -134,6 +145,28 @@ def validation_rows(train: datasets.Dataset, files: Sequence[str]) -> datasets.D
     if seen:
         logger.warning("%d of %d validation rows are training rows too: their loss says little.", len(seen), len(rows))
     return datasets.Dataset.from_list(rows)
+
+
+def with_own_rows(data: TaskData) -> TaskData:
+    """The validation rows with the answers that a metric compares.
+
+    Raises:
+        ValueError: there are none, or a row has no answer.
+    """
+    if data.problems:
+        raise ValueError("--task word-problems marks its problems by itself: leave --metric out.")
+    if not isinstance(data.evaluation, datasets.Dataset):
+        raise ValueError("--metric needs validation rows: give --validation_files, or --validation_size above 0.")
+    if set(data.evaluation.column_names) >= PLACE:
+        rows = rows_at(zip(data.evaluation["ist_file"], data.evaluation["ist_row"], strict=True))
+    else:
+        rows = [own_row("the validation set", number, row) for number, row in enumerate(data.evaluation, start=1)]
+    return TaskData(without_places(data.train), without_places(data.evaluation), own_rows=tuple(rows))
+
+
+def without_places(rows: Any) -> Any:
+    """Rows as they are trained on."""
+    return rows.remove_columns(sorted(PLACE)) if set(rows.column_names or ()) >= PLACE else rows
 
 
 def pair_text(row: Any) -> str:

@@ -11,8 +11,10 @@ from ...method.registry import SELECTORS, what_trains
 __all__ = [
     "ADAPTERS",
     "ADAPTER_FLAGS",
+    "BOTTLENECKS",
     "FOCUSED",
     "METHODS",
+    "PLACEMENTS",
     "check_checkpointing",
     "check_method",
     "selector_of",
@@ -20,7 +22,13 @@ __all__ = [
     "unused_flags",
 ]
 
-ADAPTERS = ("lora", "dora", "adalora", "series", "parallel", "none")
+PLACEMENTS = ("houlsby", "pfeiffer", "he")
+"""Bottleneck adapters by their usual places."""
+BOTTLENECKS = ("series", "parallel", *PLACEMENTS)
+ADAPTERS = ("lora", "dora", "adalora", *BOTTLENECKS, "none")
+OTHER = "other"
+"""What flags have no effect on: a type of PEFT's by its name, or a configuration from a file."""
+EVERY_ADAPTER = (*ADAPTERS, OTHER)
 OTHER_NAMES = {"all": "peft"}
 """Selectors that have another name here: what `peft` trains is the PEFT method as it is."""
 
@@ -41,10 +49,10 @@ class Flags:
 
     names: frozenset[str]
     methods: frozenset[str] = frozenset(METHODS)
-    adapters: frozenset[str] = frozenset(ADAPTERS)
+    adapters: frozenset[str] = frozenset(EVERY_ADAPTER)
 
 
-def flags(names: str, methods: Collection[str] = METHODS, adapters: Collection[str] = ADAPTERS) -> Flags:
+def flags(names: str, methods: Collection[str] = METHODS, adapters: Collection[str] = EVERY_ADAPTER) -> Flags:
     """`Flags` of names with spaces between them."""
     return Flags(frozenset(names.split()), frozenset(methods), frozenset(adapters))
 
@@ -61,9 +69,9 @@ EFFECTS = (
     flags("num_active_layers preset rounding", CHOOSING),
     flags("frozen_dropout optimizer_state", CHOOSING),
     flags("recompute layers", [*CHOOSING, *FOCUSED]),
-    flags("fused", [*CHOOSING, *FOCUSED], ["lora"]),
+    flags("fused", [*CHOOSING, *FOCUSED], ["lora", OTHER]),
     flags("num_focused_layers focused_rank focus_min_depth", FOCUSED),
-    flags("focus_init", FOCUSED, ["lora", "dora"]),
+    flags("focus_init", FOCUSED, ["lora", "dora", OTHER]),
     flags("focus_criterion", ["focused", "top-gradient"]),
     flags("focus_spread", ["focused"]),
     flags("fixed_layers", ["fixed"]),
@@ -73,9 +81,10 @@ EFFECTS = (
     flags("use_dora", adapters=["lora", "dora"]),
     flags("lora_modules_to_save lora_task_type", adapters=[a for a in ADAPTERS if a != "none"]),
     flags(
-        "bottleneck_size bottleneck_non_linearity bottleneck_dropout bottleneck_target_modules",
-        adapters=["series", "parallel"],
+        "bottleneck_size bottleneck_non_linearity bottleneck_dropout bottleneck_sparsity",
+        adapters=BOTTLENECKS,
     ),
+    flags("bottleneck_target_modules", adapters=["series", "parallel"]),
     flags("adalora_init_r adalora_warmup_steps adalora_final_steps adalora_interval", adapters=["adalora"]),
 )
 
@@ -83,7 +92,7 @@ ADAPTER_FLAGS = frozenset({"adapter"}).union(
     *(
         effect.names
         for effect in EFFECTS
-        if len(effect.adapters) < len(ADAPTERS) and len(effect.methods) == len(METHODS)
+        if len(effect.adapters) < len(EVERY_ADAPTER) and len(effect.methods) == len(METHODS)
     )
 )
 """Flags that describe a new adapter."""
@@ -91,6 +100,7 @@ ADAPTER_FLAGS = frozenset({"adapter"}).union(
 
 def unused_flags(method: str, adapter: str, given: Collection[str]) -> list[str]:
     """The flags among those given that have no effect with a method and an adapter, as they are written."""
+    adapter = adapter if adapter in ADAPTERS else OTHER
     without = {
         name
         for effect in EFFECTS

@@ -53,10 +53,14 @@ def instruction_prompt(row: Mapping[str, Any]) -> str:
     return f"{INTRODUCTION}\n\n### Instruction:\n{instruction}\n\n### Response:\n"
 
 
-def read_instructions(files: Sequence[str | Path]) -> list[dict[str, Any]]:
+def read_instructions(files: Sequence[str | Path], *, numbered: bool = False) -> list[dict[str, Any]]:
     """Read files of instructions, of prompts with completions, or of chats, joined in the order given.
 
     Rows with an empty answer teach nothing, and are left out with a warning.
+
+    Args:
+        files: JSON, JSON-lines, CSV or parquet.
+        numbered: give each row its place too, `ist_file` and, from 1, `ist_row`.
 
     Returns:
         Rows with `prompt` and `completion`, the format of TRL's `SFTTrainer`: texts, or messages for chats.
@@ -65,15 +69,19 @@ def read_instructions(files: Sequence[str | Path]) -> list[dict[str, Any]]:
         ValueError: a file is missing or cannot be read, holds no rows, a row does not fit, or chats stand among other
             rows.
     """
-    rows = [row for file in files for row in read_file(Path(file))]
+    rows = [
+        {**row, "ist_file": str(file), "ist_row": number} if numbered else row
+        for file in files
+        for number, row in read_file(Path(file)).items()
+    ]
     kinds = {type(row["prompt"]) for row in rows}
     if len(kinds) > 1:
         raise ValueError(f"{', '.join(map(str, files))} hold chats and other rows: train on one kind at a time.")
     return rows
 
 
-def read_file(file: Path) -> list[dict[str, Any]]:
-    """The prompts and completions of one file."""
+def read_file(file: Path) -> dict[int, dict[str, Any]]:
+    """The prompts and completions of one file, by the row's number."""
     rows = {number: to_prompt_completion(file, number, row) for number, row in enumerate(read_rows(file), start=1)}
     kept = {number: row for number, row in rows.items() if not is_empty(row["completion"])}
     if not kept:
@@ -84,7 +92,7 @@ def read_file(file: Path) -> list[dict[str, Any]]:
             "%d of %d rows of %s have an empty answer (row %d is the first), and are left out.",
             len(rows) - len(kept), len(rows), file, first,
         )  # fmt: skip
-    return list(kept.values())
+    return kept
 
 
 def is_empty(completion: str | Sequence[Mapping[str, str]]) -> bool:

@@ -19,6 +19,7 @@ from .generation import generate_texts
 from .likelihood import option_likelihoods, option_texts
 from .loss import completion_losses, losses, text_windows
 from .metrics import UserMetric, make_marker, metric_identity
+from .own_answers import answer_own_rows
 from .results import Accuracy, Loss, Score, TaskResult
 from .settings import PROTOCOLS, EvaluationSettings, Protocol
 
@@ -26,8 +27,6 @@ __all__ = ["TaskData", "evaluate"]
 
 TaskData = Sequence[TaskRow] | Sequence[OwnRow] | Sequence[Mapping[str, Any]] | str
 """Rows of a task, or a user's own to be answered; for the loss also rows of `prompt` and `completion`, or one text."""
-OWN_NEW_TOKENS = 256
-"""Tokens of an answer to a row of the user's own, where the settings say nothing."""
 
 Batches = Iterator[list[tuple[int, dict[str, Any]]]]
 Progress = Callable[[str, int, int], None]
@@ -198,18 +197,7 @@ def prepare_own_rows(
         raise ValueError(f"{name} {error}.") from error
 
     def batches(done: frozenset[int]) -> Batches:
-        for batch in generate_texts(
-            model,
-            tokenizer,
-            [row.prompt for row in rows],
-            max_new_tokens=settings.max_new_tokens or OWN_NEW_TOKENS,
-            generation=settings.generation,
-            batch_size=settings.batch_size,
-            max_length=settings.max_length,
-            seed=settings.seed,
-            done=done,
-        ):
-            yield [(i, {"text": t, "expected": rows[i].expected, "score": marker(rows[i], t)}) for i, t in batch]
+        return answer_own_rows(model, tokenizer, rows, marker, settings, done)
 
     return [row_id(row.prompt, row.expected) for row in rows], batches
 

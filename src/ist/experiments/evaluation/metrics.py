@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from ..data.own_rows import OwnRow
 from .extraction import find_label, own_response
 
-__all__ = ["METRICS", "Metric", "UserMetric", "make_marker", "metric_identity"]
+__all__ = ["METRICS", "Marker", "Metric", "UserMetric", "make_marker", "metric_identity"]
 
 Metric = Literal["exact_match", "label_accuracy"]
 METRICS: tuple[Metric, ...] = get_args(Metric)

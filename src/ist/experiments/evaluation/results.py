@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
+from ..statistics import t_quantile
 from .interval import wilson_interval
 
 __all__ = ["Accuracy", "Loss", "Score", "TaskResult"]
+
+MANY = 200
+"""Values from which Student's t is as good as normal, within 1%."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,21 @@ class Score:
     """The standard deviation over rows, with n - 1."""
     total: int
 
-    def to_dict(self) -> dict[str, float]:
-        """With the 95% interval of a mean, score ± 1.96 deviation/√n, as in `ist_eval.json`."""
-        half = NormalDist().inv_cdf(0.975) * self.deviation / math.sqrt(self.total)
-        return {"score": self.score, "low": self.score - half, "high": self.score + half, "total": self.total}
+    def to_dict(self) -> dict[str, Any]:
+        """With the 95% interval of a mean, score ± t · deviation/√n, as in `ist_eval.json`; a single row has none."""
+        half = None if self.total < 2 else quantile(self.total) * self.deviation / math.sqrt(self.total)
+        low, high = (None, None) if half is None else (self.score - half, self.score + half)
+        return {"score": self.score, "low": low, "high": high, "total": self.total}
 
     def __str__(self) -> str:
         found = self.to_dict()
-        return f"score {self.score:.4g} ({found['low']:.4g} to {found['high']:.4g}), mean of {self.total}"
+        between = "" if self.total < 2 else f" ({found['low']:.4g} to {found['high']:.4g})"
+        return f"score {self.score:.4g}{between}, mean of {self.total}"
+
+
+def quantile(total: int) -> float:
+    """Standard errors from a mean of `total` values, at least 2, to the ends of its 95% interval, by Student's t."""
+    return t_quantile(0.975, total - 1) if total <= MANY else NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import matplotlib
 
 from ...runs.files import replacing
 from ..analysis import have_moved
-from .axes import STYLE, number_layers
-from .comparison import new_figure
+from .axes import number_layers, span_layers
+from .canvas import STYLE, new_figure
 
 __all__ = ["draw_analysis"]
 
@@ -61,8 +61,9 @@ def draw_importance(axes: Any, result: Mapping[str, Any]) -> None:
         half = [(high - low) / 2 for low, high in intervals]
         axes.errorbar(range(len(importance)), middle, half, fmt="none", ecolor="0.2", elinewidth=0.8)
     axes.axhline(0, color="0.3", linewidth=0.8)
-    axes.set(title="True importance", xlabel="layer", ylabel="loss increase without it, nats")
-    number_layers(axes.xaxis)
+    few = "" if intervals else f" (no intervals from {result['num_batches']} batches)"
+    axes.set(title=f"True importance{few}", xlabel="layer", ylabel="loss increase without it, nats")
+    span_layers(axes, len(importance))
 
 
 def draw_learned(axes: Any, result: Mapping[str, Any]) -> None:
@@ -70,6 +71,7 @@ def draw_learned(axes: Any, result: Mapping[str, Any]) -> None:
     axes.set(title="Learned and true importance", xlabel="true importance, nats", ylabel="I, learned")
     if not result["learned"]:
         axes.text(0.5, 0.5, "nothing was learned", ha="center", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
         return
     axes.scatter(result["importance"], result["learned"], s=12, color="tab:red")
     for layer, point in enumerate(zip(result["importance"], result["learned"], strict=True)):

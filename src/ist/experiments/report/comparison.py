@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from ...runs.files import replacing
-from .axes import STYLE, number_layers, number_steps
+from .axes import number_layers, number_steps
+from .canvas import STYLE, Run, by_method, new_figure
+from .lines import add_scale, draw_layers
+from .metrics import draw_metrics
 from .pictures import sigmoid
 
 __all__ = ["draw_comparison"]
 
-Run = Mapping[str, Any]
 Curve = Sequence[tuple[float, float, float]]
 """Points of step, seconds of training and validation loss."""
+
+
+MANY_METHODS = 6
+"""A legend of more stands beside the panels, not over the lines."""
 
 
 def draw_comparison(summary: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -29,8 +32,9 @@ def draw_comparison(summary: Mapping[str, Any], folder: Path) -> list[Path]:
 
     Args:
         summary: what `compare.json` holds.
-        folder: for the pictures: `losses.png` (figure 1, right), `importance.png` (figure 4), `choices.png`, and of
-            runs that tune the most or least important layers only `selection.png` (figure 2b).
+        folder: for the pictures: `losses.png` (figure 1, right), `importance.png` (figure 4), `choices.png`,
+            `metrics.png` (of answers), and of runs that tune the most or least important layers only `selection.png`
+            (figure 2b).
 
     Returns:
         The pictures for which there was something to draw.
@@ -45,21 +49,6 @@ def draw_comparison(summary: Mapping[str, Any], folder: Path) -> list[Path]:
                 with replacing(pictures[-1]) as part:
                     figure.savefig(part, format="png")
     return pictures
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure that is drawn to a file."""
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each method, in the order in which they came."""
-    methods: dict[str, list[Run]] = {}
-    for run in runs:
-        methods.setdefault(run["method"], []).append(run)
-    return methods
 
 
 def loss_curve(run: Run) -> list[tuple[float, float, float]]:
@@ -78,21 +67,26 @@ def draw_losses(runs: Sequence[Run]) -> Figure | None:
     steps = by_method([run for run in runs if run["budget"] == "steps"])
     if not any(loss_curve(run) for run in runs):
         return None
-    figure = new_figure(9, 3.6)
+    many = len(steps) > MANY_METHODS
+    figure = new_figure(10.5 if many else 9, 3.6)
     left, right = figure.subplots(1, 2, sharey=True)
+    colors = matplotlib.colormaps["tab20" if many else "tab10"]
     for number, (method, own) in enumerate(steps.items()):
-        color = f"C{number % 10}"
+        color = colors(number % colors.N)
         draw_band(left, [loss_curve(run) for run in own], 0, color, method)
         seconds = [run for run in runs if run["method"] == method and run["budget"] == "seconds"]
         draw_band(right, [loss_curve(run) for run in seconds or own], 1, color, method)
     left.set(title="Validation loss at equal steps", xlabel="optimizer step", ylabel="nats a token")
     right.set(title="The same over training time", xlabel="seconds of training")
-    left.legend(frameon=False)
+    if many:
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    else:
+        left.legend(frameon=False)
     number_steps(left.xaxis)
     return figure
 
 
-def draw_band(axes: Any, curves: Sequence[Curve], column: int, color: str, label: str) -> None:
+def draw_band(axes: Any, curves: Sequence[Curve], column: int, color: Any, label: str) -> None:
     """The mean of curves, with the range between the lowest and the highest, as far as all of them go."""
     curves = [curve for curve in curves if curve]
     if not curves:
@@ -124,18 +118,15 @@ def draw_importance(runs: Sequence[Run]) -> Figure | None:
     num_layers = max(len(own[0]["importance"]["scores"][0]) for own in learned.values())
     figure = new_figure(9, 0.4 + 2.8 * len(learned))
     panels = figure.subplots(len(learned), 1, squeeze=False)[:, 0]
-    colors = matplotlib.colormaps["viridis"]
     for axes, (method, own) in zip(panels, learned.items(), strict=True):
         length = min(len(run["importance"]["steps"]) for run in own)
-        for layer in range(len(own[0]["importance"]["scores"][0])):
-            means = [
-                sum(sigmoid(run["importance"]["scores"][k][layer]) for run in own) / len(own) for k in range(length)
-            ]
-            axes.plot(own[0]["importance"]["steps"][:length], means, color=colors(layer / max(1, num_layers - 1)), lw=1)
+        means = [
+            [sum(sigmoid(run["importance"]["scores"][k][layer]) for run in own) / len(own) for k in range(length)]
+            for layer in range(len(own[0]["importance"]["scores"][0]))
+        ]
+        draw_layers(axes, own[0]["importance"]["steps"][:length], means, num_layers)
         axes.set(title=f"Importance over time, {method}", xlabel="optimizer step", ylabel="sigmoid(I)")
-        number_steps(axes.xaxis)
-    scale = ScalarMappable(Normalize(0, num_layers - 1), colors)
-    number_layers(figure.colorbar(scale, ax=list(panels), label="layer", pad=0.01).ax.yaxis)
+    add_scale(figure, list(panels), num_layers)
     return figure
 
 
@@ -160,7 +151,7 @@ def draw_choices(runs: Sequence[Run]) -> Figure | None:
     axes.set(title="Share of steps in which a layer was trained", xlabel="layer")
     number_layers(axes.xaxis)
     axes.set_yticks(range(len(chosen)), list(chosen))
-    figure.colorbar(image, ax=axes, pad=0.01)
+    figure.colorbar(image, ax=axes, pad=0.01, label="share")
     return figure
 
 
@@ -188,7 +179,7 @@ def draw_selection(runs: Sequence[Run]) -> Figure | None:
         if values:
             axes.axhline(sum(values) / len(values), color=color, linestyle="--", linewidth=1, label=label)
     axes.set(title="Tuning some layers only", xlabel="layers tuned", ylabel="validation loss, nats a token")
-    number_layers(axes.xaxis)
+    axes.set_xticks(sorted({count for losses in curves.values() for count in losses}))
     axes.legend(frameon=False)
     return figure
 
@@ -209,6 +200,7 @@ DRAWN = {
     "losses": draw_losses,
     "importance": draw_importance,
     "choices": draw_choices,
+    "metrics": draw_metrics,
     "selection": draw_selection,
 }
 """The pictures by name."""

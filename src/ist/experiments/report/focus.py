@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.patches import Patch
 
 from ...runs.files import FOCUS_FILE
-from .axes import LARGEST, number_layers
+from .axes import LARGEST, span_layers
 from .run import MAX_LAYERS
 
 __all__ = ["FocusScores", "draw_scores", "read_focus"]
@@ -62,6 +62,6 @@ def draw_scores(axes: Any, focus: FocusScores) -> None:
     axes.set(title="Importance before training", xlabel="layer", ylabel=f"score ({focus.criterion})")
     if focus.scores is None:
         axes.set(title="Evenly spread, nothing measured", ylabel="", yticks=[])
-    number_layers(axes.xaxis)
+    span_layers(axes, focus.num_layers)
     named = [Patch(color="tab:red", label="has adapters"), Patch(color="0.75", label="has none")]
     axes.legend(handles=named, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2)

@@ -18,7 +18,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ...runs.files import replacing
 from ...runs.history import history_file
-from .axes import STYLE, few_ticks, number_layers, number_steps
+from .axes import few_ticks, number_layers, number_steps
+from .canvas import STYLE
 from .focus import draw_scores, read_focus
 from .run import RunHistory, read_run
 
@@ -147,14 +148,21 @@ def draw_losses(axes: Any, run: RunHistory) -> None:
     number_steps(axes.xaxis)
     if axes.has_data():
         axes.legend(frameon=False)
+    else:
+        axes.text(0.5, 0.5, "no loss was logged", ha="center", transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
 
 
 def draw_final(axes: Any, run: RunHistory) -> None:
     """Scores after the last update."""
-    scores = run.updates[-1]["importance"] if run.updates else [0.0] * run.num_layers
+    axes.set(title="Importance at the end", xlabel="I", ylabel="layer", ylim=(-0.5, run.num_layers - 0.5))
+    number_layers(axes.yaxis)
+    if not run.updates:
+        axes.text(0.5, 0.5, "none was measured", ha="center", transform=axes.transAxes)
+        axes.set(xticks=[])
+        return
+    scores = run.updates[-1]["importance"]
     colors = ["tab:red" if score > 0 else "tab:blue" for score in scores]
     axes.barh(range(run.num_layers), scores, color=colors)
     axes.axvline(0, color="0.3", linewidth=0.8)
-    axes.set(title="Importance at the end", xlabel="I", ylabel="layer", ylim=(-0.5, run.num_layers - 0.5))
     few_ticks(axes.xaxis)
-    number_layers(axes.yaxis)

@@ -1,4 +1,7 @@
-"""A metric of the user's own: `FILE.py:FUNCTION` or `MODULE:FUNCTION`, from the command line alone, since it runs."""
+"""Flags that say how answers to a user's own rows are marked, alike in `ist eval` and `ist train`.
+
+A metric of the user's own, `FILE.py:FUNCTION` or `MODULE:FUNCTION`, comes from the command line alone, since it runs.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,22 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...experiments.evaluation.metrics import UserMetric
+from ..experiments.evaluation.metrics import UserMetric
 
-__all__ = ["load_metric"]
+__all__ = ["check_marks", "load_metric"]
+
+
+def check_marks(metric: str | None, labels: Sequence[str] | None, function: str | None) -> None:
+    """Raise ValueError where `--metric`, `--labels` and `--metric_function` do not go together."""
+    if function and (metric or labels):
+        other = "metric" if metric else "labels"
+        raise ValueError(f"--{other} and --metric_function given: answers are marked by one of them.")
+    if labels and metric != "label_accuracy":
+        raise ValueError("--labels are for --metric label_accuracy: add it.")
 
 
 def load_metric(text: str) -> UserMetric:

@@ -1,0 +1,120 @@
+"""Adapters beyond the words of `--adapter`: any type that PEFT knows, by its name or by a file of its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from ... import bottleneck  # noqa: F401  (PEFT learns of series and parallel adapters)
+from .methods import ADAPTERS
+
+__all__ = ["check_adapter", "config_from_file", "config_of_type", "peft_types"]
+
+CONFIG_FILE = "adapter_config.json"
+MOST_BYTES = 1_000_000
+"""Of a configuration."""
+
+WITH_WORDS = {"LORA", "ADALORA", "BOTTLENECK"}
+"""Types that have words and flags of their own."""
+NOT_SETTINGS = {
+    "base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "runtime_config",
+    "peft_type", "megatron_core",
+}  # fmt: skip
+"""What a saved configuration says of the adapter that it was saved with; a new adapter does without."""
+REFUSED = {
+    "megatron_config": "imports a module that it names",
+    "adapters": "loads other adapters",
+}
+"""Settings that no file may have, and why."""
+
+
+def peft_types() -> list[str]:
+    """The names of PEFT's adapter types that `--adapter` takes, in small letters."""
+    names = [str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_CONFIG_MAPPING]
+    return sorted(name.lower() for name in names if name not in WITH_WORDS)
+
+
+def check_adapter(adapter: str) -> None:
+    """Raise ValueError where `--adapter` names neither a kind, nor a type of PEFT, nor a configuration's file."""
+    if adapter in ADAPTERS or adapter in peft_types():
+        return
+    if not Path(adapter).exists():
+        raise ValueError(
+            f"adapter={adapter!r} is unknown: choose one of {', '.join(ADAPTERS)}, one of PEFT's types "
+            f"({', '.join(peft_types())}), or a JSON file with the configuration of one."
+        )
+    config_from_file(adapter)
+
+
+def config_of_type(name: str) -> Any:
+    """PEFT's configuration of a type with its own defaults, on all linear modules where it takes modules.
+
+    Raises:
+        ValueError: this type needs settings that have no default.
+    """
+    return make_config(f"--adapter {name}", {"peft_type": name.upper()})
+
+
+def config_from_file(path: str) -> Any:
+    """The configuration that a file holds, for a new adapter.
+
+    Args:
+        path: a JSON file as PEFT saves it (`adapter_config.json`), or the folder of one; `peft_type` and what differs
+            from its defaults are enough.
+
+    Raises:
+        ValueError: it holds no configuration, several, or one that cannot be used.
+    """
+    file = Path(path) / CONFIG_FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise ValueError(f"--adapter {path}: {file} is not a file; give a JSON file with the configuration.")
+    if file.stat().st_size > MOST_BYTES:
+        raise ValueError(f"--adapter {path}: the file has more than {MOST_BYTES} bytes, and is no configuration.")
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--adapter {path}: the file is not JSON ({type(error).__name__}).") from error
+    if isinstance(settings, list):
+        raise ValueError(
+            f"--adapter {path} holds several configurations, and PEFT saves one kind of adapter with a model: for LoRA "
+            'beside bottlenecks give one with "peft_type": "BOTTLENECK" and "lora_modules".'
+        )
+    if not isinstance(settings, dict):
+        raise ValueError(f"--adapter {path} holds a {type(settings).__name__}, not an object with `peft_type`.")
+    return make_config(f"--adapter {path}", settings)
+
+
+def make_config(where: str, settings: dict[str, Any]) -> Any:
+    """PEFT's configuration from plain settings."""
+    known = {str(getattr(name, "value", name)): kind for name, kind in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kind = known.get(str(settings.get("peft_type")))
+    if kind is None:
+        raise ValueError(
+            f"{where} has peft_type={settings.get('peft_type')!r}: choose one of {', '.join(sorted(known))}."
+        )
+    if settings["peft_type"] == "ADALORA":
+        raise ValueError(f"{where} is of ADALORA, whose schedule follows from the training: give --adapter adalora.")
+    given = {name: value for name, value in settings.items() if name not in NOT_SETTINGS}
+    given["task_type"] = given.get("task_type") or "CAUSAL_LM"
+    fields = {field.name for field in dataclasses.fields(kind) if field.init}
+    for name in given:
+        if name in REFUSED and given[name]:
+            raise ValueError(f"{where} sets {name}, which {REFUSED[name]}: leave it out.")
+        if name not in fields:
+            raise ValueError(f"{where} sets {name!r}, which {kind.__name__} of this version of PEFT does not know.")
+    if "target_modules" in fields and not given.get("target_modules") and not needs_no_modules(settings, given):
+        given["target_modules"] = "all-linear"
+    try:
+        return kind(**given)
+    except (TypeError, ValueError) as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{where} is no usable configuration ({said}).") from error
+
+
+def needs_no_modules(settings: dict[str, Any], given: dict[str, Any]) -> bool:
+    """Whether a configuration says otherwise what it is put on, or a placement finds it."""
+    return settings["peft_type"] == "BOTTLENECK" or bool(given.get("target_parameters"))
