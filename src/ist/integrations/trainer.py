@@ -37,7 +37,7 @@ __all__ = ["IST"]
 
 
 class IST(TrainerCallback, ExportableState):
-    """Importance-aware Sparse Tuning in one line.
+    """Importance-aware Sparse Tuning in one line, algorithm 1 of the paper.
 
     ::
 
@@ -80,7 +80,7 @@ class IST(TrainerCallback, ExportableState):
         probe_dataset: Any = None,
         **options: Any,
     ) -> None:
-        self.config = resolve_config(config, options)
+        self.config = resolve_config(config, options, IST)
         self.tuner: SparseTuner | None = None
         """The tuner of the current training, or of the last one."""
         self._selector = selector

@@ -20,7 +20,7 @@ from .suppression import LossFunction, candidate_losses, check_scalar
 __all__ = ["gate_scores", "removal_scores"]
 
 BETA = 0.25
-"""`β` of equation 8, where a gate's other end is."""
+"""`β` of eq. 8, where a gate's other end is."""
 
 
 def removal_scores(

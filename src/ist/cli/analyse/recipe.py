@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ...runs.files import write_whole
 from ..compare.recipe import OWN_FLAGS, to_arguments
 from ..recipes.files import find_recipe, read_recipe, split_recipe
 from ..recipes.renamed import rename_keys
@@ -44,7 +45,7 @@ def write_selection_recipe(folder: Path, arguments: Sequence[str], importance: S
             {"methods": selections(importance), "seeds": [0], "against": ["all"], "flags": kept}, sort_keys=False
         ),
     ]
-    file.write_text("\n".join(lines), encoding="utf-8")
+    write_whole(file, "\n".join(lines))
     return command
 
 

@@ -12,8 +12,8 @@ from trl.scripts.utils import DatasetMixtureConfig
 
 from ...config import ISTConfig, check_choice, check_whole
 from ...experiments.data.tasks import find_tasks
-from ...focusing import CRITERIA, TRAINED
 from ...method.spreading import SPREADS
+from ...probing.criteria import CRITERIA, TRAINED
 from ..recipes.files import check_keys, find_recipe, flag_names, read_recipe, run_name, split_recipe
 from ..recipes.renamed import rename_arguments, rename_keys, warn_of_old_names
 from ..recipes.safety import COMMAND_LINE_ONLY, check_safe

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from .axes import number_layers, number_steps
 from .pictures import sigmoid
+from .saving import save_figure
 
 __all__ = ["draw_comparison"]
 
@@ -43,7 +44,7 @@ def draw_comparison(summary: Mapping[str, Any], folder: Path) -> list[Path]:
             figure = draw(summary["runs"] if name == "losses" else runs)
             if figure is not None:
                 pictures.append(folder / f"{name}.png")
-                figure.savefig(pictures[-1])
+                save_figure(figure, pictures[-1])
     return pictures
 
 

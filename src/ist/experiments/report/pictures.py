@@ -19,6 +19,7 @@ from ...runs.history import history_file
 from .axes import number_layers, number_steps
 from .focus import draw_scores, read_focus
 from .run import RunHistory, read_run
+from .saving import save_figure
 
 __all__ = ["PICTURE_FILE", "draw_report"]
 
@@ -51,7 +52,7 @@ def draw_report(folder: str | os.PathLike[str]) -> Path:
             draw_scores(scores, focus)
             draw_losses(losses, run)
         picture = file.parent / PICTURE_FILE
-        figure.savefig(picture)
+        save_figure(figure, picture)
     return picture
 
 
