@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,20 +9,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from launch import launch
+from launch import found_by_both
 from matrix import note
 
 pytestmark = pytest.mark.distributed
 
-WORKER = Path(__file__).parent / "orders_worker.py"
-
 
 def test_ranks_hold_one_adapter_in_every_order(tmp_path: Path) -> None:
     """On DDP; Accelerate itself refuses an evaluation before the first training on FSDP2."""
-    finished = launch([WORKER, tmp_path], 2)
-    assert all(process.returncode == 0 for process in finished), finished[0].stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"found.{rank}.json").read_text()) for rank in range(2))
-    assert first == second
-    assert len(first) == 4
-    assert first["evaluate train"] == first["predict train"], "and what was evaluated before changes no bit"
+    found = found_by_both(Path(__file__).parent / "orders_worker.py", tmp_path)
+    assert len(found) == 4
+    assert found["evaluate train"] == found["predict train"], "and what was evaluated before changes no bit"
     note("Trainer, DDP", "evaluate, predict and train in any order", 2, "right", "test_ranks_hold_one_adapter")

@@ -12,7 +12,7 @@ from ..adapters.layers import Layer, discover_layers, find_adapters
 from ..adapters.outline import AdaptedModule, Outline, outline
 from ..config import check_choice, check_whole, with_checked_keywords
 from ..runtime.distributed import current_ranks
-from .gradients import Target, adapter_gradients, output_norms
+from .gradients import Target, adapter_gradients, output_norms, take_batches
 from .suppression import LossFunction, model_loss
 from .trained import gate_scores, removal_scores
 
@@ -121,7 +121,8 @@ def trained_scores(
 ) -> tuple[float, ...]:
     """The scores of layers whose adapters were trained a little."""
     measure = gate_scores if criterion == "gate" else removal_scores
-    return tuple(current_ranks().mean(measure(model, found, batches, num_batches, loss_function or model_loss)))
+    given = take_batches(batches, num_batches)
+    return tuple(current_ranks().mean(measure(model, found, given, loss_function or model_loss)))
 
 
 def target_of(module: AdaptedModule, peft_config: Any) -> Target:

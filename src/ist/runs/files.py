@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def write_whole(file: str | os.PathLike[str], content: str | bytes) -> None:
         raise
 
 
-def write_json(file: str | os.PathLike[str], value: Any, indent: int | None = 2) -> None:
-    """Write a value as a JSON file, whole or not at all."""
-    write_whole(file, json.dumps(value, indent=indent) + "\n")
+def write_json(
+    file: str | os.PathLike[str], value: Any, indent: int | None = 2, default: Callable[[Any], Any] | None = None
+) -> None:
+    """Write a value as a JSON file, whole or not at all; `default` is `json.dumps`'s."""
+    write_whole(file, json.dumps(value, indent=indent, default=default) + "\n")
