@@ -28,7 +28,6 @@ CALLS: list[tuple[Any, tuple[Any, ...], type[Exception], str, str]] = [
     (SparseTuner, (None,), ValueError, "n_active", "num_active_layers"),
     (SparseTuner, (None,), ValueError, "probes", "probe_batches"),
     (SparseTuner, (None, ISTConfig()), ValueError, "loss_fn", "loss_function"),
-    (greedy_layers, (None, [], []), ValueError, "num_chosn", "num_chosen"),
     (ISTConfig, (), TypeError, "betta", "beta"),
     (ISTConfig.authors, (), ValueError, "intervals", "update_interval"),
 ]
@@ -73,6 +72,19 @@ def test_a_number_of_layers_given_as_layers(call: Any) -> None:
         match=r"layers=4 is not a name .*: this model has .*layers' \(2 blocks\)\. How many .* num_layers of",
     ):
         call()
+
+
+def test_a_number_of_layers_is_refused_before_there_is_a_model() -> None:
+    with pytest.raises(
+        ValueError, match=r"layers=4 is not .*: give one, or None\. How many layers .* num_active_layers"
+    ):
+        IST(layers=4)  # type: ignore[arg-type]
+
+
+def test_the_greedy_search_says_its_own_keywords_too() -> None:
+    needed: dict[str, Any] = {"train_batches": [], "validation_batches": [], "num_steps": 1, "learning_rate": 0.1}
+    with pytest.raises(ValueError, match=r"Unknown option min_gains of greedy_layers: did you mean min_gain\?"):
+        greedy_layers(tiny_lora(2), **needed, min_gains=0.1)
 
 
 def test_a_count_is_meant_by_a_count() -> None:

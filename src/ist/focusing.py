@@ -83,7 +83,7 @@ def focus(
 
     Raises:
         ValueError: an argument is outside what is allowed, or the model and the configuration do not fit.
-        TypeError: an option is unknown.
+        TypeError: an argument is unknown.
     """
     if message := unknown_keywords("focus", options, keywords_of(find_focus)):
         raise TypeError(message)
@@ -130,6 +130,7 @@ def find_focus(
 
     Raises:
         ValueError: as `focus`.
+        TypeError: an argument is unknown.
     """
     start = time.perf_counter()
     check_options(rank, scaling, num_batches, spread)

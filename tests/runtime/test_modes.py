@@ -85,6 +85,7 @@ def test_nothing_is_cached_for_generation_meanwhile() -> None:
     assert [config.use_cache for config in configs] == [True, False, None]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
 def test_compiled_scripts_keep_their_flag_elsewhere() -> None:
     model = nn.Sequential(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), nn.Dropout()).train()
     with evaluation_mode(model):

@@ -10,10 +10,10 @@ import fnmatch
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from torch import nn
 
+from ..config import check_stack_names
 from ..runtime.wrappers import base_model
 from . import adapterhub
 
@@ -209,12 +209,8 @@ def choose_stacks(
 
 def named_stacks(stacks: dict[str, nn.Module], names: str | Sequence[str], what: str) -> dict[str, nn.Module]:
     """The stacks whose qualified name, or an end of it, matches one of `names`."""
-    patterns = list(names) if isinstance(names, (list, tuple)) else [cast("str", names)]
-    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-        raise ValueError(
-            f"layers={names!r} is not a name or a list of names of stacks: this model has {describe_stacks(stacks)}. "
-            "How many layers to train is num_active_layers, or num_layers of focus()."
-        )
+    check_stack_names(names, f"this model has {describe_stacks(stacks)}")
+    patterns = [names] if isinstance(names, str) else list(names)
     chosen: dict[str, nn.Module] = {}
     for pattern in patterns:
         matches = {n: s for n, s in stacks.items() if fnmatch.fnmatchcase(f".{n}", f"*.{pattern}")}

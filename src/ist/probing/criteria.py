@@ -63,6 +63,7 @@ def layer_scores(
 
     Raises:
         ValueError: an argument is outside what is allowed, or the loss says nothing of the layers.
+        TypeError: an argument is unknown.
     """
     check_num_batches(num_batches)
     check_choice("criterion", criterion, CRITERIA)
