@@ -42,7 +42,7 @@ def check_layer_number(name: str, value: Any) -> None:
 
 
 def check_stack_names(layers: Any, found: str = "") -> None:
-    """Raise ValueError unless `layers` is a name or a list of names of stacks of blocks; `found` says which there are."""
+    """Raise ValueError unless `layers` is a name or a list of names of stacks; `found` says which there are."""
     names = layers if isinstance(layers, (list, tuple)) else [layers]
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(
