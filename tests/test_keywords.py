@@ -75,9 +75,7 @@ def test_a_number_of_layers_given_as_layers(call: Any) -> None:
 
 
 def test_a_number_of_layers_is_refused_before_there_is_a_model() -> None:
-    with pytest.raises(
-        ValueError, match=r"layers=4 is not .*: give one, or None\. How many layers .* num_active"
-    ):
+    with pytest.raises(ValueError, match=r"layers=4 is not .*: give one, or None\. How many layers .* num_active"):
         IST(layers=4)  # type: ignore[arg-type]
 
 
