@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import platform
 import signal
 import sys
@@ -19,7 +20,7 @@ from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
 import ist
 from commit import commit
-from ist.runs.files import write_json
+from ist.runs.files import write_whole
 
 __all__ = ["FIVE", "GIB", "SEVEN", "Recorder", "allocated", "free", "make_model", "now", "peak", "reset_peak"]
 
@@ -168,7 +169,7 @@ class Recorder:
 
     def write(self) -> None:
         """Replace the file."""
-        write_json(self.file, self.result, indent=1, default=str)
+        write_whole(self.file, json.dumps(self.result, indent=1, default=str) + "\n")
 
 
 def installed(package: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,14 @@ FOCUS_FILE = "focus.json"
 """What a focused training found before it began: the score of each layer, the layers chosen, their ranks."""
 
 
-def write_whole(file: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file so that a reader finds all of the new content or all of the old, also after a kill.
+def write_whole(file: str | os.PathLike[str], text: str) -> None:
+    """Write a text file so that a reader finds all of the new text or all of the old, also after a kill.
 
-    The content goes to a second file in the same folder, reaches the disk, and takes the place of the first.
+    The text goes to a second file in the same folder, reaches the disk, and takes the place of the first.
 
     Args:
         file: in a folder that exists.
-        content: of the file; text is written in UTF-8.
+        text: written in UTF-8.
 
     Raises:
         OSError: it cannot be written; the file is as it was, and no part is left beside it.
@@ -36,8 +35,8 @@ def write_whole(file: str | os.PathLike[str], content: str | bytes) -> None:
     target = Path(file)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
+        with part.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(part, target)
@@ -47,8 +46,6 @@ def write_whole(file: str | os.PathLike[str], content: str | bytes) -> None:
         raise
 
 
-def write_json(
-    file: str | os.PathLike[str], value: Any, indent: int | None = 2, default: Callable[[Any], Any] | None = None
-) -> None:
-    """Write a value as a JSON file, whole or not at all; `default` is `json.dumps`'s."""
-    write_whole(file, json.dumps(value, indent=indent, default=default) + "\n")
+def write_json(file: str | os.PathLike[str], value: Any, indent: int | None = 2) -> None:
+    """Write a value as a JSON file, whole or not at all."""
+    write_whole(file, json.dumps(value, indent=indent) + "\n")

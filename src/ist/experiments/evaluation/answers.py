@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runs.files import write_json, write_whole
+from ...runs.files import write_whole
 
 __all__ = ["AnswerFile", "claim_folder", "row_id"]
 
@@ -31,7 +31,7 @@ def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     if not file.exists():
         if next(folder.glob("*.jsonl"), None):
             raise ValueError(f"{folder} has answers of unknown origin: give another folder with --output_dir.")
-        write_json(file, wanted)
+        write_whole(file, json.dumps(wanted, indent=2) + "\n")
         return
     try:
         known = json.loads(file.read_text(encoding="utf-8"))

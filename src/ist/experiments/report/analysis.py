@@ -11,7 +11,6 @@ import matplotlib
 from ..analysis import have_moved
 from .axes import number_layers
 from .comparison import STYLE, new_figure
-from .saving import save_figure
 
 __all__ = ["draw_analysis"]
 
@@ -38,7 +37,7 @@ def draw_analysis(result: Mapping[str, Any], folder: Path) -> Path:
         draw_importance(panels["importance"], result)
         draw_learned(panels["learned"], result)
         picture = folder / ANALYSIS_PICTURE
-        save_figure(figure, picture)
+        figure.savefig(picture)
     return picture
 
 

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from .axes import number_layers, number_steps
 from .pictures import sigmoid
-from .saving import save_figure
 
 __all__ = ["draw_comparison"]
 
@@ -44,7 +43,7 @@ def draw_comparison(summary: Mapping[str, Any], folder: Path) -> list[Path]:
             figure = draw(summary["runs"] if name == "losses" else runs)
             if figure is not None:
                 pictures.append(folder / f"{name}.png")
-                save_figure(figure, pictures[-1])
+                figure.savefig(pictures[-1])
     return pictures
 
 

@@ -19,7 +19,6 @@ from ...runs.history import history_file
 from .axes import number_layers, number_steps
 from .focus import draw_scores, read_focus
 from .run import RunHistory, read_run
-from .saving import save_figure
 
 __all__ = ["PICTURE_FILE", "draw_report"]
 
@@ -52,7 +51,7 @@ def draw_report(folder: str | os.PathLike[str]) -> Path:
             draw_scores(scores, focus)
             draw_losses(losses, run)
         picture = file.parent / PICTURE_FILE
-        save_figure(figure, picture)
+        figure.savefig(picture)
     return picture
 
 
