@@ -1,4 +1,4 @@
-"""A keyword that nobody takes is said in one line, with the nearest one that somebody does."""
+"""A keyword that nobody takes is named in one line, with the nearest one that somebody does."""
 
 from __future__ import annotations
 

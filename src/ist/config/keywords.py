@@ -1,4 +1,4 @@
-"""Keywords that a function does not take: said with the nearest one that it takes, and all others."""
+"""Keywords that a function does not take: named with the nearest one that it takes, and all others."""
 
 from __future__ import annotations
 
