@@ -55,7 +55,7 @@ test-gpu: ## what only a GPU shows, with the Python that has its torch; its log 
 	echo "commit $${COMMIT:-$$(git describe --always --abbrev=12)}, $$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1)" > tests/gpu/LOG.txt
 	PYTHONPATH=src $(PYTHON) -m pytest -o addopts= -o filterwarnings= -o timeout=300 -p no:cacheprovider -rs -v tests/gpu >> tests/gpu/LOG.txt
 
-test-slow: $(VENV)/.dev ## the quickstart, in full
+test-slow: $(VENV)/.dev ## the quickstart in full, compiled layers, the evaluation harness
 	$(BIN)/python -m pytest -m slow --timeout 1800 --durations 5
 
 $(HUB)/.test: tests/adapterhub/requirements.txt

@@ -40,14 +40,20 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
 
 
 @pytest.fixture(autouse=True)
-def log_level() -> Iterator[None]:
-    """`ist train` quietens the library's log for its process, which is that of other tests too; so do programs that a
+def log_levels() -> Iterator[None]:
+    """`ist train` quietens the library's logs for its process, which is that of other tests too; so do programs that a
     fixture of a whole file runs.
     """
-    logger = logging.getLogger("ist")
-    logger.setLevel(logging.NOTSET)
+    hear_all()
     yield
-    logger.setLevel(logging.NOTSET)
+    hear_all()
+
+
+def hear_all() -> None:
+    """Let every logger of the library pass on what it hears."""
+    for name in list(logging.root.manager.loggerDict):
+        if name == "ist" or name.startswith("ist."):
+            logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

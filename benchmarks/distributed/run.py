@@ -1,123 +1,64 @@
-"""Measure a step of LoRA and of IST in one process and in several: time, bytes of gradients sent, memory of each rank.
+"""Measure steps of LoRA, sampled and focused training on the GPUs of one node, or on CPU processes.
 
-python benchmarks/distributed/run.py cpu --processes 1 2
-python benchmarks/distributed/run.py gpus --size large --processes 1 2 4
+python benchmarks/distributed/run.py node --sizes 13b 70b --processes 1 2 4 8
+python benchmarks/distributed/run.py cpu --sizes tiny --processes 1 2 4 --tokens 32
 
-Every figure comes from processes of its own, and the methods take turns, so that both see the same machine. Writes
-`results/NAME.json`; `make tables` puts it into docs/distributed.md.
+Each cell is a training in processes of its own, which this program starts, and adds one line to `results/NAME.jsonl`.
+Cells that have a line there are skipped, so a run that was cut off is continued by the same command. `make tables` puts
+the results into the pages.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
+import signal
 import sys
-import tempfile
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from commit import commit  # noqa: E402
+from grid import ENGINES, METHODS, plan  # noqa: E402
+from measuring import read_rows, run_cells  # noqa: E402
 
-SIZES: dict[str, dict[str, Any]] = {
-    "small": {
-        "model": {
-            "hidden_size": 256,
-            "intermediate_size": 688,
-            "num_hidden_layers": 16,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "vocab_size": 4096,
-        },
-        "dtype": "float32",
-        "batch_size": 2,
-        "length": 128,
-        "lora": {"r": 32, "lora_alpha": 64},
-    },
-    "large": {  # LLaMA-7B's shape
-        "model": {
-            "hidden_size": 4096,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 32,
-            "vocab_size": 32000,
-        },
-        "dtype": "bfloat16",
-        "batch_size": 4,
-        "length": 512,
-        "lora": {"r": 32, "lora_alpha": 64, "lora_dropout": 0.05},
-    },
-}
-METHODS = ("lora", "ist")
-ENGINES = ("ddp", "fsdp2")
+from harness import SHAPES  # noqa: E402
 
 
-def measure(config: dict[str, Any], processes: int, method: str, engine: str) -> list[dict[str, Any]]:
-    """The figures of each rank."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "figures.json"
-        command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
-            *(str(HERE / "worker.py"), json.dumps(config), method, engine, str(file)),
-        ]
-        subprocess.run(command, check=True, env={"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **os.environ})
-        return json.loads(file.read_text(encoding="utf-8"))
-
-
-def row(runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """The median over repeats of the slowest rank's time; the largest memory of each rank."""
-    return {
-        "median_step_seconds": statistics.median(max(r["median_step_seconds"] for r in run) for run in runs),
-        "mean_step_seconds": statistics.median(max(r["mean_step_seconds"] for r in run) for run in runs),
-        "repeats": [max(r["median_step_seconds"] for r in run) for run in runs],
-        "reduced_bytes_per_step": runs[0][0]["reduced_bytes_per_step"],
-        "peak_memory_bytes": [max(run[rank]["peak_memory_bytes"] for run in runs) for rank in range(len(runs[0]))],
-    }
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of the result")
-    parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--engines", choices=ENGINES, nargs="+", default=list(ENGINES))
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--sizes", choices=SHAPES, nargs="+", default=["13b", "70b"])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--engines", choices=[name for name in ENGINES if name != "none"], nargs="+")
+    parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
+    parser.add_argument("--rows", type=int, default=2, help="of each process, for weak scaling")
+    parser.add_argument("--total-rows", type=int, default=8, help="of all processes, for strong scaling; 0: none")
+    parser.add_argument("--tokens", type=int, default=512, help="of a row")
+    parser.add_argument("--late", type=float, default=5.0, help="seconds by which one rank is late to measure; 0: no")
+    parser.add_argument("--interval", type=int, default=10, help="steps between two measurements")
+    parser.add_argument("--rounds", type=int, default=2, help="of so many steps, which are timed")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for a cell")
+    parser.add_argument("--again", action="store_true", help="measure cells again that have failed")
     parser.add_argument("--results", type=Path, default=HERE / "results")
-    given = parser.parse_args()
-    config = {**SIZES[given.size], "warmup": 5, "steps": given.steps, "ist": {"update_interval": 10}}
-    cases = [
-        (processes, engine, method)
-        for processes in given.processes
-        for engine in (given.engines if processes > 1 else ["none"])
-        for method in METHODS
-    ]
-    runs: dict[tuple[int, str, str], list[Any]] = {case: [] for case in cases}
-    for _ in range(given.repeats):
-        for processes, engine, method in cases:
-            runs[processes, engine, method].append(measure(config, processes, method, engine))
-    result = {
-        "name": given.name,
-        "commit": commit(),
-        "device": runs[cases[0]][0][0]["device"],
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-        "config": config,
-        "repeats": given.repeats,
-        "rows": [
-            {"processes": processes, "engine": engine, "method": method, **row(runs[processes, engine, method])}
-            for processes, engine, method in cases
-        ],
-    }
-    given.results.mkdir(parents=True, exist_ok=True)
-    file = given.results / f"{given.name}.json"
-    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    given = parser.parse_args(arguments)
+    cells = plan(
+        given.sizes,
+        given.processes,
+        given.engines or ["ddp", "fsdp2"],
+        given.methods,
+        given.rows,
+        given.total_rows,
+        given.tokens,
+        given.late,
+    )
+    file = given.results / f"{given.name}.jsonl"
+    if given.again and file.exists():
+        kept = [json.dumps(row) + "\n" for row in read_rows(file) if "error" not in row]
+        file.write_text("".join(kept), encoding="utf-8")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # So that the workers are ended too.
+    run_cells(cells, file, {"interval": given.interval, "rounds": given.rounds}, given.limit)
     print(file)
 
 

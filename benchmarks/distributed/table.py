@@ -1,7 +1,8 @@
 """Make the tables of several processes, all here and the main ones in docs/distributed.md.
 
 The first comes from the notes that `make test-dist` leaves in `.matrix`, which are gathered into
-`results/matrix.json` (`matrix-NAME.json` for other machines); the second from the JSON files of run.py.
+`results/matrix.json` (`matrix-NAME.json` for other machines). The lines of run.py go to the full page and to
+docs/from-one-card-to-a-node.md; `cost_table` is of results that an earlier form of run.py wrote.
 """
 
 from __future__ import annotations
@@ -14,14 +15,28 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from paper_tables import beyond_table, memory_table  # noqa: E402
+from scaling import (  # noqa: E402
+    COMMAND,
+    cell_table,
+    grid_table,
+    load_rows,
+    probe_table,
+    rows_of_one_gpu,
+    traffic_table,
+)
+from scaling_figure import draw  # noqa: E402
 
 from commit import commit  # noqa: E402
-from pages import fill, source  # noqa: E402
+from pages import fill, source, write_section  # noqa: E402
 
 ROOT = HERE.parents[1]
 PAGE = ROOT / "docs" / "distributed.md"
 FULL_PAGE = HERE / "README.md"
+NODE_PAGE = ROOT / "docs" / "from-one-card-to-a-node.md"
+PICTURE = ROOT / "docs" / "images" / "scaling.png"
 GROUPS = ("DDP", "FSDP2", "FSDP1", "Trainer")
 """Backends; all other rows of the tests are launchers and what is refused."""
 NOTES = ROOT / ".matrix"
@@ -163,6 +178,26 @@ def cost_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", setting])
 
 
+def write_node_page(results: Path) -> None:
+    """Fill the sections of docs/from-one-card-to-a-node.md, and the table of all cells on the full page."""
+    rows = load_rows(results)
+    on_gpus = rows_of_one_gpu(rows)
+    scaled = len({row.cell.processes for row in on_gpus if row.error is None}) > 1
+    if scaled:
+        draw(PICTURE, on_gpus)
+    figure = "![Weak and strong scaling](images/scaling.png)" if scaled else f"The figure is not made yet: `{COMMAND}`."
+    sections = {
+        "memory on paper": (NODE_PAGE, memory_table()),
+        "traffic": (NODE_PAGE, traffic_table(rows)),
+        "scaling": (NODE_PAGE, f"{grid_table(on_gpus)}\n\n{figure}"),
+        "probes": (NODE_PAGE, probe_table(rows)),
+        "beyond a node": (NODE_PAGE, beyond_table(on_gpus)),
+        "cells": (FULL_PAGE, cell_table(rows)),
+    }
+    for name, (page, text) in sections.items():
+        write_section(name, [text] if text else [], page)
+
+
 def main() -> None:
     if NOTES.is_dir():
         gather(NOTES, MATRIX)
@@ -180,6 +215,7 @@ def main() -> None:
     costs = [cost_table(result) for result in results if result.get("name")]
     PAGE.write_text(page, encoding="utf-8")
     FULL_PAGE.write_text(fill(full, COST_MARKS, "\n\n".join(costs)), encoding="utf-8")
+    write_node_page(HERE / "results")
 
 
 if __name__ == "__main__":

@@ -1,108 +1,204 @@
-"""One process of the benchmark: train LoRA or IST for some steps and say what a step cost. Started by run.py."""
+"""One process of a cell: train for some rounds and write what a step cost. Started by run.py."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
-import statistics
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from torch import Tensor
 from torch import distributed as dist
-from torch import nn
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch.distributed.fsdp import FSDPModule
 
-from ist import SparseTuner
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+from build import local, make_sharded  # noqa: E402
+from collectives import CollectiveBytes  # noqa: E402
+from grid import Cell  # noqa: E402
 
-def make_model(config: dict[str, Any], device: torch.device) -> nn.Module:
-    """LoRA on a Llama of random weights, the same on every rank."""
-    torch.manual_seed(0)
-    dtype = getattr(torch, config["dtype"])
-    with device:
-        base = LlamaForCausalLM._from_config(LlamaConfig(**config["model"]), dtype=dtype)
-    lora = LoraConfig(target_modules=["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"], **config["lora"])
-    return get_peft_model(base, lora)
+from harness import model_config, now, peak, reset_peak, shorten  # noqa: E402
+from ist import SparseTuner  # noqa: E402
+
+OPTIONS: dict[str, dict[str, Any] | None] = {"lora": None, "sampled": {"mu": 100.0}, "focused": {"selector": "all"}}
+"""What the tuner is told; None is PEFT alone."""
 
 
-def wrap(model: nn.Module, engine: str, device: torch.device) -> nn.Module:
-    """The model under the engine; on one process it is left alone."""
-    if dist.get_world_size() == 1:
-        return model
-    if engine == "ddp":
-        return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-    for block in model.base_model.model.model.layers:  # type: ignore[union-attr]
-        fully_shard(block)
-    fully_shard(model)
-    return model
+@dataclass(frozen=True)
+class Schedule:
+    """How long a cell trains: a warm-up round, `rounds` that are timed, and one whose collectives are counted."""
+
+    interval: int
+    """Steps of a round; at the end of each sampled training measures importance."""
+    rounds: int
 
 
-def gradient_bytes(model: nn.Module) -> int:
-    """Of the gradients that are there, whole ones where each rank holds a part."""
-    return sum(p.numel() * p.element_size() for p in model.parameters() if p.grad is not None)
+class LateBatches:
+    """The same batch again and again, each after some seconds."""
+
+    def __init__(self, batch: dict[str, Tensor], seconds: float) -> None:
+        self._batch, self._seconds = batch, seconds
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        while True:
+            time.sleep(self._seconds)
+            yield self._batch
 
 
-def main(config: dict[str, Any], method: str, engine: str, file: Path) -> None:
+class Training:
+    """A model in training in one process."""
+
+    def __init__(self, cell: Cell, interval: int, device: torch.device) -> None:
+        rank, size = dist.get_rank(), dist.get_world_size()
+        self.cell, self.kind = cell, device.type
+        self.model = make_sharded(cell.size, cell.method, cell.engine, device)
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trainable, lr=1e-5, fused=True if self.kind == "cuda" else None)
+        self._generator = torch.Generator().manual_seed(rank)
+        self._vocabulary: int = model_config(cell.size).vocab_size  # type: ignore[attr-defined]
+        self.device = device
+        options = OPTIONS[cell.method]
+        self.tuner = None
+        if options is not None:
+            # Of an iterable each rank reads past the batches of the others.
+            probes = LateBatches(self.batch(rows=1), cell.late / size if rank == size - 1 else 0.0)
+            self.tuner = SparseTuner(self.model, probe_batches=probes, update_interval=interval, **options)  # type: ignore[arg-type]
+        self.gradient_bytes = 0
+        """Of this rank's gradients, the most of the steps that were looked at."""
+
+    def batch(self, rows: int) -> dict[str, Tensor]:
+        """Random tokens of this rank, which are their own labels."""
+        ids = torch.randint(self._vocabulary, (rows, self.cell.tokens), generator=self._generator).to(self.device)
+        return {"input_ids": ids, "labels": ids}
+
+    def train(self, look: bool = False) -> None:
+        """Forward, backward and optimizer on the next batch; `look` notes how large the gradients are."""
+        if self.tuner:
+            self.tuner.begin_step()
+        self.model(**self.batch(self.cell.rows), use_cache=False).loss.backward()
+        if look:
+            held = sum(local(p.grad).nbytes for p in self.model.parameters() if p.grad is not None)
+            self.gradient_bytes = max(self.gradient_bytes, held)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def finish(self) -> None:
+        """What follows a step: the measurement of importance, where one is due."""
+        if self.tuner:
+            self.tuner.end_step(self.optimizer)
+
+    def time(self) -> tuple[float, float]:
+        """Seconds of the next step, and of what follows it."""
+        start = now(self.kind)
+        self.train()
+        middle = now(self.kind)
+        self.finish()
+        return middle - start, now(self.kind) - middle
+
+    def digest(self) -> str:
+        """Of what every rank has to have in common: layers, losses and rewards of the last measurement, importance."""
+        if self.tuner is None:
+            return ""
+        state = {name: self.tuner.state_dict()[name] for name in ("num_steps", "last_update", "selector")}
+        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+    def state_bytes(self) -> dict[str, int]:
+        """What this rank keeps between steps, and the most that its gradients took."""
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()  # A measurement leaves the root's weights gathered until the next backward.
+        parameters = [(p.requires_grad, local(p).nbytes) for p in self.model.parameters()]
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        return {
+            "base": sum(count for trains, count in parameters if not trains),
+            "adapters": sum(count for trains, count in parameters if trains),
+            "gradients": self.gradient_bytes,
+            "optimizer": sum(local(value).nbytes for value in moments if isinstance(value, Tensor)),
+        }
+
+
+def measure(training: Training, schedule: Schedule) -> dict[str, Any]:
+    """The figures of this rank."""
+    interval = schedule.interval
+    for _ in range(interval):
+        training.time()
+    reset_peak(training.kind)
+    times = [training.time() for _ in range(schedule.rounds * interval)]
+    cuda = training.kind == "cuda"
+    top = peak("cuda") if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    counted = count(training, interval)
+    return {
+        "step_seconds": [step for step, _ in times],
+        "probe_seconds": [after for number, (_, after) in enumerate(times, 1) if number % interval == 0]
+        if training.cell.method == "sampled"
+        else [],
+        **counted,
+        "state_bytes": training.state_bytes(),
+        "peak_bytes": top,
+        "digest": training.digest(),
+    }
+
+
+def count(training: Training, interval: int) -> dict[str, Any]:
+    """The collectives of the steps of a round, and of its measurement."""
+    steps: list[dict[str, int]] = []
+    probe = {"gathered": 0, "reduced": 0, "calls": 0}
+    with CollectiveBytes() as counter:
+        for _ in range(interval):
+            training.train(look=True)
+            steps.append(counter.take())
+            training.finish()
+            taken = counter.take()
+            probe = {name: probe[name] + taken[name] for name in probe}
+    return {"step_collectives": steps, "probe_collectives": probe}
+
+
+def merge(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the figures of all ranks: a step ends with the slowest of them; collectives are the same on each."""
+    first = ranks[0]
+    return {
+        "step_seconds": [max(own) for own in zip(*(rank["step_seconds"] for rank in ranks), strict=True)],
+        "probe_seconds": [max(own) for own in zip(*(rank["probe_seconds"] for rank in ranks), strict=True)],
+        "step_collectives": first["step_collectives"],
+        "probe_collectives": first["probe_collectives"],
+        "state_bytes": [rank["state_bytes"] for rank in ranks],
+        "peak_bytes": [rank["peak_bytes"] for rank in ranks],
+        "digests": [rank["digest"] for rank in ranks],
+        "device": first["device"],
+    }
+
+
+def main(cell: Cell, schedule: Schedule, file: Path, limit: float) -> None:
+    """Measure the cell; rank 0 writes the row to `file`."""
     local_rank = int(os.environ["LOCAL_RANK"])
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(local_rank)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=5))
-    rank, size = dist.get_rank(), dist.get_world_size()
-    wrapped = wrap(make_model(config, device), engine, device)
-    optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-4)
-    generator = torch.Generator().manual_seed(rank)
-    shape = (config["batch_size"], config["length"])
-
-    def batch() -> dict[str, torch.Tensor]:
-        ids = torch.randint(config["model"]["vocab_size"], shape, generator=generator).to(device)
-        return {"input_ids": ids, "labels": ids}
-
-    tuner = SparseTuner(wrapped, probe_batches=[batch()], **config["ist"]) if method == "ist" else None
-    seconds, reduced = [], []
-    for _ in range(config["warmup"] + config["steps"]):
-        inputs = batch()
-        sent = tuner.reduced_bytes[0] if tuner else 0
-        if cuda:
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        if tuner:
-            tuner.begin_step()
-        wrapped(**inputs).loss.backward()
-        # DDP gives frozen layers zeros, which are not sent: there the count is the communication hook's.
-        present = gradient_bytes(wrapped)
-        optimizer.step()
-        optimizer.zero_grad()
-        if tuner:
-            tuner.end_step(optimizer)
-        if cuda:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-        reduced.append(tuner.reduced_bytes[0] - sent if tuner and engine == "ddp" and size > 1 else present)
-    seconds, reduced = seconds[config["warmup"] :], reduced[config["warmup"] :]
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    figures = {
-        "median_step_seconds": statistics.median(seconds),
-        "mean_step_seconds": statistics.mean(seconds),
-        "reduced_bytes_per_step": statistics.mean(reduced) if size > 1 else 0,
-        "peak_memory_bytes": peak,
-        "device": torch.cuda.get_device_name() if cuda else "CPU",
-    }
-    everyone: list[Any] = [None] * size
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=limit))
+    figures = measure(Training(cell, schedule.interval, device), schedule)
+    figures["device"] = torch.cuda.get_device_name() if cuda else "CPU"
+    everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, figures)
-    if rank == 0:
-        file.write_text(json.dumps(everyone), encoding="utf-8")
+    if dist.get_rank() == 0:
+        file.write_text(json.dumps(merge(everyone)), encoding="utf-8")
+    dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+    given = json.loads(sys.argv[1])
+    try:
+        main(Cell(**given["cell"]), Schedule(**given["schedule"]), Path(sys.argv[2]), given["limit"])
+    except Exception as error:
+        # The last line of a process's errors becomes the cell's outcome.
+        print(shorten(error), file=sys.stderr, flush=True)
+        os._exit(1)  # Not at the mercy of collectives that other ranks never enter.

@@ -267,6 +267,7 @@ def test_methods_of_a_seed_begin_alike(data: Path, tokenizer: Any, base: Any, tm
     assert sorted(train.order_of_rows(12, 24, 0)[12:]) == [*range(12)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own calls
 def test_compiled_layers_train_the_same(
     data: Path, tokenizer: Any, base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -61,9 +61,9 @@ def launch(
     return finished
 
 
-def found_by_both(worker: Path, folder: Path) -> Any:
+def found_by_both(worker: Path, folder: Path, *arguments: str) -> Any:
     """What two processes of a worker find, each in a `found.RANK.json` in the folder that it is given: the same."""
-    finished = launch([worker, folder], 2)
+    finished = launch([worker, folder, *arguments], 2)
     assert all(process.returncode == 0 for process in finished), finished[0].stderr[-3000:]
     first, second = (json.loads((folder / f"found.{rank}.json").read_text()) for rank in range(2))
     assert first == second

@@ -144,36 +144,29 @@ def test_a_killed_process_is_started_again_and_goes_on(tiny_model_folder: Path, 
     note("torchrun --max-restarts", "SIGKILL of one rank", 2, "right", "test_a_killed_process_is_started_again")
 
 
-def test_ranks_hold_one_adapter_after_a_validation_before_training(tiny_model_folder: Path, tmp_path: Path) -> None:
-    """Evaluating first marks the bare model as prepared: each rank then trained apart, and none said so."""
-    script = tmp_path / "hashes.py"
-    script.write_text(
-        "import hashlib, os, sys\n"
-        "from pathlib import Path\n"
-        "from transformers import TrainerCallback\n"
-        "import ist.cli.train.command as command\n"
-        "class Hash(TrainerCallback):\n"
-        "    def on_train_end(self, args, state, control, model=None, **kwargs):\n"
-        "        weights = b''.join(p.detach().numpy().tobytes() for p in model.parameters() if p.requires_grad)\n"
-        "        file = Path(args.output_dir) / f'rank-{os.environ[\"RANK\"]}.txt'\n"
-        "        file.write_text(hashlib.sha256(weights).hexdigest())\n"
-        "make_trainer = command.make_trainer\n"
-        "def with_hashes(*arguments):\n"
-        "    trainer = make_trainer(*arguments)\n"
-        "    trainer.add_callback(Hash())\n"
-        "    return trainer\n"
-        "command.make_trainer = with_hashes\n"
-        "from ist.cli.main import main\n"
-        "sys.exit(main())\n"
-    )
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+"""What `accelerate launch` gives its processes for examples/distributed/fsdp2.yaml."""
+
+
+@pytest.mark.parametrize("backend", ["DDP", "FSDP2"])
+def test_ranks_hold_one_adapter_after_a_validation_before_training(
+    backend: str, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """Evaluating first marks the bare model as prepared: DDP's ranks then trained apart, and FSDP2 refused to train."""
     command = quoted("torchrun --nproc-per-node 2 -m")
     module = command.index("-m")
-    command = [*command[:module], str(script), *command[module + 2 :]]
+    command = [*command[:module], str(Path(__file__).parent / "launched_worker.py"), *command[module + 2 :]]
     folder = tmp_path / "run"
-    check_run(run(command, tiny_model_folder, folder), folder)
+    check_run(run(command, tiny_model_folder, folder, **(FSDP2 if backend == "FSDP2" else {})), folder)
     first, second = ((folder / f"rank-{rank}.txt").read_text() for rank in (0, 1))
     assert first == second
-    note("torchrun", "validation before training", 2, "right", "test_ranks_hold_one_adapter")
+    note(f"torchrun, {backend}", "validation before training", 2, "right", "test_ranks_hold_one_adapter")
 
 
 def test_an_error_names_the_rank_and_is_one_line(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate import DistributedType, PartialState
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ist import IST
@@ -30,6 +32,17 @@ ENGINES: dict[str, dict[str, Any]] = {
     },
     # FSDP1 through Accelerate asks for an accelerator; test_backends.py has it on the CPU.
 }
+
+
+def let_accelerate_shard_on_cpus() -> None:
+    """Accelerate turns FSDP on beside GPUs only, and else trains with DDP without a word; FSDP2 itself needs none."""
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def preparation(engine: str) -> Callable[[], None] | None:
+    """What must happen before a Trainer of this engine is made."""
+    on_cpus = os.environ.get("IST_TEST_DEVICE") != "cuda"
+    return let_accelerate_shard_on_cpus if "fsdp" in ENGINES[engine] and on_cpus else None
 
 
 class Actives(TrainerCallback):

@@ -9,23 +9,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from accelerate import DistributedType, PartialState
-from trainer_cases import ENGINES, make_trainer
+from trainer_cases import ENGINES, make_trainer, preparation
 
 from ist.runtime.sharding import is_sharded
-
-
-def let_accelerate_shard_on_cpus() -> None:
-    """Accelerate turns FSDP on beside GPUs only, and else trains with DDP without a word; FSDP2 itself needs none."""
-    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def main(folder: Path, engine: str, steps: int) -> None:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     shard = "fsdp" in ENGINES[engine]
-    on_cpus = os.environ.get("IST_TEST_DEVICE") != "cuda"
-    prepare = let_accelerate_shard_on_cpus if shard and on_cpus else None
-    trainer, ist, actives = make_trainer(folder / "run", size, engine, steps, prepare)
+    trainer, ist, actives = make_trainer(folder / "run", size, engine, steps, preparation(engine))
     trainer.train()
     assert is_sharded(trainer.model_wrapped) == shard, "the engine is not the one that is tested"
     trainer.save_model(str(folder / "adapter"))

@@ -206,9 +206,10 @@ def test_a_run_that_is_resumed_at_its_end_trains_no_more(tmp_path: Path, save_st
 
     whole = trainer()
     whole.train()
-    expected = snapshot(whole.model)
+    expected, drawn = snapshot(whole.model), torch.rand(4)
     resumed = trainer()
     output = resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert torch.equal(torch.rand(4), drawn), "what is drawn after the training is another"
     assert output.global_step == resumed.state.global_step == 6
     found = snapshot(resumed.model)
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -57,6 +57,7 @@ def train(steps: int, model: Any, **options: Any) -> tuple[dict[str, torch.Tenso
         return snapshot(model), list(tuner.selector.state_dict()["importance"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("recompute", ["none", "frozen"])
 def test_few_graphs_over_200_steps(dropout: float, recompute: str) -> None:
@@ -67,6 +68,7 @@ def test_few_graphs_over_200_steps(dropout: float, recompute: str) -> None:
     assert not counters["recompile_limit"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_padded_batches_of_many_lengths_stay_compiled(dynamic: bool | None) -> None:
     """More graphs than PyTorch allows by itself, but no more with every new length."""
@@ -96,6 +98,7 @@ def test_padded_batches_of_many_lengths_stay_compiled(dynamic: bool | None) -> N
     assert not counters["recompile_limit"]
 
 
+@pytest.mark.slow
 def test_probes_need_no_graphs_where_they_are_measured_at_once() -> None:
     """Nor do probes of another length than that of training make its graphs those of any length."""
     graphs = []
@@ -182,6 +185,7 @@ def test_products_of_parts_break_no_graph(recompute: str, monkeypatch: pytest.Mo
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_a_second_training_needs_no_more_graphs() -> None:
     model = compiled("aot_eager")
     for _ in range(3):
@@ -189,6 +193,7 @@ def test_a_second_training_needs_no_more_graphs() -> None:
     assert 0 < counters["stats"]["unique_graphs"] <= MAX_GRAPHS
 
 
+@pytest.mark.slow
 def test_the_default_compiler_takes_the_function_of_lora() -> None:
     """Inductor, as `block.compile()` uses it."""
     adapters, _ = train(6, compiled("inductor"))

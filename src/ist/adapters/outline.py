@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..runtime.randomness import private_randomness
+from ..runtime.sharding import sharded_units
 from .layers import discover_layers, find_adapters
 
 __all__ = ["AdaptedModule", "Outline", "adapted_modules", "outline"]
@@ -117,7 +118,10 @@ def adapt_weightless(model: nn.Module, peft_config: Any) -> Any:
 
 
 def weightless(model: nn.Module) -> nn.Module:
-    """A copy of a model whose weights have shapes and no memory; quantised linear modules become plain ones."""
+    """A copy of a model whose weights have shapes and no memory; quantised linear modules become plain ones.
+
+    Of a model under FSDP2 it is a copy of the model before `fully_shard`, with weights of full shape.
+    """
     memo: dict[int, Any] = {}
     for module in model.modules():
         if is_quantised_linear(module):
@@ -133,6 +137,13 @@ def weightless(model: nn.Module) -> nn.Module:
         )
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    units = sharded_units(model)
+    for unit in units:
+        kind: Any = type(unit).__mro__[2]  # FSDP2 derives a class of its own from FSDPModule and the module's.
+        memo[id(unit)] = kind.__new__(kind)
+        memo[id(unit._get_fsdp_state())] = object()  # type: ignore[operator]  # Holds groups, which have no copy.
+    for unit in units:
+        memo[id(unit)].__dict__.update(copy.deepcopy(unit.__dict__, memo))
     return copy.deepcopy(model, memo)
 
 

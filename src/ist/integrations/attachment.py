@@ -111,8 +111,10 @@ def skip_steps(trainer: Any) -> Callable[[], object]:
         What undoes it.
     """
 
-    def run_no_epoch(*_: Any, **__: Any) -> None:
-        """Nothing is left to train."""
+    def run_no_epoch(*_: Any, resume_from_checkpoint: str | None = None, **__: Any) -> None:
+        """Nothing is left to train; what draws at random afterwards draws as it would have then."""
+        if resume_from_checkpoint is not None:
+            trainer._load_rng_state(resume_from_checkpoint)
 
     vars(trainer)["_run_epoch"] = run_no_epoch
     return lambda: vars(trainer).pop("_run_epoch", None)

@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-__all__ = ["DEEPSPEED", "check_backend", "compute_device", "inner_units", "is_deepspeed", "is_sharded"]
+__all__ = ["DEEPSPEED", "check_backend", "compute_device", "inner_units", "is_deepspeed", "is_sharded", "sharded_units"]
 
 DEEPSPEED = (
     "DeepSpeed is on, whose optimizers keep all gradients in flat buffers and so move frozen layers too (weight decay, "

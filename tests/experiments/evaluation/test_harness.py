@@ -58,6 +58,7 @@ def task_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the harness and of what it imports
 def test_a_task_of_a_folder(
     loaded: tuple[Any, Any], task_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -36,6 +36,7 @@ from .interrupt import Interrupt, Stopped
 from .methods import FOCUSED
 from .model import load_model
 from .numbers import all_finite
+from .opening import Opening
 from .validation import TokenWeightedTrainer
 
 __all__ = ["train"]
@@ -82,8 +83,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
             peft_config, focus["focus"] = focus_adapter(look, peft_config, folder, checkpoint is not None, display)
         trainer = make_trainer(run, data, (model, tokenizer, peft_config))
         display.begin(run, trainer)
-        before = judge(trainer, data, display, "before", ranks)
-        forget_evaluation(trainer)
+        opening = Opening(trainer, lambda: judge(trainer, data, display, "before", ranks))
         search = search_first(run, trainer, folder, checkpoint is not None, display)
         trained = run_training(run, trainer, folder, checkpoint, display)
         check_weights(trainer, trained.num_steps, ranks)
@@ -92,7 +92,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         result = {
             **describe_run(run, arguments, ranks),
             **dataclasses.asdict(trained),
-            "before": before,
+            "before": opening.figures,
             "after": after,
             **focus,
             **search,
@@ -263,20 +263,6 @@ def check_weights(trainer: SFTTrainer, step: int, ranks: Ranks) -> None:
             f"The weights are not finite after {step} steps, and no adapter is saved: give a lower --learning_rate, "
             "more --warmup_steps or a lower --max_grad_norm."
         )
-
-
-def forget_evaluation(trainer: SFTTrainer) -> None:
-    """Let the training prepare the model by itself.
-
-    An evaluation before it marks the bare model as prepared. Training then never wraps it in DistributedDataParallel,
-    and each process trains an adapter of its own. A model that FSDP shards is wrapped by the evaluation already.
-    """
-    model: Any = trainer.model
-    if is_sharded(model):
-        return
-    vars(model).pop("_is_accelerate_prepared", None)
-    prepared = trainer.accelerator._models
-    prepared[:] = [other for other in prepared if other is not model]
 
 
 def log_entries(trainer: SFTTrainer) -> list[dict[str, Any]]:

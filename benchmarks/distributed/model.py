@@ -1,0 +1,203 @@
+"""What a step costs on more GPUs than were measured, on paper: a model, not a measurement.
+
+    T = h + C + M        nothing of the communication is hidden behind the computation
+    T = h + max(C, M)    all of it is
+    C = F / f            work over rate
+    M = B / b            bytes over bandwidth
+
+with seconds `T` of a step, its floating-point operations `F` on each GPU, the bytes `B` that each GPU receives, and
+three numbers of a machine: the rate `f` that it reaches, the bandwidth `b`, and what a step takes besides, `h`. `fit`
+finds them in measured steps by the first line; `predict` gives both lines, and a real step lies between them.
+
+Per token, a linear layer of `P` weights takes `2P` operations forward and `2P` for the gradient of its input; its
+weights' gradient is needed for adapters alone. The backward stops at the lowest layer that trains. Attention takes
+`4·s·h` forward for `s` tokens and width `h` (half of that is masked, and computed all the same by most kernels), and
+twice that backward.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bytes_on_paper import gathered_bytes, num_layers, shapes, trained_layers
+
+from harness import model_config
+
+__all__ = ["Machine", "Traffic", "Work", "fit", "lowest_layer", "predict", "received_bytes", "traffic", "work"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one GPU reaches, fitted or assumed."""
+
+    flops: float
+    """`f`: floating-point operations a second."""
+    bandwidth: float
+    """`b`: bytes a second that a GPU receives; infinite where communication costs nothing."""
+    overhead: float = 0.0
+    """`h`: seconds of a step besides."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of a step at the collectives, as `collectives.CollectiveBytes` counts them."""
+
+    gathered: float
+    """Results of all-gathers."""
+    reduced: float
+    """Inputs of reductions."""
+
+
+def lowest_layer(size: str, method: str) -> float:
+    """The lowest layer that trains, from 0: of `k` of `L` layers drawn uniformly, `(L − k) / (k + 1)` on average.
+
+    Focused training has every second layer, from the second on (an even spread), unless importance says otherwise.
+    """
+    layers, trained = num_layers(size), trained_layers(size, method)
+    if method == "sampled":
+        return (layers - trained) / (trained + 1)
+    return {"lora": 0, "focused": 1}[method]
+
+
+def work(size: str, method: str, rows: int, tokens: int) -> float:
+    """`F`: floating-point operations of a step on each GPU."""
+    layers, trained = num_layers(size), trained_layers(size, method)
+    reached = (layers - lowest_layer(size, method)) / layers
+    config: Any = model_config(size)
+    in_layers, head, adapters = 0, config.vocab_size * config.hidden_size, 0
+    for name, shape, _, trains in shapes(size, method):
+        if "lora" in name and trains:
+            adapters += shape[0] * shape[1]
+        elif ".layers." in name and len(shape) == 2:
+            in_layers += shape[0] * shape[1]
+    attention = 4 * tokens * config.hidden_size * layers
+    # Adapters of frozen layers pass a gradient on and get none: of sampled training, a quarter of them gets one.
+    passed, own = (reached, trained / layers) if method == "sampled" else (1.0, 1.0)
+    per_token = (
+        2 * (in_layers + head)
+        + 2 * (in_layers * reached + head)
+        + attention * (1 + 2 * reached)
+        + adapters * (2 + 2 * passed + 2 * own)
+    )
+    return rows * tokens * per_token
+
+
+def traffic(size: str, method: str, engine: str, processes: int) -> Traffic:
+    """Bytes of a step at the collectives.
+
+    DDP reduces the gradients of the layers that train. FSDP2 reduces them too, and gathers all weights of a layer for
+    its forward, and again for its backward where that comes by; it gathers the next layer ahead, so the one below the
+    lowest as well. The root's weights stay from forward to backward.
+    """
+    if processes == 1 or engine == "none":
+        return Traffic(0, 0)
+    gradients, padded = 0, 0
+    for _, shape, width, trains in shapes(size, method):
+        if trains:
+            count = shape[0] * shape[1]
+            gradients += count * width
+            padded += -(-shape[0] // processes) * processes * shape[1] * width
+    part = trained_layers(size, method) / num_layers(size) if method == "sampled" else 1.0
+    if engine == "ddp":
+        return Traffic(0, gradients * part)
+    *units, root = gathered_bytes(size, method, processes)
+    spared = max(0.0, lowest_layer(size, method) - 1)
+    if method == "sampled":  # The lowest of `k` of `L` layers is the first with a probability of `k / L`.
+        spared = lowest_layer(size, method) - 1 + part
+    whole = int(spared)
+    skipped = sum(units[:whole]) + (spared - whole) * units[whole]
+    return Traffic(root + 2 * sum(units) - skipped, padded * part)
+
+
+def received_bytes(counted: Traffic, engine: str, processes: int) -> float:
+    """`B`: bytes that each GPU receives, by ring algorithms.
+
+    An all-gather and a reduce-scatter of `S` bytes over `n` processes move `S (n − 1) / n` to each, an all-reduce
+    twice that.
+    """
+    ring = (processes - 1) / processes
+    return ring * (counted.gathered + counted.reduced * (2 if engine == "ddp" else 1))
+
+
+@dataclass(frozen=True)
+class Work:
+    """A measured step, in the terms of the model."""
+
+    flops: float
+    received: float
+    seconds: float
+
+
+def fit(steps: Sequence[Work]) -> Machine:
+    """The machine that explains measured steps best: least squares of relative errors, no number negative.
+
+    What the steps cannot show has no cost: with no step that communicates, the bandwidth is infinite.
+
+    Raises:
+        ValueError: no step, or none that a rate explains.
+    """
+    if not steps:
+        raise ValueError("There is no measured step to fit to: run benchmarks/distributed/run.py first.")
+    columns = np.array([[step.flops, step.received, 1.0] for step in steps])
+    columns /= np.array([[step.seconds] for step in steps])
+    best: tuple[float, Any] | None = None
+    for count in range(1, min(3, len(steps)) + 1):
+        for chosen in combinations(range(3), count):
+            if 0 not in chosen or not columns[:, chosen].any(axis=0).all():
+                continue
+            scale = columns[:, chosen].max(axis=0)
+            found = np.linalg.lstsq(columns[:, chosen] / scale, np.ones(len(steps)), rcond=None)[0] / scale
+            error = float(np.square(columns[:, chosen] @ found - 1).sum())
+            if found.min() > 0 and (best is None or error < best[0] - 1e-12):
+                costs = np.zeros(3)
+                costs[list(chosen)] = found
+                best = error, costs
+    if best is None:
+        raise ValueError("No rate explains these steps: measure steps of several sizes.")
+    per_operation, per_byte, overhead = map(float, best[1])
+    return Machine(1 / per_operation, 1 / per_byte if per_byte else float("inf"), overhead)
+
+
+def predict(machine: Machine, flops: float, received: float) -> tuple[float, float]:
+    """Seconds of a step with all and with nothing of the communication hidden."""
+    compute, communication = flops / machine.flops, received / machine.bandwidth
+    return machine.overhead + max(compute, communication), machine.overhead + compute + communication
+
+
+def across_nodes(counted: Traffic, nodes: int, per_node: int, inside: float, between: float) -> float:
+    """`M` of FSDP2 over all GPUs of several nodes: seconds of a step's communication.
+
+    A ring enters and leaves each node once, over the network cards of all its GPUs together.
+
+    Args:
+        counted: a step's traffic.
+        nodes: how many.
+        per_node: GPUs of each.
+        inside: bytes a second that a GPU receives within its node.
+        between: bytes a second of one GPU's network card.
+    """
+    payload = counted.gathered + counted.reduced
+    size = nodes * per_node
+    here = payload * (size - 1) / size / inside
+    there = payload * (size - 1) / size / (between * per_node) if nodes > 1 else 0.0
+    return max(here, there)
+
+
+def across_replicas(counted: Traffic, nodes: int, per_node: int, inside: float, between: float) -> float:
+    """`M` of hybrid sharding: weights split within each node, and gradients alone reduced between nodes.
+
+    Takes what `across_nodes` takes; `counted` is one node's.
+    """
+    ring = (per_node - 1) / per_node
+    here = (counted.gathered + counted.reduced) * ring / inside
+    there = 2 * (nodes - 1) / nodes * counted.reduced / per_node / between
+    return here + there
