@@ -20,6 +20,7 @@ from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
 import ist
 from commit import commit
+from ist.runs.files import write_whole
 
 __all__ = ["FIVE", "GIB", "SEVEN", "Recorder", "allocated", "free", "make_model", "now", "peak", "reset_peak"]
 
@@ -125,6 +126,21 @@ def shorten(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]
 
 
+def header(name: str, device: str) -> dict[str, Any]:
+    """What every result begins with: which one it is, and of what, when and where."""
+    return {
+        "name": name,
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})",
+        "versions": {
+            "ist": ist.__version__,
+            **{package: installed(package) for package in ("torch", "transformers", "peft")},
+            "python": platform.python_version(),
+        },
+    }
+
+
 class Recorder:
     """One JSON file that is whole after every write, so that a run that is cut off leaves what it had.
 
@@ -136,19 +152,10 @@ class Recorder:
     """
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any], kind: str) -> None:
-        device = find_device()
         self.file = folder / f"{name}.json"
         self.result: dict[str, Any] = {
-            "name": name,
+            **header(name, find_device()),
             "kind": kind,
-            "commit": commit(),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})",
-            "versions": {
-                "ist": ist.__version__,
-                **{package: installed(package) for package in ("torch", "transformers", "peft")},
-                "python": platform.python_version(),
-            },
             "config": dict(config),
             "rows": {},
         }
@@ -169,9 +176,7 @@ class Recorder:
 
     def write(self) -> None:
         """Replace the file."""
-        work = self.file.with_suffix(".part")
-        work.write_text(json.dumps(self.result, indent=1, default=str) + "\n", encoding="utf-8")
-        work.replace(self.file)
+        write_whole(self.file, json.dumps(self.result, indent=1, default=str) + "\n")
 
 
 def installed(package: str) -> str:

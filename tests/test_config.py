@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 import pytest
 
+from ist import IST
 from ist.config import PRESETS, ISTConfig, LayerCounts, PaperOptions, StepOptions, resolve_config
 
 NAN, INF = math.nan, math.inf
@@ -100,7 +101,10 @@ def test_a_model_without_a_choice_of_layers_is_refused(num_layers):
 
 
 def test_an_unknown_option_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="Unknown option betta, lr:") as error:
+    with pytest.raises(
+        ValueError,
+        match=r"Unknown option betta, lr of ISTConfig: did you mean beta\? Its options are num_active_layers",
+    ) as error:
         ISTConfig.from_options(betta=0.5, mu=1.0, lr=1e-4)
     message = message_of(error)
     assert [field.name for field in dataclasses.fields(ISTConfig) if field.name not in message] == []
@@ -240,7 +244,9 @@ OLD_NAMES = [
 ]
 
 
-@pytest.mark.parametrize("make", [ISTConfig, ISTConfig.from_options, lambda **options: resolve_config(None, options)])
+@pytest.mark.parametrize(
+    "make", [ISTConfig, ISTConfig.from_options, lambda **options: resolve_config(None, options, IST)]
+)
 @pytest.mark.parametrize(("old", "new", "said"), OLD_NAMES)
 def test_old_names_are_accepted_with_one_warning(make, old, new, said):
     with pytest.warns(FutureWarning, match=said) as warned:

@@ -14,9 +14,9 @@ from ist import ISTConfig
 from ist.cli.eval.arguments import known_eval_flags
 from ist.cli.main import COMMANDS
 from ist.cli.train.arguments import known_flags
-from ist.focusing import CRITERIA
 from ist.method.registry import SELECTORS
 from ist.method.spreading import SPREADS
+from ist.probing.criteria import CRITERIA
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])

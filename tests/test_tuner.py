@@ -427,7 +427,7 @@ def test_a_refusal_changes_nothing_though_batches_would_be_recorded() -> None:
     [
         ({"num_active_layers": 5}, "num_active_layers=5 is more than the 4 layers"),
         ({"num_unsuppressed_layers": 9}, "num_unsuppressed_layers=9 is more than the 4 layers"),
-        ({"nu": 5}, "Unknown option nu: the options of ISTConfig are num_active_layers"),
+        ({"nu": 5}, "Unknown option nu of SparseTuner: its options are model, config, "),
         ({"selector": "best"}, "selector='best' is unknown: choose one of 'ist', 'random', 'lisa'"),
         ({"probe_batches": 3}, "probe_batches is a int, which cannot be iterated"),
         ({"probe_batches": iter([])}, "one-way iterator"),

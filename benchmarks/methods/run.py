@@ -5,24 +5,18 @@ The cases and the checks are those of the tests (`tests/tuner_types.py`); here t
 
 from __future__ import annotations
 
-import json
-import platform
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peft
-import torch
-import transformers
-
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
-import ist  # noqa: E402
-from commit import commit  # noqa: E402
+from harness import header  # noqa: E402
 from ist.adapters.layers import discover_layers  # noqa: E402
+from ist.runs.files import write_json  # noqa: E402
 from tests.helpers.tuner_types import (  # noqa: E402
     METHODS,
     REFUSALS,
@@ -77,22 +71,13 @@ def main(name: str, device: str = "cpu") -> Path:
     rows = {row: measure(entry, device) for row, entry in METHODS.items()}
     rows.update({row: refuse(entry) for row, entry in REFUSALS.items()})
     result = {
-        "name": name,
-        "commit": commit(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})",
-        "versions": {
-            "ist": ist.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-            "python": platform.python_version(),
-        },
+        **header(name, device),
         "seconds": round(time.perf_counter() - start, 1),
         "rows": rows,
     }
     file = HERE / "results" / f"{name}.json"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(file, result)
     return file
 
 

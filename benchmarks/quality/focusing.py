@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from ist import discover_layers
+from ist import discover_layers, layer_scores
 from ist.adapters.outline import outline
-from ist.focusing import Focus, find_focus, gradient_init, layer_scores
+from ist.focusing import Focus, find_focus, gradient_init
 from ist.method.spreading import choose_layers
 
 __all__ = ["WarmStart", "chosen_focus", "freeze_others", "start_adapters"]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from ist import layer_scores
 from ist.experiments.evaluation.scoring import Continuations
-from ist.focusing import layer_scores
 from ist.method.spreading import choose_layers
 from tests.helpers.tiny import VOCABULARY, tiny_batches, tiny_llama
 

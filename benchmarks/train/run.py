@@ -17,7 +17,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from commit import commit  # noqa: E402
 from ist.cli.train.command import train  # noqa: E402
-from ist.cli.train.folder import RESULT_FILE  # noqa: E402
+from ist.runs.files import RESULT_FILE, write_json  # noqa: E402
 from ist.runs.history import HISTORY_FILE  # noqa: E402
 
 
@@ -34,7 +34,7 @@ def main(name: str, flags: list[str], results: Path = HERE / "results") -> Path:
         del result["arguments"]
         result = {"name": name, "flags": shown, "commit": revision, **result}
         file = results / f"{name}.json"
-        file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(file, result)
         if (Path(folder) / HISTORY_FILE).exists():
             shutil.copy(Path(folder) / HISTORY_FILE, results / f"{name}.jsonl")
     return file

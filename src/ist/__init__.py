@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from .bottleneck import BottleneckConfig
     from .config import ISTConfig
     from .experiments.greedy import greedy_layers
-    from .focusing import focus, layer_scores
+    from .focusing import focus
     from .integrations.trainer import IST
     from .method.registry import FixedSelector, LearnedSelector, RandomSelector
+    from .probing.criteria import layer_scores
     from .runs.checkpoints import check_checkpoint, last_checkpoint
     from .runs.history import History, read_history
     from .tuner import SparseTuner
@@ -63,7 +64,7 @@ _MODULES = {
     "focus": ".focusing",
     "greedy_layers": ".experiments.greedy",
     "last_checkpoint": ".runs.checkpoints",
-    "layer_scores": ".focusing",
+    "layer_scores": ".probing.criteria",
     "read_history": ".runs.history",
 }
 

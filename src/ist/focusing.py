@@ -11,39 +11,29 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import nn
 
-from .adapters.layers import Layer, discover_layers, find_adapters
 from .adapters.narrowed import Rank, write_config
-from .adapters.outline import AdaptedModule, Outline, adapted_modules, outline
-from .config import check_choice, check_layer_number, check_whole
+from .adapters.outline import Outline, adapted_modules, outline
+from .config import (
+    check_choice,
+    check_layer_number,
+    check_whole,
+    keywords_of,
+    unknown_keywords,
+    with_checked_keywords,
+)
 from .method.ranks import SCALING_EXPONENTS
 from .method.spreading import SPREADS, Spread, choose_layers, default_num_layers, lowest_layer
-from .probing.gradients import Target, adapter_gradients, output_norms
+from .probing.criteria import Criterion, check_num_batches, scores_of
 from .probing.initialisation import gradient_init
-from .probing.suppression import LossFunction, model_loss
-from .probing.trained import gate_scores, removal_scores
-from .runtime.distributed import current_ranks
+from .probing.suppression import LossFunction
 
-__all__ = ["CRITERIA", "TRAINED", "Criterion", "Focus", "Rank", "find_focus", "focus", "gradient_init", "layer_scores"]
+__all__ = ["Focus", "Rank", "find_focus", "focus", "gradient_init"]
 
 logger = getLogger(__name__)
-
-Criterion = Literal["gradient", "first_step", "activation", "gate", "removal"]
-CRITERIA: dict[str, str] = {
-    "gradient": "squared norm of the loss's gradient by the adapters' weights at their start",
-    "first_step": "loss that the first step of Adam would save: the sum of that gradient's absolute values",
-    "activation": "mean norm of a token's output of the layer",
-    "gate": "loss that the layer's trained adapters save, estimated by the gradient of a factor on their response",
-    "removal": "loss that the layer's trained adapters save: the difference without them",
-}
-"""What each criterion measures; the last two are of a model whose adapters were trained a little."""
-TRAINED = ("gate", "removal")
-"""Those that need adapters that were trained a little."""
-PROBE_RANK = 32
-"""Rank of the gradient for kinds of adapters without one."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +84,14 @@ def focus(
 
     Raises:
         ValueError: an argument is outside what is allowed, or the model and the configuration do not fit.
+        TypeError: an argument is unknown.
     """
+    if message := unknown_keywords("focus", options, keywords_of(find_focus)):
+        raise TypeError(message)
     return find_focus(model, peft_config, batches, **options).config
 
 
+@with_checked_keywords
 def find_focus(
     model: nn.Module,
     peft_config: Any,
@@ -128,7 +122,7 @@ def find_focus(
         scaling: how the factor on a response follows its rank: `sqrt` divides it by the root of the rank's growth,
             which is meant to keep the best learning rate near that of the given rank; `same` keeps it; `inverse`
             divides it by the growth, that is, keeps alpha.
-        criterion: what is measured, see `CRITERIA`.
+        criterion: what is measured, see `ist.probing.criteria.CRITERIA`.
         spread: `parts`, `distance`, `even` or `anywhere`, see `ist.method.spreading`.
         min_depth: the lowest part of the depth that gets no adapters, as a fraction: with 0.25 the layers are spread
             over the upper three quarters, and the backward ends above the lowest quarter.
@@ -140,6 +134,7 @@ def find_focus(
 
     Raises:
         ValueError: as `focus`.
+        TypeError: an argument is unknown.
     """
     start = time.perf_counter()
     check_options(rank, scaling, num_batches, spread)
@@ -178,104 +173,6 @@ def focus_of(
     )
 
 
-def layer_scores(
-    model: nn.Module,
-    peft_config: Any,
-    batches: Iterable[Mapping[str, Any]],
-    *,
-    criterion: Criterion = "gradient",
-    num_batches: int = 4,
-    layers: str | Sequence[str] | None = None,
-    loss_function: LossFunction | None = None,
-    seed: int = 0,
-) -> tuple[float, ...]:
-    """The importance of each layer, larger is more important; of several processes, the mean over ranks.
-
-    Args:
-        model: the base model, with `peft_config`; or for `gate` and `removal` a PEFT model whose adapters were trained
-            a little, with `peft_config=None`. It is left as it was.
-        peft_config: what you would train all layers with.
-        batches: batches of the training data, of which at most `num_batches` are read.
-        criterion: see `CRITERIA`.
-        num_batches: at least 1.
-        layers: the stack of blocks, where the model has several: see `discover_layers`.
-        loss_function: `(model, batch) -> loss` in nats; `model(**batch).loss` if None.
-        seed: of the gradient's random matrices.
-
-    Returns:
-        A score for each layer that gets adapters, in the order of the forward pass.
-
-    Raises:
-        ValueError: an argument is outside what is allowed, or the loss says nothing of the layers.
-    """
-    check_options("moved", "sqrt", num_batches, "parts")
-    check_choice("criterion", criterion, CRITERIA)
-    if criterion in TRAINED:
-        if peft_config is not None or not find_adapters(model):
-            raise ValueError(
-                f"criterion={criterion!r} measures adapters that were trained a little: give a PEFT model and "
-                "peft_config=None, or before training criterion='gradient'."
-            )
-        return trained_scores(model, discover_layers(model, layers), batches, criterion, num_batches, loss_function)
-    full = outline(model, peft_config, layers)
-    return scores_of(model, full, peft_config, batches, criterion, num_batches, loss_function, seed)
-
-
-def scores_of(
-    model: nn.Module,
-    full: Outline,
-    peft_config: Any,
-    batches: Iterable[Mapping[str, Any]],
-    criterion: Criterion,
-    num_batches: int,
-    loss_function: LossFunction | None,
-    seed: int,
-) -> tuple[float, ...]:
-    """The scores of the layers of an outline, by a criterion that needs no trained adapters."""
-    check_choice("criterion", criterion, CRITERIA)
-    if criterion in TRAINED:
-        raise ValueError(
-            f"criterion={criterion!r} needs adapters that were trained a little, and here are none yet: measure with "
-            "layer_scores(peft_model, None, batches, criterion=…) and pass scores, or take criterion='gradient'."
-        )
-    blocks = [model.get_submodule(name) for name in full.layers]
-    loss = loss_function or model_loss
-    if criterion == "activation":
-        found = output_norms(model, blocks, batches, num_batches=num_batches, loss_function=loss)
-        return tuple(current_ranks().mean(found))
-    targets = {module.name: target_of(module, peft_config) for module in full.modules if module.layer is not None}
-    gradients = adapter_gradients(
-        model, targets, batches, num_batches=num_batches, blocks=blocks, seed=seed, loss_function=loss
-    )
-    sums = [0.0] * len(full.layers)
-    for module in full.modules:
-        if module.layer is not None:
-            gradient = gradients[module.name]
-            sums[module.layer] += gradient.squared_norm if criterion == "gradient" else gradient.absolute_sum
-    return tuple(current_ranks().mean(sums))
-
-
-def trained_scores(
-    model: nn.Module,
-    found: Sequence[Layer],
-    batches: Iterable[Mapping[str, Any]],
-    criterion: Criterion,
-    num_batches: int,
-    loss_function: LossFunction | None,
-) -> tuple[float, ...]:
-    """The scores of layers whose adapters were trained a little."""
-    measure = gate_scores if criterion == "gate" else removal_scores
-    return tuple(current_ranks().mean(measure(model, found, batches, num_batches, loss_function or model_loss)))
-
-
-def target_of(module: AdaptedModule, peft_config: Any) -> Target:
-    """What the adapter of a module would be to the gradient probe."""
-    if module.rank is None or module.alpha is None:
-        return Target(rank=min(PROBE_RANK, module.largest_rank))
-    root = getattr(peft_config, "use_rslora", False)
-    return Target(module.rank, module.alpha / (math.sqrt(module.rank) if root else module.rank))
-
-
 def check_options(rank: Any, scaling: str, num_batches: int, spread: str) -> None:
     """Raise ValueError unless the options of a look at the data are what is allowed."""
     if isinstance(rank, str):
@@ -284,7 +181,7 @@ def check_options(rank: Any, scaling: str, num_batches: int, spread: str) -> Non
         check_whole("rank", rank, at_least=1, why="give a rank, or 'moved', 'kept' or 'uneven'")
     check_choice("scaling", scaling, SCALING_EXPONENTS)
     check_choice("spread", spread, SPREADS)
-    check_whole("num_batches", num_batches, at_least=1, why="importance is measured on some; four are enough")
+    check_num_batches(num_batches)
 
 
 def resolve_num_layers(num_layers: int | float | None, total: int) -> int:

@@ -13,7 +13,14 @@ from ._version import __version__
 from .adapters.layers import parameters_outside
 from .adapters.view import view_model
 from .config import ISTConfig, resolve_config
-from .method.registry import ImportanceUpdate, SelectorFactory, make_selector, selector_factory, what_trains
+from .method.registry import (
+    ImportanceUpdate,
+    SelectorFactory,
+    least_layers,
+    make_selector,
+    selector_factory,
+    what_trains,
+)
 from .probing.measurement import Measurement
 from .probing.probes import ProbeStream
 from .probing.sources import probe_stream
@@ -81,10 +88,10 @@ class SparseTuner(SparseSteps):
         history: History | None = None,
         **options: Any,
     ) -> None:
-        self.config = resolve_config(config, options)
+        self.config = resolve_config(config, options, SparseTuner)
         check_history(history)
         factory = selector_factory(selector)
-        self._view = view = view_model(model, layers, what_trains(factory))
+        self._view = view = view_model(model, layers, what_trains(factory), least_layers(factory))
         self.selector = make_selector(factory, self.config, [layer.name for layer in view.layers])
         self.ranks = ranks = current_ranks()
         """The processes that train together."""

@@ -514,8 +514,8 @@ def test_unmerging_repairs() -> None:
     ("names", "message"),
     [
         ("layers", "layers='layers' fits 2 stacks of blocks: .*in full, a list of them, or '\\*.layers' for all"),
-        ([], r"layers=\[\] is not a name or a list of names"),
-        (3, r"layers=\[3\] is not a name or a list of names"),
+        ([], r"layers=\[\] is not a name or a list of names of stacks"),
+        (3, r"layers=3 is not a name or a list of names of stacks: .* How many layers to train is num_active_layers"),
     ],
 )
 def test_names_that_do_not_choose(names: Any, message: str) -> None:

@@ -9,25 +9,20 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 from ist import SparseTuner
 from ist.adapters.layers import discover_layers
 from ist.adapters.responses import has_exact_factor, scaled_response
 from ist.bottleneck import BottleneckConfig, BottleneckLayer, prune_adapter
 from ist.probing.suppression import suppress
-from tests.helpers.tiny import VOCABULARY, snapshot, tiny_batches, trainable
+from tests.helpers.quantised import BITS, load_quantised, save_llama
+from tests.helpers.tiny import snapshot, tiny_batches, trainable
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes, which quantises bases, is not installed")
 
 # A library of its own warns at its import.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 
-BITS: dict[str, dict[str, Any]] = {
-    "4 bits": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
-    "4 bits, nested": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
-    "8 bits": {"load_in_8bit": True},
-}
 KINDS = {"4 bits": "Linear4bit", "4 bits, nested": "Linear4bit", "8 bits": "Linear8bitLt"}
 SERIES, PARALLEL, HE = {"mode": "series"}, {"mode": "parallel"}, {"mode": "parallel", "placement": "he"}
 PLACES = pytest.mark.parametrize("options", [SERIES, PARALLEL, HE], ids=["series", "parallel", "he"])
@@ -35,19 +30,7 @@ PLACES = pytest.mark.parametrize("options", [SERIES, PARALLEL, HE], ids=["series
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved tiny Llama whose widths are whole blocks of the 4-bit format."""
-    folder = tmp_path_factory.mktemp("llama")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
+    return save_llama(tmp_path_factory.mktemp("llama"), 2)
 
 
 @pytest.fixture(params=BITS)
@@ -55,15 +38,10 @@ def bits(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def load(folder: Path, bits: str) -> nn.Module:
-    """The quantised model in training mode, which it stays in: it has no dropout, and bitsandbytes 0.50 repacks 4-bit
-    weights on some CPUs when they are first used in evaluation mode, after which no gradient passes through them."""
-    quantisation = BitsAndBytesConfig(**BITS[bits])
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=quantisation, dtype=torch.bfloat16, device_map="cpu"
-    )
+def load(folder: Path, bits: str) -> Any:
+    model = load_quantised(folder, bits)
     assert type(model.model.layers[0].mlp.up_proj).__name__ == KINDS[bits]
-    return model.train()
+    return model
 
 
 def adapted(folder: Path, bits: str, **options: Any) -> Any:

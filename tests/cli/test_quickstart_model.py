@@ -15,8 +15,8 @@ import pytest
 
 from ist.cli import quickstart_model
 from ist.cli.quickstart_model import (
+    CONVERSION_FILE,
     GGUF_FILE,
-    MANIFEST_FILE,
     MODEL_FOLDER,
     QuickstartModelError,
     default_cache_dir,
@@ -29,7 +29,7 @@ from ist.cli.quickstart_model import (
 def write_fake_conversion(gguf_path: Path, folder: Path) -> None:
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights")
-    (folder / MANIFEST_FILE).write_text(json.dumps({"bytes": {"model.safetensors": 7}}))
+    (folder / CONVERSION_FILE).write_text(json.dumps({"bytes": {"model.safetensors": 7}}))
 
 
 @pytest.fixture
@@ -150,11 +150,11 @@ def cut_the_weights(folder: Path) -> None:
 
 
 def lose_the_manifest(folder: Path) -> None:
-    (folder / MANIFEST_FILE).unlink()
+    (folder / CONVERSION_FILE).unlink()
 
 
 def empty_the_manifest(folder: Path) -> None:
-    (folder / MANIFEST_FILE).write_text("")
+    (folder / CONVERSION_FILE).write_text("")
 
 
 @pytest.mark.parametrize(

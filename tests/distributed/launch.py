@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def free_port() -> int:
@@ -57,3 +59,12 @@ def launch(
         for process in processes:
             process.kill()
     return finished
+
+
+def found_by_both(worker: Path, folder: Path, *arguments: str) -> Any:
+    """What two processes of a worker find, each in a `found.RANK.json` in the folder that it is given: the same."""
+    finished = launch([worker, folder, *arguments], 2)
+    assert all(process.returncode == 0 for process in finished), finished[0].stderr[-3000:]
+    first, second = (json.loads((folder / f"found.{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    return first

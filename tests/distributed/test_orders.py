@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from launch import launch
+from launch import found_by_both
 from matrix import note
 
 pytestmark = pytest.mark.distributed
@@ -20,11 +19,7 @@ WORKER = Path(__file__).parent / "orders_worker.py"
 
 def found(folder: Path, engine: str) -> dict[str, str]:
     """The hash of the adapter after each order, the same on both ranks."""
-    finished = launch([WORKER, folder, engine], 2)
-    assert all(process.returncode == 0 for process in finished), finished[0].stderr[-3000:]
-    first, second = (json.loads((folder / f"found.{rank}.json").read_text()) for rank in range(2))
-    assert first == second
-    return first
+    return found_by_both(WORKER, folder, engine)
 
 
 def test_ranks_hold_one_adapter_in_every_order(tmp_path: Path) -> None:

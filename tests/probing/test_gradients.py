@@ -246,7 +246,7 @@ def test_removal_is_what_the_loss_gains_by_each_layer() -> None:
     model = tiny_lora()
     layers = discover_layers(model)
     (batch,) = tiny_batches(1)
-    found = removal_scores(model, layers, [batch], 1, model_loss)
+    found = removal_scores(model, layers, [batch], model_loss)
     model.eval()
     with torch.no_grad():
         full = model(**batch).loss.item()
@@ -270,8 +270,8 @@ def test_gates_are_gradients_at_the_midpoint(options: dict[str, Any]) -> None:
         logits = model(input_ids=batch["input_ids"]).logits[:, :-1]
         return functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
 
-    found = gate_scores(model, layers, [batch], 1, double_loss)
-    assert found == gate_scores(model, layers, [batch, batch], 2, double_loss)
+    found = gate_scores(model, layers, [batch], double_loss)
+    assert found == gate_scores(model, layers, [batch, batch], double_loss)
 
     def loss(factors: list[float]) -> float:
         with ExitStack() as stack, torch.no_grad():

@@ -17,9 +17,8 @@ from torch.nn import functional
 from ist import discover_layers
 from ist.bottleneck import BottleneckConfig
 from ist.probing.suppression import candidate_losses, model_loss, suppress
-from ist.runtime.modes import evaluation_mode
 from tests.helpers.models import ARCHITECTURES, ToyModel, make_batch, make_lora, randomise, toy_batch, wrap
-from tests.helpers.tiny import tiny_lora, traces
+from tests.helpers.tiny import traces
 
 BASE = "base_model.model"
 CANDIDATES: list[tuple[int, ...]] = [(0, 1), (2, 3), (1, 3), (0,), (0, 1, 2, 3), ()]
@@ -75,48 +74,6 @@ def naive_loss(model: nn.Module, kept: tuple[int, ...], beta: float) -> Tensor:
         x = x + adapted(block, "down", torch.tanh(adapted(block, "up", normed, factor)), factor)
     head = model.get_submodule(f"{BASE}.head")
     return ((x @ head.weight.T + head.bias).squeeze(-1) - y).square().mean()  # type: ignore[operator,union-attr]
-
-
-class Merging(nn.Linear):
-    """Merges at its evaluation, as some libraries' adapters do."""
-
-    merges = 0
-
-    def train(self, mode: bool = True) -> Merging:
-        self.merges += (not mode) - mode
-        return super().train(mode)
-
-
-def test_modules_with_an_evaluation_of_their_own_come_back_from_it() -> None:
-    model: Any = nn.Sequential(Merging(2, 2), nn.Dropout(), nn.Sequential(nn.Dropout(), Merging(2, 2)))
-    model[2][0].training = False
-    before = [module.training for module in model.modules()]
-    with evaluation_mode(model):
-        assert not any(module.training for module in model.modules())
-        assert [model[0].merges, model[2][1].merges] == [1, 1]
-    assert [module.training for module in model.modules()] == before
-    assert [model[0].merges, model[2][1].merges] == [0, 0]
-
-
-def test_models_of_transformers_evaluate_by_a_flag_unless_they_have_kernels_of_a_hub(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """To walk through every module by `train` and `eval` takes longer than a small model's forward."""
-    model = tiny_lora(2).train()
-    calls: list[str] = []
-    walk = nn.Module.train
-    monkeypatch.setattr(nn.Module, "train", lambda self, mode=True: calls.append("walk") or walk(self, mode))
-    with evaluation_mode(model):
-        assert not any(module.training for module in model.modules())
-    assert all(module.training for module in model.modules())
-    assert not calls
-    inner: Any = model.get_base_model()
-    monkeypatch.setattr(type(inner), "use_kernels", True)
-    monkeypatch.setattr(type(inner), "set_use_kernels", lambda self, on: calls.append("kernels"))
-    with evaluation_mode(model):
-        assert not any(module.training for module in model.modules())
-    assert all(module.training for module in model.modules())
-    assert calls.count("kernels") == 2
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.25, 0.5, 1.0])

@@ -1,4 +1,4 @@
-"""Equation 8: a suppressed layer returns `m + β·a`, its base output and the scaled response of its adapters.
+"""What a suppressed layer returns (eq. 8): `m + β·a`, its base output and the scaled response of its adapters.
 
 Where a factor of a module is proportional to its response, that factor is multiplied by β instead, which is free
 (`ist.adapters.responses`, and row by row in the fused LoRA for all candidates at once, `ist.probing.batched`);

@@ -10,10 +10,11 @@ import fnmatch
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from torch import nn
 
+from ..config import check_stack_names
+from ..runtime.wrappers import base_model
 from . import adapterhub
 
 __all__ = ["Layer", "discover_layers", "parameters_outside"]
@@ -54,7 +55,9 @@ class Layer:
     the layer was discovered."""
 
 
-def discover_layers(model: nn.Module, names: str | Sequence[str] | None = None) -> tuple[Layer, ...]:
+def discover_layers(
+    model: nn.Module, names: str | Sequence[str] | None = None, *, at_least: int = 2
+) -> tuple[Layer, ...]:
     """Find the layers of `model` that carry adapters.
 
     The stack is the outermost list of blocks that holds adapters, so the experts of a mixture lie inside a layer.
@@ -64,9 +67,10 @@ def discover_layers(model: nn.Module, names: str | Sequence[str] | None = None) 
         model: a model that PEFT (or a library with the same conventions) has put adapters into.
         names: the stack or stacks to use where the structure leaves a choice: qualified names of lists of blocks, or
             their ends, such as `language_model.layers`. `*` stands for any part, as in `stages.*.blocks`.
+        at_least: how many layers there have to be: 2 to choose among them, 1 to train all.
 
     Returns:
-        The layers in the order of the forward pass, numbered from 0; at least 2.
+        The layers in the order of the forward pass, numbered from 0.
 
     Raises:
         ValueError: the model has no trainable adapter, an adapter is merged, no block repeats, or several stacks hold
@@ -74,7 +78,7 @@ def discover_layers(model: nn.Module, names: str | Sequence[str] | None = None) 
     """
     adapters = find_adapters(model)
     check_adapters(model, adapters)
-    stacks = find_stacks(model, adapters)
+    stacks = find_stacks(model, adapters) or (find_stacks(model, adapters, held=1) if at_least == 1 else {})
     chosen = choose_stacks(model, stacks, names)
     shared = shared_parameters(chosen, adapters) | adapterhub.pooled_parameters(adapters.values())
     adapters = without_shared_modules(chosen, adapters)
@@ -90,10 +94,11 @@ def discover_layers(model: nn.Module, names: str | Sequence[str] | None = None) 
             f"All trainable adapter parameters in {', '.join(chosen)} are shared between layers, so no layer can be "
             "trained without the others: use a method with parameters of each layer's own, such as LoRA."
         )
-    if len(layers) < 2:
+    if len(layers) < at_least:
         raise ValueError(
             f"Only one layer of {', '.join(chosen)} carries trainable adapters, and choosing among layers needs at "
-            "least 2: put adapters on more layers (target_modules, layers_to_transform), or train without IST."
+            "least 2: put adapters on more layers (target_modules, layers_to_transform), or train this one with "
+            "selector='all'."
         )
     return tuple(layers)
 
@@ -161,10 +166,11 @@ def check_adapters(model: nn.Module, adapters: dict[str, nn.Module]) -> None:
         )
 
 
-def find_stacks(model: nn.Module, adapters: dict[str, nn.Module]) -> dict[str, nn.Module]:
+def find_stacks(model: nn.Module, adapters: dict[str, nn.Module], held: int = 2) -> dict[str, nn.Module]:
     """Every list of at least 2 blocks that hold adapters, by qualified name; outer ones come first.
 
-    One adapted block is enough in an `nn.ModuleList`; an `nn.Sequential` with one is not a stack but a pipeline.
+    One adapted block is enough in an `nn.ModuleList`. An `nn.Sequential` needs `held`: with one it may be a stack of
+    which the others were left out, but is rather a pipeline.
     """
     parts_with_adapters: set[str] = set()
     for name in adapters:
@@ -173,9 +179,9 @@ def find_stacks(model: nn.Module, adapters: dict[str, nn.Module]) -> dict[str, n
     stacks: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if name in parts_with_adapters and isinstance(module, (nn.ModuleList, nn.Sequential)):
-            held = [child for child, _ in module.named_children() if f"{name}.{child}" in parts_with_adapters]
-            needed = 1 if isinstance(module, nn.ModuleList) else 2
-            if len(list(module.children())) >= 2 and len(held) >= needed:
+            adapted = [child for child, _ in module.named_children() if f"{name}.{child}" in parts_with_adapters]
+            needed = 1 if isinstance(module, nn.ModuleList) else held
+            if len(list(module.children())) >= 2 and len(adapted) >= needed:
                 stacks[name] = module
     return stacks
 
@@ -185,7 +191,7 @@ def choose_stacks(
 ) -> dict[str, nn.Module]:
     """The stacks that `names` means, or the outermost one where it is None; messages say `what` their blocks have."""
     if names is not None:
-        return named_stacks(stacks, list(names) if isinstance(names, (list, tuple)) else [cast("str", names)], what)
+        return named_stacks(stacks, names, what)
     outermost = {name: s for name, s in stacks.items() if not any(is_inside(name, other) for other in stacks)}
     if not outermost:
         raise ValueError(
@@ -201,12 +207,10 @@ def choose_stacks(
     return outermost
 
 
-def named_stacks(stacks: dict[str, nn.Module], patterns: list[str], what: str) -> dict[str, nn.Module]:
-    """The stacks whose qualified name, or an end of it, matches one of `patterns`."""
-    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-        raise ValueError(
-            f"layers={patterns!r} is not a name or a list of names: this model has {describe_stacks(stacks)}."
-        )
+def named_stacks(stacks: dict[str, nn.Module], names: str | Sequence[str], what: str) -> dict[str, nn.Module]:
+    """The stacks whose qualified name, or an end of it, matches one of `names`."""
+    check_stack_names(names, f"this model has {describe_stacks(stacks)}")
+    patterns = [names] if isinstance(names, str) else list(names)
     chosen: dict[str, nn.Module] = {}
     for pattern in patterns:
         matches = {n: s for n, s in stacks.items() if fnmatch.fnmatchcase(f".{n}", f"*.{pattern}")}
@@ -276,8 +280,7 @@ def is_encoder_decoder(model: nn.Module) -> bool:
 
 def base_name(model: nn.Module) -> str:
     """The class of the model that PEFT wrapped."""
-    get_base_model = getattr(model, "get_base_model", None)
-    return type(get_base_model() if callable(get_base_model) else model).__name__
+    return type(base_model(model)).__name__
 
 
 def is_inside(name: str, outer: str) -> bool:

@@ -19,19 +19,22 @@ __all__ = ["discover_whole_layers", "layers_to_train"]
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
-def layers_to_train(model: nn.Module, names: str | Sequence[str] | None, trains: Trains) -> tuple[Layer, ...]:
+def layers_to_train(
+    model: nn.Module, names: str | Sequence[str] | None, trains: Trains, at_least: int = 2
+) -> tuple[Layer, ...]:
     """The layers of a model for a selector.
 
     Args:
         model: with adapters, or without where whole layers train.
         names: see `discover_layers`.
         trains: what the selector trains.
+        at_least: how many layers with adapters it needs.
 
     Raises:
         ValueError: the model is not of that kind, or its structure leaves a choice.
     """
     if trains == "adapters" or (trains == "either" and has_adapters(model)):
-        return discover_layers(model, names)
+        return discover_layers(model, names, at_least=at_least)
     return discover_whole_layers(model, names)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..config import check_choice, is_number
+from ..runs.files import write_whole
 from .places import PLACEMENT_MODES, Mode, Placement
 from .sparse import PRUNINGS, check_sparsity
 
@@ -143,7 +144,7 @@ def explain_loading(card: Path) -> None:
     """Add to a model card, once, that PEFT must be told of bottleneck adapters before it can load one."""
     text = card.read_text(encoding="utf-8").rstrip() if card.is_file() else ""
     if text and LOADING.rstrip() not in text:
-        card.write_text(f"{text}\n\n{LOADING}", encoding="utf-8")
+        write_whole(card, f"{text}\n\n{LOADING}")
 
 
 def check_numbers(config: BottleneckConfig) -> None:

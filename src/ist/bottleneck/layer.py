@@ -27,8 +27,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     With `m` the wrapped module, an adapter's position says what the layer computes:
 
     - `input`: `m(x + a(x))`, `a` from the input's width to the same;
-    - `output`: `y + a(y)` with `y = m(x)`, `a` from the output's width to the same (eq. 13);
-    - `parallel`: `m(x) + a(x)`, `a` from the input's width to the output's (eq. 11).
+    - `output`: `y + a(y)` with `y = m(x)`, `a` from the output's width to the same (equation 13 of the paper);
+    - `parallel`: `m(x) + a(x)`, `a` from the input's width to the output's (equation 11 of the paper).
 
     LoRA beside bottlenecks is `parallel` without `f`. Where several adapters are active their terms are summed, each
     computed from the plain `x` or `m(x)`.

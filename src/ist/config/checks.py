@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["check_choice", "check_layer_number", "check_whole", "is_number", "plain"]
+__all__ = ["check_choice", "check_layer_number", "check_stack_names", "check_whole", "is_number", "plain"]
 
 
 def plain(value: Any) -> Any:
@@ -38,4 +38,14 @@ def check_layer_number(name: str, value: Any) -> None:
         raise ValueError(
             f"{name}={value!r} is neither a count of layers (a whole number of at least 1) nor a fraction of them "
             "(a float above 0 and up to 1): write 8 for eight layers or 0.25 for a quarter."
+        )
+
+
+def check_stack_names(layers: Any, found: str = "") -> None:
+    """Raise ValueError unless `layers` is a name or a list of names of stacks; `found` says which there are."""
+    names = layers if isinstance(layers, (list, tuple)) else [layers]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"layers={layers!r} is not a name or a list of names of stacks: {found or 'give one, or None'}. How many "
+            "layers to train is num_active_layers, or num_layers of focus()."
         )

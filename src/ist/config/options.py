@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from .checks import check_choice, check_layer_number, check_whole, is_number
+from .keywords import keywords_of, unknown_keywords
 from .presets import PRESETS, current_names, settle_options
 
 __all__ = ["ISTConfig", "LayerCounts", "PaperOptions", "StepOptions", "Suppression", "Trains", "resolve_config"]
@@ -35,6 +36,9 @@ def settled(options_class: type[Options]) -> type[Options]:
 
     @wraps(declared)
     def constructor(self: Options, **options: Any) -> None:
+        known = [field.name for field in dataclasses.fields(cast("Any", options_class))]
+        if message := unknown_keywords(options_class.__name__, current_names(options), known):
+            raise TypeError(message)
         declared(self, **settle_options(options))
 
     options_class.__init__ = constructor  # type: ignore[method-assign]
@@ -242,26 +246,36 @@ class ISTConfig(StepOptions, PaperOptions):
         Raises:
             ValueError: an option is unknown or its value is not allowed.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        unknown = [name for name in current_names(options) if name not in known]
-        if unknown:
-            raise ValueError(f"Unknown option {', '.join(unknown)}: the options of ISTConfig are {', '.join(known)}.")
+        check_options("ISTConfig", options)
         return cls(**options)
 
 
-def resolve_config(config: ISTConfig | None, options: Mapping[str, Any]) -> ISTConfig:
+def check_options(what: str, options: Mapping[str, Any], others: Sequence[str] = ()) -> None:
+    """Raise ValueError unless the options given to `what` are fields of `ISTConfig`; `others` are its own keywords."""
+    allowed = [*others, *(field.name for field in dataclasses.fields(ISTConfig))]
+    if message := unknown_keywords(what, current_names(options), allowed):
+        raise ValueError(message)
+
+
+def resolve_config(config: ISTConfig | None, options: Mapping[str, Any], taker: Callable[..., Any]) -> ISTConfig:
     """The configuration given as an object or as keywords.
+
+    Args:
+        config: the object, or None.
+        options: the keywords.
+        taker: the function or class that was called with them, whose own keywords a message names too.
 
     Raises:
         ValueError: both are given, or an option is unknown or not allowed.
     """
     if config is not None and not isinstance(config, ISTConfig):
+        given = type(config).__name__
         raise ValueError(
-            f"config is of the type {type(config).__name__} and not ISTConfig: give the options as keywords, as in "
-            "num_active_layers=8."
+            f"config is a {given} and no ISTConfig: give the options as keywords, as in num_active_layers=8."
         )
+    check_options(taker.__name__, options, keywords_of(taker))
     if config is None:
-        return ISTConfig.from_options(**options)
+        return ISTConfig(**options)
     if options:
         raise ValueError(
             f"Both a config and the options {', '.join(options)} were given: give all options in one of the two ways."

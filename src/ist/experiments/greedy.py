@@ -8,8 +8,7 @@ on held-out ones. That is dear: `k` layers out of `N` take `k·N − k·(k − 1
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from ..config import ISTConfig, check_whole, resolve_config
 from ..method.registry import FixedSelector
 from ..probing.suppression import LossFunction, model_loss
 from ..runtime.distributed import current_ranks
-from ..runtime.modes import evaluation_mode, to_device
+from ..runtime.modes import evaluation_mode, same_modes_after, to_device
 from ..runtime.randomness import keyed_seed, private_randomness
 from ..tuner import SparseTuner
 
@@ -119,10 +118,10 @@ def greedy_layers(
     Raises:
         ValueError: several processes train together, there are no batches, or the model or an option does not fit.
     """
-    config = resolve_config(config, options)
+    config = resolve_config(config, options, greedy_layers)
     check_search(model, train_batches, validation_batches, num_steps)
     start = time.perf_counter()
-    with SparseTuner(model, config, probe_batches=[], selector="all", layers=layers) as tuner, restored(model):
+    with SparseTuner(model, config, probe_batches=[], selector="all", layers=layers) as tuner, same_modes_after(model):
         trials = Trials(
             tuner, train_batches, validation_batches, num_steps, learning_rate, weight_decay, loss_function, autocast
         )
@@ -229,14 +228,3 @@ class Trials:
     def _loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
         with torch.autocast(**self._computing):
             return self._loss_function(self._tuner.model, to_device(batch, self._device))
-
-
-@contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Within the context modules may train or evaluate; afterwards each is in the mode that it was in."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

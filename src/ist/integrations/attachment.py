@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..runtime.sharding import DEEPSPEED, is_sharded
+from ..runtime.wrappers import is_ddp
 from .finite import checked_weights
 
 __all__ = [
@@ -172,7 +172,4 @@ def is_distributed(trainer: Any) -> bool:
 
 def is_parallel(model: Any) -> bool:
     """Whether a model averages its gradients over the ranks: in DDP's wrapper, or by the layout of its parameters."""
-    parts: Sequence[Any] = (model, getattr(model, "_orig_mod", None))
-    return any(isinstance(part, DistributedDataParallel) for part in parts) or any(
-        hasattr(parameter, "device_mesh") for parameter in model.parameters()
-    )
+    return is_ddp(model) or any(hasattr(parameter, "device_mesh") for parameter in model.parameters())

@@ -11,7 +11,7 @@ import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ..config import ISTConfig, resolve_config
+from ..config import ISTConfig, check_stack_names, resolve_config
 from ..method.registry import SelectorFactory, selector_factory
 from ..probing.suppression import LossFunction
 from ..runs.checkpoints import write_manifest
@@ -37,7 +37,7 @@ __all__ = ["IST"]
 
 
 class IST(TrainerCallback, ExportableState):
-    """Importance-aware Sparse Tuning in one line.
+    """Importance-aware Sparse Tuning in one line, algorithm 1 of the paper.
 
     ::
 
@@ -80,7 +80,7 @@ class IST(TrainerCallback, ExportableState):
         probe_dataset: Any = None,
         **options: Any,
     ) -> None:
-        self.config = resolve_config(config, options)
+        self.config = resolve_config(config, options, IST)
         self.tuner: SparseTuner | None = None
         """The tuner of the current training, or of the last one."""
         self._selector = selector
@@ -92,6 +92,8 @@ class IST(TrainerCallback, ExportableState):
                 f"probe_dataset is a {type(probe_dataset).__name__}: give a map-style dataset, prepared as the "
                 "training set is, or None for the training set."
             )
+        if layers is not None:
+            check_stack_names(layers)
         self._layers = layers
         self._loss_function = loss_function
         self._probe_dataset = probe_dataset

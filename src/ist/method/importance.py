@@ -1,4 +1,4 @@
-"""Learn which layers matter: equations 9 and 10 of the paper as pure functions on a state."""
+"""Learn which layers matter from the losses of candidate sets (eq. 9 and 10): pure functions on a state."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def init_importance(num_layers: int) -> ImportanceState:
 
 
 def candidate_rewards(losses: Tensor) -> Tensor:
-    """The advantage of each candidate set over their mean, eq. 9: `r_j = exp(−L_j) − mean_k exp(−L_k)`.
+    """Equation 9 of the paper, the advantage of each candidate set over their mean: `exp(−L_j) − mean_k exp(−L_k)`.
 
     Args:
         losses: loss of each candidate set in nats, float64 of shape `[N_c]`.
@@ -46,7 +46,7 @@ def update_importance(
     mu: float,
     score_step: str = "additive",
 ) -> ImportanceState:
-    """Credit every layer of a candidate set with the set's reward, eq. 10: `I_i += μ·r_j` for `i ∈ S_j`.
+    """Credit every layer of a candidate set with its reward, equation 10 of the paper: `I_i += μ·r_j` for `i ∈ S_j`.
 
     With `score_step="sigmoid_gradient"` the increment is `μ·r_j·p_i·(1 − p_i)`, `p = sigmoid(I)`, which slows a score
     down as its layer's probability saturates.

@@ -10,7 +10,7 @@ from .baselines.every import EverySelector, FullSelector
 from .baselines.fixed import FixedFactory, FixedSelector, fixed_layers
 from .baselines.lift import LIFT_ORDERS, LiftSelector
 from .baselines.lisa import LisaSelector
-from .selectors.base import ImportanceUpdate, Measure, Selector, SelectorFactory, what_trains
+from .selectors.base import ImportanceUpdate, Measure, Selector, SelectorFactory, least_layers, what_trains
 from .selectors.learned import LearnedSelector
 from .selectors.random_sets import RandomSelector
 
@@ -28,6 +28,7 @@ __all__ = [
     "Selector",
     "SelectorFactory",
     "fixed_layers",
+    "least_layers",
     "make_selector",
     "selector_factory",
     "what_trains",

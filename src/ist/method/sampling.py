@@ -1,4 +1,4 @@
-"""Choose sets of layers from importance scores: equations 6 and 7 of the paper, and the authors' own way.
+"""Choose sets of layers from importance scores, by the paper's policy (eq. 6 and 7) and by that of the authors' code.
 
 Pure functions. Randomness is keyed: a generator is made afresh from a seed, a purpose and a step, so that a choice
 depends on nothing that came before. Every process of a distributed run makes the same choice, and a resumed run the
@@ -34,7 +34,8 @@ def sample_layers(
 ) -> tuple[int, ...]:
     """Draw a set of layers, the more important ones more often.
 
-    `uniform` (eq. 6 and 7): `p_i ~ U(0, sigmoid(I_i))`, and the set is that of the `num_layers` largest `p_i`.
+    `uniform`: equation 6 of the paper, `p_i ~ U(0, sigmoid(I_i))`, and equation 7 of the paper, the set of the
+    `num_layers` largest `p_i`.
     `proportional`: one after the other without replacement, with probability proportional to `sigmoid(I_i)`; drawn as
     the largest `log sigmoid(I_i) + G_i` with Gumbel noise `G_i`, which has that distribution.
 

@@ -1,1 +1,1 @@
-"""Equation 8 on probe batches: suppressed responses, their losses, and where the batches come from."""
+"""Importance measured on probe batches: suppressed responses (eq. 8), their losses, and where the batches come from."""

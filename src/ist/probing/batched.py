@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..adapters.layers import Layer
 from ..adapters.view import ModelView
 from ..runtime.modes import evaluation_mode
+from ..runtime.wrappers import base_model
 from ..step.compiled import as_written
 from ..step.fused import FusedLora, JoinError, RowFactors
 from .suppression import factors_of
@@ -133,8 +134,7 @@ def batched_losses(
     Raises:
         JoinError: the model or an adapter cannot be computed so.
     """
-    get_base_model: Any = getattr(model, "get_base_model", None)
-    inner: Any = get_base_model() if callable(get_base_model) else model
+    inner = base_model(model)
     loss_function = getattr(inner, "loss_function", None)
     vocab_size = getattr(getattr(inner, "config", None), "vocab_size", None)
     if loss_function is None or vocab_size is None:

@@ -1,4 +1,4 @@
-"""Measure sets of layers: the loss while the adapters of all other layers are suppressed, equation 8 of the paper."""
+"""Measure sets of layers: the loss while the adapters of all other layers are suppressed (eq. 8)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..adapters.adalora import without_orthogonality_loss
 from ..adapters.layers import Layer
 from ..adapters.responses import Suppression, scaled_response
 from ..runtime.modes import evaluation_mode
+from ..runtime.wrappers import base_model
 
 __all__ = ["LossFunction", "candidate_losses", "factors_of", "model_loss", "suppress"]
 
@@ -30,7 +31,7 @@ def factors_of(layers: Sequence[Layer], unsuppressed: Collection[int], beta: flo
 def suppress(
     layers: Sequence[Layer], unsuppressed: Collection[int], beta: float, suppression: Suppression = "response"
 ) -> Iterator[None]:
-    """Within the context, layer i returns `m_i + a_i` for i in `unsuppressed` and `m_i + β·a_i` elsewhere (eq. 8).
+    """Within the context, equation 8 of the paper: a layer in `unsuppressed` returns `m + a`, and any other `m + β·a`.
 
     Args:
         layers: all layers of the model that carry adapters.
@@ -77,9 +78,7 @@ def can_skip_logits(model: nn.Module) -> bool:
     """Whether a model computes its loss without logits when told to, as Liger's do; in evaluation they do not of
     themselves.
     """
-    get_base_model: Any = getattr(model, "get_base_model", None)
-    inner: Any = get_base_model() if callable(get_base_model) else model
-    return "skip_logits" in inspect.signature(inner.forward).parameters
+    return "skip_logits" in inspect.signature(base_model(model).forward).parameters
 
 
 @torch.no_grad()

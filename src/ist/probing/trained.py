@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,22 +14,18 @@ from ..adapters.layers import Layer
 from ..adapters.responses import scaled_response
 from ..runtime.modes import evaluation_mode, to_device
 from ..runtime.sharding import compute_device
-from .gradients import take_batches
 from .passes import without_gradients
 from .suppression import LossFunction, candidate_losses, check_scalar
 
 __all__ = ["gate_scores", "removal_scores"]
 
+Batch = Mapping[str, Any]
 BETA = 0.25
-"""`β` of equation 8, where a gate's other end is."""
+"""`β` of eq. 8, where a gate's other end is."""
 
 
 def removal_scores(
-    model: nn.Module,
-    layers: Sequence[Layer],
-    batches: Iterable[Mapping[str, Any]],
-    num_batches: int,
-    loss_function: LossFunction,
+    model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch], loss_function: LossFunction
 ) -> list[float]:
     """How much the mean loss grows when the response of one layer is taken away, for each layer, in nats.
 
@@ -38,20 +34,15 @@ def removal_scores(
     device = compute_device(model)
     everyone = [layer.index for layer in layers]
     candidates = [everyone, *([other for other in everyone if other != one] for one in everyone)]
-    given = take_batches(batches, num_batches)
     losses = sum(
-        candidate_losses(model, layers, candidates, to_device(batch, device), 0.0, loss_function) for batch in given
+        candidate_losses(model, layers, candidates, to_device(batch, device), 0.0, loss_function) for batch in batches
     )
-    losses = torch.as_tensor(losses) / len(given)
+    losses = torch.as_tensor(losses) / len(batches)
     return (losses[1:] - losses[0]).tolist()
 
 
 def gate_scores(
-    model: nn.Module,
-    layers: Sequence[Layer],
-    batches: Iterable[Mapping[str, Any]],
-    num_batches: int,
-    loss_function: LossFunction,
+    model: nn.Module, layers: Sequence[Layer], batches: Sequence[Batch], loss_function: LossFunction
 ) -> list[float]:
     """What each layer's response saves between a factor of β and 1, `-(1 − β)·∂L/∂g_i`, in nats.
 
@@ -61,13 +52,12 @@ def gate_scores(
     device = compute_device(model)
     middle = (1 + BETA) / 2
     gates = [torch.full((), middle, device=device, requires_grad=True) for _ in layers]
-    given = take_batches(batches, num_batches)
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(without_orthogonality_loss(model))
         stack.enter_context(without_gradients(model))
         stack.enter_context(torch.enable_grad())
-        for batch in given:
+        for batch in batches:
             with ExitStack() as gated:
                 for layer, gate in zip(layers, gates, strict=True):
                     for adapter in layer.adapters.values():
@@ -75,4 +65,4 @@ def gate_scores(
                 loss = loss_function(model, to_device(batch, device))
             check_scalar(loss)
             loss.backward()
-    return [-(1 - BETA) * (0.0 if gate.grad is None else gate.grad.item()) / len(given) for gate in gates]
+    return [-(1 - BETA) * (0.0 if gate.grad is None else gate.grad.item()) / len(batches) for gate in gates]

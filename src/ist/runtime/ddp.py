@@ -22,17 +22,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten  # DDP reads output
 from .hooks import WeakHook
 from .part import Part
 
-__all__ = ["ReducedGradients", "TiedOutputs", "unwrap_ddp"]
+__all__ = ["ReducedGradients", "TiedOutputs"]
 
 JOIN = (
     "DistributedDataParallel.join() lets a rank with less data end early, and IST needs every rank at every step: "
     "leave join() off, and give each rank the same number of batches (DistributedSampler with drop_last=True)."
 )
-
-
-def unwrap_ddp(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, or the model itself."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 class ReducedGradients:

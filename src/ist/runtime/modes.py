@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["evaluation_mode", "to_device"]
+__all__ = ["evaluation_mode", "same_modes_after", "to_device"]
 
 
 @contextmanager
@@ -17,46 +17,55 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Within the context every module evaluates (no dropout) and nothing is cached for generation; afterwards each is
     in the mode that it was in.
 
-    A 4-bit module of bitsandbytes is in training meanwhile: it computes the same in both modes, but on some CPUs it
-    repacks its weight at its first evaluation, and no gradient comes through it from then on.
+    That is `model.eval()` and its undoing, with three exceptions:
+
+    - Speed: `eval()` on a language model with adapters takes as long as a small forward (30 ms for the 2,700 modules of
+      32 layers, where this takes 2). Where evaluation is nothing but a flag to every module, the flags are written.
+    - What `eval()` cannot undo: a module with a `train` of its own (which may merge weights) comes back by that.
+    - A 4-bit module of bitsandbytes is in training meanwhile: it computes the same in both modes, but on some CPUs it
+      repacks its weight at its first evaluation, and no gradient comes through it from then on.
     """
-    # Straight from the instances: a module's own walk, and search for its attributes, take as long as a small forward.
     modules = all_modules(model)
-    training = [module for module in modules if module.training]
     configs = {id(config): config for module in modules if (config := module.__dict__.get("config")) is not None}
     caching = [config for config in configs.values() if getattr(config, "use_cache", None) is True]
-    own = [module for module in training if has_own_evaluation(module)]
-    repacking = [module for module in modules if type(module).__name__ == "Linear4bit"]
-    evaluating = [module for module in repacking if not module.training]
+    with same_modes_after(model):
+        try:
+            for config in caching:
+                config.use_cache = False
+            if any(module.training and has_own_evaluation(module) for module in modules):
+                model.eval()
+            for module in modules:
+                set_flag(module, type(module).__name__ == "Linear4bit")
+            yield
+        finally:
+            for config in caching:
+                config.use_cache = True
+
+
+@contextmanager
+def same_modes_after(model: nn.Module) -> Iterator[None]:
+    """Within the context modules may train or evaluate; afterwards each is in the mode that it was in."""
+    modes = [(module, module.training) for module in all_modules(model)]
     try:
-        for config in caching:
-            config.use_cache = False
-        if own:
-            model.eval()
-        else:
-            for module in training:
-                module.__dict__["training"] = False
-        for module in repacking:
-            module.training = True
         yield
     finally:
-        for module in evaluating:
-            module.training = False
-        for module in own:
-            module.train()
-        if own:
-            trained = set(map(id, training))
-            for module in modules:
-                module.training = id(module) in trained
-        else:
-            for module in training:
-                module.__dict__["training"] = True
-        for config in caching:
-            config.use_cache = True
+        for module, training in modes:  # An outer one sets those within it: the outermost come first.
+            if module.training != training and has_own_evaluation(module):
+                module.train(training)
+        for module, training in modes:
+            set_flag(module, training)
+
+
+def set_flag(module: nn.Module, training: bool) -> None:
+    """Say that a module trains or evaluates, straight in the instance where the flag is: a quarter of the time."""
+    if "training" in module.__dict__:
+        module.__dict__["training"] = training
+    else:
+        module.training = training
 
 
 def all_modules(model: nn.Module) -> list[nn.Module]:
-    """A module and all within it, each once."""
+    """A module and all within it, each once: `modules()` without the search of each attribute, which takes long."""
     found = {id(model): model}
     waiting = [model]
     while waiting:

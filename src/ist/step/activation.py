@@ -24,14 +24,14 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..adapters.view import ModelView
 from ..adapters.whole_layers import computing_parts
 from ..runtime.part import Part
-from ..runtime.sharding import inner_units
-from .fused import FusedLora, Switch, reason_against, remove_fused
+from .fused import FusedLora, Switch, reason_against
+from .gates import AdapterGate, make_gates, remove_earlier_gates, share_switch
 
 __all__ = ["LayerActivation"]
 
@@ -190,97 +190,9 @@ class LayerParts(NamedTuple):
     parameters: Sequence[nn.Parameter]
 
 
-def make_gates(adapter: nn.Module, own: set[int], hooked: bool = True) -> Iterator[AdapterGate]:
-    """The gates that keep the parameters `own` of an adapter out of the graph.
-
-    One, unless FSDP gathers a part of the adapter by itself: the weights that compute are there only during the
-    forward of that part, which then has a gate too.
-    """
-    slots: dict[nn.Module, list[Slot]] = {adapter: []}
-    units = inner_units(adapter)
-
-    def visit(module: nn.Module, gate: nn.Module) -> None:
-        gate = module if module in units else gate
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in own:
-                slots.setdefault(gate, []).append((module, name))
-        for child in module.children():
-            visit(child, gate)
-
-    visit(adapter, adapter)
-    return (AdapterGate(module, module_slots, hooked) for module, module_slots in slots.items())
-
-
 def trained_adapters(module: Any, own: Collection[int]) -> list[str]:
     """The names of the adapters of a LoRA module that have parameters among `own`."""
     return [name for name, part in module.lora_A.items() if any(id(weight) in own for weight in part.parameters())]
-
-
-def share_switch(gates: Sequence[AdapterGate]) -> Switch:
-    """One switch for gates that are frozen together."""
-    switch = Switch()
-    for gate in gates:
-        gate.switch = switch
-    return switch
-
-
-Slot = tuple[nn.Module, str]
-"""A module and the name that it knows one of its parameters by: sharding engines replace the parameter objects."""
-
-
-class AdapterGate:
-    """Keeps the parameters in `slots` out of the graph during the forward of `module`, while its `switch` says frozen.
-
-    Also a context manager, which does so whether frozen or not.
-    """
-
-    def __init__(self, module: nn.Module, slots: Sequence[Slot], hooked: bool = True) -> None:
-        self.switch = Switch()
-        self._slots = slots
-        self._frozen: list[Tensor] = []
-        self._hidden: list[tuple[dict[str, Any], str, Tensor]] = []
-        self._handles = ()
-        if hooked:
-            self._handles = (
-                module.register_forward_pre_hook(self.freeze_if_frozen),
-                module.register_forward_hook(self.thaw, always_call=True),
-            )
-
-    def remove(self) -> None:
-        """Stop watching, and thaw what a forward that Ctrl-C ended left frozen: torch runs no hook after it."""
-        for handle in self._handles:
-            handle.remove()
-        self.thaw()
-
-    def freeze_if_frozen(self, *_: Any) -> None:
-        """Before the forward: freeze what trains at this moment."""
-        if self.switch.frozen:
-            self.__enter__()
-
-    def __enter__(self) -> None:
-        for module, name in self._slots:
-            holder = module.__dict__ if name in module.__dict__ else module._parameters
-            weight = holder.get(name)
-            if weight is None or not weight.requires_grad:
-                continue
-            if weight.is_leaf:
-                weight.requires_grad_(False)
-                self._frozen.append(weight)
-            else:  # FSDP1 computes with views into its flat parameter.
-                holder[name] = weight.detach()  # type: ignore[assignment]
-                self._hidden.append((holder, name, weight))
-
-    def thaw(self, *_: Any) -> None:
-        """After the forward, also after one that raised: undo it."""
-        for parameter in self._frozen:
-            parameter.requires_grad_(True)
-        for holder, name, weight in self._hidden:
-            holder[name] = weight
-        self._frozen.clear()
-        self._hidden.clear()
-
-    def __exit__(self, *exception: object) -> None:
-        self.thaw()
 
 
 def drop_before_steps(activation: LayerActivation) -> Any:
@@ -303,13 +215,3 @@ def remove_all(gates: Iterable[AdapterGate | FusedLora], step_hook: Any) -> None
     step_hook.remove()
     for gate in gates:
         gate.remove()
-
-
-def remove_earlier_gates(adapter: nn.Module) -> None:
-    """Remove the gates of a training that ended with an exception, which would freeze layers of this one."""
-    for module in adapter.modules():
-        remove_fused(module)
-        for hook in list(module._forward_pre_hooks.values()):
-            gate = getattr(hook, "__self__", None)
-            if isinstance(gate, AdapterGate):
-                gate.remove()

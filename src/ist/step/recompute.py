@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from ..adapters.layers import Layer
 from ..adapters.view import ModelView
 from ..runtime.part import Part
+from ..runtime.wrappers import compiled_call, within_fsdp
 from .bare import NO_LAYER, bare_blocks
 from .fused.products import has_many_rows
 
@@ -108,11 +109,6 @@ class Recompute(Part):
         self._restore()
 
 
-def within_fsdp(block: nn.Module) -> nn.Module:
-    """The block in a wrapper of FSDP1, which gathers the weights for the second forward and the backward at once."""
-    return getattr(block, "_fsdp_wrapped_module", block)
-
-
 def check_not_checkpointing(layers: Sequence[Layer], mode: str) -> None:
     """Raise ValueError where gradient checkpointing is on."""
     if any(getattr(layer.module, "gradient_checkpointing", False) for layer in layers):
@@ -140,13 +136,6 @@ def is_still(layer: Layer) -> bool:
     own = {id(parameter) for parameter in layer.parameters}
     trains = any(p.requires_grad and id(p) not in own for p in layer.module.parameters())
     return not trains
-
-
-def compiled_call(block: nn.Module) -> str | None:
-    """The attribute that calls a block which is compiled by itself, or None where it is not."""
-    if block._compiled_call_impl is not None:
-        return "_compiled_call_impl"
-    return "forward" if hasattr(block, "_orig_mod") else None
 
 
 def own_forward(block: nn.Module) -> str | None:

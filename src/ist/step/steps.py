@@ -68,7 +68,7 @@ class SparseSteps:
 
     @property
     def model(self) -> nn.Module:
-        """The model, inside of DistributedDataParallel's wrapper."""
+        """The model, inside of DistributedDataParallel and `torch.compile`."""
         return self._view.model
 
     @property

@@ -12,8 +12,6 @@ from trl.scripts.utils import DatasetMixtureConfig
 
 from ...config import ISTConfig, check_choice, check_whole
 from ...experiments.data.tasks import find_tasks
-from ...focusing import CRITERIA, TRAINED
-from ...method.spreading import SPREADS
 from ..nearest import unknown_flag
 from ..recipes.files import check_keys, find_recipe, flag_names, read_recipe, run_name, split_recipe
 from ..recipes.renamed import rename_arguments, rename_keys, warn_of_old_names
@@ -23,10 +21,11 @@ from ..sources import check_local_model
 from .adapter_files import check_adapter
 from .adapters import adapter_config
 from .defaults import DEFAULTS, check_mappings, check_reporters, settle_learning_rate
+from .focus_flags import FocusArguments
 from .help import HELP_TEXTS, print_help
 from .methods import METHODS, check_checkpointing, check_method, selector_of, settle_adapter, unused_flags
 from .metric_flags import MetricArguments
-from .numbers import check_numbers, check_validation_size, count_held_out, parse_focus
+from .numbers import check_numbers, check_validation_size, count_held_out
 from .options import field_docstrings, flags_of, values_of
 from .parser import FlagParser
 
@@ -40,7 +39,7 @@ OptionFlags = flags_of(ISTConfig, "OptionFlags", without=("seed",))
 
 
 @dataclass
-class ISTArguments(MetricArguments):
+class ISTArguments(FocusArguments, MetricArguments):
     """What `ist train` takes beside `ISTConfig`'s options and TRL's flags; these docstrings are the flags' help."""
 
     method: str = "ist"
@@ -55,28 +54,6 @@ class ISTArguments(MetricArguments):
 
     greedy_min_gain: float | None = None
     """Stop the greedy search where one more layer lowers the loss by less than this."""
-
-    num_focused_layers: str | None = None
-    """Layers that get adapters with `--method focused`, as a count (12) or as a fraction (0.5); half by default."""
-
-    focused_rank: str = "moved"
-    """Rank with `--method focused`: `moved` raises it so that as many parameters train as in all layers, `uneven` the
-    same and more where layers matter more, `kept` leaves it, and a number sets it."""
-
-    focus_criterion: str = "gradient"
-    """What makes a layer important before training: `gradient` (the size of an adapter's first gradient), `first_step`
-    (what Adam's first step would gain) or `activation` (the size of the layer's output)."""
-
-    focus_spread: str = "parts"
-    """How `--method focused` spreads its layers: `parts` (the best of each equal part of the depth), `distance` (the
-    best sum with bounded gaps), `even` or `anywhere`."""
-
-    focus_min_depth: float = 0.0
-    """Lowest part of the depth, as a fraction, that gets no adapters with `--method focused`."""
-
-    focus_init: str = "random"
-    """LoRA's `A` at the start with `--method focused`: `random` (as PEFT draws it) or `gradient` (the right singular
-    vectors of the first gradient)."""
 
     layers: list[str] | None = None
     """Stack(s) of blocks to choose from, where the model has several."""
@@ -149,14 +126,11 @@ class ISTArguments(MetricArguments):
     """End after this many seconds of steps; validation and checkpoints do not count."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        self.check_metric()
+        self.check_focus()
         check_choice("method", self.method, METHODS)
         if self.adapter is not None:
             check_adapter(self.adapter)
-        check_choice("focus_criterion", self.focus_criterion, [name for name in CRITERIA if name not in TRAINED])
-        check_choice("focus_spread", self.focus_spread, SPREADS)
-        check_choice("focus_init", self.focus_init, ("random", "gradient"))
-        parse_focus(self.num_focused_layers, self.focused_rank)
         check_whole("greedy_steps", self.greedy_steps, at_least=1, why="a trial is a short training")
         if self.task is not None:
             self.task = [task.name for task in find_tasks(self.task)]

@@ -32,7 +32,8 @@ class MetricArguments:
     max_new_tokens: int | None = None
     """Tokens of an answer for the metric; by default as many as the longest of the rows' outputs, 32 to 256."""
 
-    def __post_init__(self) -> None:
+    def check_metric(self) -> None:
+        """Raise ValueError where a flag is not allowed."""
         if self.metric is not None:
             check_choice("metric", self.metric, METRICS)
         check_marks(self.metric, self.labels, self.metric_function)

@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runs.files import read_object, write_whole
+from ...runs.files import read_object, write_json, write_whole
+from ...runtime.modes import evaluation_mode, same_modes_after
 from ...runtime.randomness import private_randomness
 from .results import Accuracy, Metrics, TaskResult
 from .settings import EvaluationSettings
@@ -58,21 +59,18 @@ def run_harness(
     manager = harness_tasks.TaskManager(include_path=settings.task_folder)
     check_known(tasks, manager.all_tasks)
     language_model: Any = huggingface.HFLM
-    training = [module for module in model.modules() if module.training]
     results: dict[str, dict[str, TaskResult]] = {}
-    try:
+    with same_modes_after(model):  # the harness calls eval()
         wrapped = language_model(
             pretrained=model,
             tokenizer=copy.deepcopy(tokenizer),  # it may get a padding token
             batch_size=settings.batch_size,
             max_length=settings.max_length,
         )
-        for name in tasks:
-            with private_randomness(settings.seed, model.device):  # the harness seeds the global generators
-                results[name] = run_task(wrapped, name, manager, settings, folder)
-    finally:
-        for module in training:
-            module.training = True
+        with evaluation_mode(model):
+            for name in tasks:
+                with private_randomness(settings.seed, model.device):  # the harness seeds the global generators
+                    results[name] = run_task(wrapped, name, manager, settings, folder)
     return results
 
 
@@ -114,7 +112,7 @@ def run_task(
             lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
             write_whole(file.with_name(f"{part}.jsonl"), "".join(f"{line}\n" for line in lines))
         found = {part: result.to_dict() for part, result in results.items()}
-        write_whole(file, json.dumps(found, indent=2) + "\n")
+        write_json(file, found)
     return results
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...runtime.wrappers import base_model
 from ..data.encoding import pad
 
 __all__ = ["Continuations", "by_length", "score"]
@@ -63,9 +64,7 @@ def _score_row(logits: Tensor, item: Continuations, first: int) -> list[float]:
 
 
 def _takes_logits_to_keep(model: Any) -> bool:
-    get_base_model = getattr(model, "get_base_model", None)
-    inner: Any = get_base_model() if callable(get_base_model) else model
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+    return "logits_to_keep" in inspect.signature(base_model(model).forward).parameters
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

@@ -12,6 +12,8 @@ class EverySelector(Unlearned):
     """All layers: vanilla PEFT where the model has adapters, else full fine-tuning."""
 
     trains: Trains = "either"
+    least_layers = 1
+    """It chooses nothing, so one layer is enough, as of a focused training."""
 
     def __init__(self, config: ISTConfig, num_layers: int) -> None:
         self._all = tuple(range(num_layers))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...config import ISTConfig, Trains
 
-__all__ = ["ImportanceUpdate", "Measure", "Selector", "SelectorFactory", "Unlearned", "what_trains"]
+__all__ = ["ImportanceUpdate", "Measure", "Selector", "SelectorFactory", "Unlearned", "least_layers", "what_trains"]
 
 Measure = Callable[[Sequence[tuple[int, ...]]], "Tensor | None"]
 """Sets of layers that keep their response -> their losses in nats, float64 `[N_c]`; None where there is no batch."""
@@ -95,4 +95,14 @@ SelectorFactory = Callable[[ISTConfig, int], Selector]
 
 def what_trains(factory: SelectorFactory) -> Trains:
     """What the selectors of a factory train in a layer: its attribute `trains`, or adapters where it has none."""
-    return getattr(factory.func if isinstance(factory, partial) else factory, "trains", "adapters")
+    return attribute(factory, "trains", "adapters")
+
+
+def least_layers(factory: SelectorFactory) -> int:
+    """With how few layers the selectors of a factory do: its attribute `least_layers`, or the 2 of a choice."""
+    return attribute(factory, "least_layers", 2)
+
+
+def attribute(factory: SelectorFactory, name: str, default: Any) -> Any:
+    """What a factory says of its selectors."""
+    return getattr(factory.func if isinstance(factory, partial) else factory, name, default)

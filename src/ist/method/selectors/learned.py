@@ -19,7 +19,7 @@ __all__ = ["LearnedSelector"]
 
 
 class LearnedSelector:
-    """Importance-aware sampling: equations 6 and 7 choose, equations 8 to 10 learn every `T_c` steps.
+    """Importance-aware sampling: eq. 6 and 7 choose, eq. 8 to 10 learn every `T_c` steps.
 
     Args:
         config: hyperparameters.

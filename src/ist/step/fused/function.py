@@ -34,7 +34,7 @@ def lora_linear(
     scaling: float,
     dropout: float,
 ) -> Tensor:
-    """LoRA and the frozen linear module under it."""
+    """LoRA and the frozen linear module under it, equation 12 of the paper."""
     if torch.is_grad_enabled() and (x.requires_grad or a.requires_grad or b.requires_grad):
         return LoraLinear.apply(x, weight, bias, a, b, c, scaling, dropout)  # type: ignore[return-value]
     return forward(x, weight, bias, a, b, c, scaling, dropout)[0]

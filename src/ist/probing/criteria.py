@@ -1,0 +1,139 @@
+"""The importance of each layer by a criterion: of a model without adapters yet, or of adapters trained a little."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+from ..adapters.layers import Layer, discover_layers, find_adapters
+from ..adapters.outline import AdaptedModule, Outline, outline
+from ..config import check_choice, check_whole, with_checked_keywords
+from ..runtime.distributed import current_ranks
+from .gradients import Target, adapter_gradients, output_norms, take_batches
+from .suppression import LossFunction, model_loss
+from .trained import gate_scores, removal_scores
+
+__all__ = ["CRITERIA", "TRAINED", "Criterion", "check_num_batches", "layer_scores", "scores_of"]
+
+Criterion = Literal["gradient", "first_step", "activation", "gate", "removal"]
+CRITERIA: dict[str, str] = {
+    "gradient": "squared norm of the loss's gradient by the adapters' weights at their start",
+    "first_step": "loss that the first step of Adam would save: the sum of that gradient's absolute values",
+    "activation": "mean norm of a token's output of the layer",
+    "gate": "loss that the layer's trained adapters save, estimated by the gradient of a factor on their response",
+    "removal": "loss that the layer's trained adapters save: the difference without them",
+}
+"""What each criterion measures; the last two are of a model whose adapters were trained a little."""
+TRAINED = ("gate", "removal")
+"""Those that need adapters that were trained a little."""
+PROBE_RANK = 32
+"""Rank of the gradient for kinds of adapters without one."""
+
+
+@with_checked_keywords
+def layer_scores(
+    model: nn.Module,
+    peft_config: Any,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    criterion: Criterion = "gradient",
+    num_batches: int = 4,
+    layers: str | Sequence[str] | None = None,
+    loss_function: LossFunction | None = None,
+    seed: int = 0,
+) -> tuple[float, ...]:
+    """The importance of each layer, larger is more important; of several processes, the mean over ranks.
+
+    Args:
+        model: the base model, with `peft_config`; or for `gate` and `removal` a PEFT model whose adapters were trained
+            a little, with `peft_config=None`. It is left as it was.
+        peft_config: what you would train all layers with.
+        batches: batches of the training data, of which at most `num_batches` are read.
+        criterion: see `CRITERIA`.
+        num_batches: at least 1.
+        layers: the stack of blocks, where the model has several: see `discover_layers`.
+        loss_function: `(model, batch) -> loss` in nats; `model(**batch).loss` if None.
+        seed: of the gradient's random matrices.
+
+    Returns:
+        A score for each layer that gets adapters, in the order of the forward pass.
+
+    Raises:
+        ValueError: an argument is outside what is allowed, or the loss says nothing of the layers.
+        TypeError: an argument is unknown.
+    """
+    check_num_batches(num_batches)
+    check_choice("criterion", criterion, CRITERIA)
+    if criterion in TRAINED:
+        if peft_config is not None or not find_adapters(model):
+            raise ValueError(
+                f"criterion={criterion!r} measures adapters that were trained a little: give a PEFT model and "
+                "peft_config=None, or before training criterion='gradient'."
+            )
+        return trained_scores(model, discover_layers(model, layers), batches, criterion, num_batches, loss_function)
+    full = outline(model, peft_config, layers)
+    return scores_of(model, full, peft_config, batches, criterion, num_batches, loss_function, seed)
+
+
+def scores_of(
+    model: nn.Module,
+    full: Outline,
+    peft_config: Any,
+    batches: Iterable[Mapping[str, Any]],
+    criterion: Criterion,
+    num_batches: int,
+    loss_function: LossFunction | None,
+    seed: int,
+) -> tuple[float, ...]:
+    """The scores of the layers of an outline, by a criterion that needs no trained adapters."""
+    check_choice("criterion", criterion, CRITERIA)
+    if criterion in TRAINED:
+        raise ValueError(
+            f"criterion={criterion!r} needs adapters that were trained a little, and here are none yet: measure with "
+            "layer_scores(peft_model, None, batches, criterion=…) and pass scores, or take criterion='gradient'."
+        )
+    blocks = [model.get_submodule(name) for name in full.layers]
+    loss = loss_function or model_loss
+    if criterion == "activation":
+        found = output_norms(model, blocks, batches, num_batches=num_batches, loss_function=loss)
+        return tuple(current_ranks().mean(found))
+    targets = {module.name: target_of(module, peft_config) for module in full.modules if module.layer is not None}
+    gradients = adapter_gradients(
+        model, targets, batches, num_batches=num_batches, blocks=blocks, seed=seed, loss_function=loss
+    )
+    sums = [0.0] * len(full.layers)
+    for module in full.modules:
+        if module.layer is not None:
+            gradient = gradients[module.name]
+            sums[module.layer] += gradient.squared_norm if criterion == "gradient" else gradient.absolute_sum
+    return tuple(current_ranks().mean(sums))
+
+
+def trained_scores(
+    model: nn.Module,
+    found: Sequence[Layer],
+    batches: Iterable[Mapping[str, Any]],
+    criterion: Criterion,
+    num_batches: int,
+    loss_function: LossFunction | None,
+) -> tuple[float, ...]:
+    """The scores of layers whose adapters were trained a little."""
+    measure = gate_scores if criterion == "gate" else removal_scores
+    given = take_batches(batches, num_batches)
+    return tuple(current_ranks().mean(measure(model, found, given, loss_function or model_loss)))
+
+
+def target_of(module: AdaptedModule, peft_config: Any) -> Target:
+    """What the adapter of a module would be to the gradient probe."""
+    if module.rank is None or module.alpha is None:
+        return Target(rank=min(PROBE_RANK, module.largest_rank))
+    root = getattr(peft_config, "use_rslora", False)
+    return Target(module.rank, module.alpha / (math.sqrt(module.rank) if root else module.rank))
+
+
+def check_num_batches(num_batches: int) -> None:
+    """Raise ValueError unless it is a number of batches to measure on."""
+    check_whole("num_batches", num_batches, at_least=1, why="importance is measured on some; four are enough")
