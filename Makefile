@@ -44,7 +44,7 @@ test: $(VENV)/.dev ## the test suite with coverage
 test-core: $(VENV)/.core ## the tests of the library without its extras, which need Python 3.11
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not distributed and not nightly"
 
-test-dist: $(VENV)/.dev ## every engine in real processes; notes for the table of docs/distributed.md go to .matrix
+test-dist: $(VENV)/.dev ## every distributed backend in real processes; notes for the table of docs/distributed.md go to .matrix
 	rm -rf .matrix
 	OMP_NUM_THREADS=1 IST_MATRIX=.matrix $(BIN)/python -m pytest -m "distributed and not nightly" --timeout 600 --durations 5
 
@@ -81,7 +81,7 @@ tables: $(VENV)/.dev ## the tables in the texts, from the JSON files of benchmar
 bench-summary: $(VENV)/.dev ## the targets of docs/cost.md, from the JSON files of benchmarks alone
 	@$(BIN)/python benchmarks/summary.py
 
-map: ## the rooms of src/ist, their purposes, and the imports between them
+map: ## the packages of src/ist, their purposes, and the imports between them
 	@$(PYTHON) tests/helpers/house.py
 
 lint: $(VENV)/.dev

@@ -119,8 +119,8 @@ def beyond_table(rows: Sequence[Row]) -> str:
                 lines.append((size, layout, METHODS[method], *cells))
     header = ("shape", "layout", "method", *(f"{nodes} × {PER_NODE} GPUs" for nodes in NODES))
     reached = "; ".join(
-        f"{METHODS[method]}: f = {machine.flops / 1e12:.0f} TFLOP/s, b = {machine.bandwidth / 1e9:.0f} GB/s, "
-        f"h = {machine.overhead * 1e3:.0f} ms"
+        f"{METHODS[method]}: {machine.flops / 1e12:.0f} TFLOP/s, {machine.bandwidth / 1e9:.0f} GB/s within a node, "
+        f"{machine.overhead * 1e3:.0f} ms of a step besides"
         for method, machine in machines.items()
     )
     note = (

@@ -160,6 +160,8 @@ def grid_table(rows: Sequence[Row], rows_of_each: int = 2, tokens: int = 512) ->
         rows_of_each: of a batch, on each GPU.
         tokens: of a row.
     """
+    if not rows:
+        return f"Not measured yet: `{COMMAND}`."
     sizes, numbers = PLANNED
     found = {row.cell.key: row for row in rows}
 

@@ -19,7 +19,6 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from paper_tables import beyond_table, memory_table  # noqa: E402
 from scaling import (  # noqa: E402
-    COMMAND,
     cell_table,
     grid_table,
     load_rows,
@@ -185,11 +184,11 @@ def write_node_page(results: Path) -> None:
     scaled = len({row.cell.processes for row in on_gpus if row.error is None}) > 1
     if scaled:
         draw(PICTURE, on_gpus)
-    figure = "![Weak and strong scaling](images/scaling.png)" if scaled else f"The figure is not made yet: `{COMMAND}`."
+    figure = "\n\n![Weak and strong scaling](images/scaling.png)" if scaled else ""
     sections = {
         "memory on paper": (NODE_PAGE, memory_table()),
         "traffic": (NODE_PAGE, traffic_table(rows)),
-        "scaling": (NODE_PAGE, f"{grid_table(on_gpus)}\n\n{figure}"),
+        "scaling": (NODE_PAGE, f"{grid_table(on_gpus)}{figure}"),
         "probes": (NODE_PAGE, probe_table(rows)),
         "beyond a node": (NODE_PAGE, beyond_table(on_gpus)),
         "cells": (FULL_PAGE, cell_table(rows)),

@@ -112,7 +112,10 @@ def test_the_grid_names_what_was_not_run_and_what_failed() -> None:
     ]
     line = next(text for text in scaling.grid_table(rows).splitlines() if text.startswith("| 13b | FSDP2 | LoRA |"))
     assert line == "| 13b | FSDP2 | LoRA | 5120 | 4096 | out of memory | not run |"
-    assert scaling.COMMAND in scaling.grid_table([])
+
+
+def test_without_a_run_there_is_one_line_in_the_place_of_the_grid() -> None:
+    assert scaling.grid_table([]) == f"Not measured yet: `{scaling.COMMAND}`."
 
 
 def test_tables_of_scaling_are_of_one_kind_of_gpu() -> None:

@@ -320,7 +320,7 @@ MISTAKES = [
     (["--recipe", "{bad}/env.yaml"], "env.yaml sets env, which changes the environment of this process"),
     (["--recipe"], "--recipe needs a name or a file"),
     (["--task=word-problems", "--leaning_rate", "3"], "There is no flag --leaning_rate (did you mean --learning_rate?)"),
-    (["--task=word-problems", "--max_steps=many"], "--max_steps many cannot be: give a whole number."),
+    (["--task=word-problems", "--max_steps=many"], "--max_steps many is not allowed: give a whole number."),
     (["--task=word-problems", "--bf16=true"], "bf16 is on, and this machine has no GPU"),
     (["--task=riddles"], "task='riddles' is unknown: choose some of boolq, piqa,"),
     (["--task", "word-problems", "boolq"], "task=word-problems, boolq is not allowed: word-problems trains alone."),

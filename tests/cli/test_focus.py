@@ -153,7 +153,7 @@ def test_a_saved_adapter_is_refused(tiny_model_folder: Path, tmp_path: Path) -> 
         (["--focus_spread=wide"], "focus_spread='wide' is unknown"),
         (["--focus_init=svd"], "focus_init='svd' is unknown"),
         (["--focus_init=gradient", "--adapter=series"], "--focus_init gradient sets A of LoRA, which --adapter series"),
-        (["--focus_min_depth=1"], "focus_min_depth=1.0 cannot be: give a fraction of the depth from 0 to below 1"),
+        (["--focus_min_depth=1"], "focus_min_depth=1.0 is not allowed: give a fraction of the depth from 0 to below 1"),
         (["--focus_min_depth=0.75"], "min_depth=0.75 leaves 1 of 4 layers, and 2 are to be kept"),
         (["--adapter=none"], "--method focused trains adapters"),
     ],

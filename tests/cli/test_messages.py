@@ -103,11 +103,11 @@ def test_what_was_looked_for_and_where(
     with pytest.raises(ValueError, match=said), looked_for(str(path)):
         raise AssertionError("nothing is loaded")
     here = Path("nope").absolute()
-    said = f"nope is no folder here ({here}) and no {what} that the Hugging Face hub gives (No such repository): --"
+    said = f"nope is not a folder here ({here}), and the Hugging Face hub gave no {what} (No such repository): --"
     with pytest.raises(ValueError, match=re.escape(said)), looked_for("nope"):
         raise OSError("No such repository.\nMore.")
     with (
-        pytest.raises(ValueError, match=r"hub gives \(Can't find 'adapter_config.json' at 'nope'\): --"),
+        pytest.raises(ValueError, match=r"hub gave no adapter \(Can't find 'adapter_config.json' at 'nope'\): --"),
         looked_for("nope"),
     ):
         raise ValueError("Can't find 'adapter_config.json' at 'nope'")

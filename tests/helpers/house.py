@@ -119,7 +119,7 @@ def main() -> None:
         print(f"{room:13} {lines:5}  {purpose(room)}")
         if arrows[room]:
             print(f"{'':20} imports {', '.join(sorted(arrows[room], key=ORDER.index))}")
-    print(f"{len(arrows)} rooms, {sum(map(len, arrows.values()))} imports between them")
+    print(f"{len(arrows)} packages, {sum(map(len, arrows.values()))} imports between them")
 
 
 if __name__ == "__main__":

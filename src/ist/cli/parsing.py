@@ -36,7 +36,7 @@ class OneLineParser(argparse.ArgumentParser):
         try:
             return super()._get_value(action, arg_string)
         except argparse.ArgumentError:
-            raise ValueError(f"{shown(action)} {arg_string} cannot be: give {describe_kind(action)}.") from None
+            raise ValueError(f"{shown(action)} {arg_string} is not allowed: give {describe_kind(action)}.") from None
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

@@ -26,7 +26,7 @@ def is_path(name: str) -> bool:
 
 @contextmanager
 def looked_for_model(name: str) -> Iterator[None]:
-    """Where loading a model fails that is no folder here, raise ValueError that says what was looked for, and where."""
+    """Where a model that is not a folder here cannot be loaded, raise ValueError: what was looked for, and where."""
     with looked_for(name, "model", MODELS):
         yield
 
@@ -52,7 +52,7 @@ def looked_for(name: str, what: str, way_out: str) -> Iterator[None]:
             raise
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"{name} is no folder here ({here.absolute()}) and no {what} that the Hugging Face hub gives "
+            f"{name} is not a folder here ({here.absolute()}), and the Hugging Face hub gave no {what} "
             f"({said[0].rstrip(' .:')}): {way_out}."
         ) from error
 

@@ -56,7 +56,7 @@ class IST(TrainerCallback, ExportableState):
 
     Args:
         config: hyperparameters; or give them as keywords.
-        selector: a name in `SELECTORS`, such as `ist` (the paper's chooser), `random` or `lisa`; `fixed:` with the
+        selector: a name in `SELECTORS`, such as `ist` (the paper's), `random` or `lisa`; `fixed:` with the
             layers, as in `fixed:0,3,5`; or a function `(config, number of layers) -> Selector`.
         layers: the stack of blocks to choose from, where the model has several: see `discover_layers`.
         loss_function: `(model, batch) -> loss` in nats for the importance loop. If None it is the loss that is trained:

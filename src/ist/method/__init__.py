@@ -1,1 +1,1 @@
-"""The paper, pure: sampling (eq. 6 and 7), importance (eq. 9 and 10), selectors and baselines."""
+"""Pure: sampling (eq. 6 and 7), importance (eq. 9 and 10), selectors; the spread and the ranks of `ist.focus`."""

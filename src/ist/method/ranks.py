@@ -1,6 +1,6 @@
 """How a focused training shares its rank among modules: as many parameters as before, in fewer layers. Pure functions.
 
-`p = c + d·r` parameters has a module with an adapter of rank `r` (LoRA: `d = in + out`; DoRA has a constant `c = out`).
+A module with an adapter of rank `r` has `p = c + d·r` parameters (LoRA: `d = in + out`; DoRA has a constant `c = out`).
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ def sample_layers(
     if policy not in POLICIES:
         raise ValueError(f"policy={policy!r} is unknown: choose one of {', '.join(map(repr, POLICIES))}.")
     uniform = torch.rand(len(importance), generator=generator, dtype=torch.float64)
-    # Logarithms keep the order of eq. 6 and do not underflow at the scores that a large mu reaches. So few numbers are
-    # done with sooner in Python than by tensors.
+    # Logarithms keep the order of eq. 6 and do not underflow at the scores that a large mu reaches. For so few
+    # numbers plain Python is faster than tensors.
     noise = [log(number) if policy == "uniform" else -log(-log(number)) for number in uniform.tolist()]
     keys = [log_sigmoid(score) + own for score, own in zip(importance.tolist(), noise, strict=True)]
     return tuple(sorted(sorted(range(len(keys)), key=keys.__getitem__, reverse=True)[:num_layers]))

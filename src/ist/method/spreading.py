@@ -1,7 +1,7 @@
 """Which layers a focused training keeps: the most important ones, spread over the depth. Pure functions.
 
-A set that is spread over the depth learns more than the most important layers anywhere, so importance chooses within
-the spread: the best layer of each equal part (`parts`), or the best sum of scores with bounds on the distance between
+The most important layers anywhere tend to be neighbours, so importance chooses within a spread over the depth: the best
+layer of each equal part (`parts`), or the best sum of scores with bounds on the distance between
 neighbours (`distance`), which cannot take two neighbours across the border of two parts and leave a gap beside them.
 """
 

@@ -1,1 +1,1 @@
-"""Importance measured on probe batches: suppressed responses (eq. 8), their losses, and where the batches come from."""
+"""Importance measured on probe batches: by suppressed responses (eq. 8), or by gradients (`ist.focus`)."""

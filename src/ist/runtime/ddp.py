@@ -1,6 +1,6 @@
 """DistributedDataParallel with layers that sit a step out.
 
-DDP waits in each backward until every parameter has reported a gradient, and then averages them all over the ranks. An
+DDP waits in each backward until every parameter has reported a gradient, and then averages them all over the ranks. A
 frozen layer's parameters take no part in the graph, so with `find_unused_parameters=False` or `static_graph=True` DDP
 would wait forever or fail. Here the outputs of the model's forward are tied to the frozen parameters by a function that
 is the identity in the forward and has no gradient for them in the backward: they report at once, without one. Only the

@@ -134,7 +134,9 @@ def read_command(folder: Path) -> list[str]:
     """The arguments of `ist train` that a run was made with."""
     file = folder / RESULT_FILE
     if not file.is_file() or not (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{folder} holds no finished run with an adapter: give the folder of one of `ist train`.")
+        raise ValueError(
+            f"{folder} holds no finished run with an adapter: give the --output_dir of a finished `ist train`."
+        )
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

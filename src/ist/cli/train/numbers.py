@@ -1,4 +1,4 @@
-"""Numbers that cannot be: refused before anything loads."""
+"""Numbers that are not allowed are refused before anything loads."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check_numbers(*options: Any) -> None:
             if not isinstance(value, (int, float)):
                 continue
             if not math.isfinite(value) or not least <= value <= most:
-                raise ValueError(f"{name}={value} cannot be: give {allowed}.")
+                raise ValueError(f"{name}={value} is not allowed: give {allowed}.")
 
 
 MOST_HELD_OUT, SHARE_HELD_OUT = 120, 0.1

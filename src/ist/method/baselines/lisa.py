@@ -1,7 +1,7 @@
 """LISA: a few whole layers drawn anew every period, beside embeddings and head, which train at every step.
 
-Pan et al., "LISA: Layerwise Importance Sampling for Memory-Efficient Large Language Model Fine-Tuning" (2024). The
-importance is that of the draw: the middle layers' probability is low and alike, that of embeddings and head is 1.
+Pan et al., "LISA: Layerwise Importance Sampling for Memory-Efficient Large Language Model Fine-Tuning" (2024). LISA's
+"importance" is the probability of a draw: 1 for embeddings and head, low and equal for all layers between them.
 """
 
 from __future__ import annotations

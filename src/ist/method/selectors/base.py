@@ -75,7 +75,7 @@ class Selector(Protocol):
 
 
 class Unlearned:
-    """A chooser that measures nothing and learns nothing: its choice follows from the configuration and the step."""
+    """A selector that measures nothing and learns nothing: its choice follows from the configuration and the step."""
 
     def learn(self, step: int, measure: Measure) -> ImportanceUpdate | None:
         """Learn nothing."""

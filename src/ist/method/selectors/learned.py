@@ -1,4 +1,4 @@
-"""The paper's chooser: sample by importance, measure candidate sets, learn."""
+"""The paper's selector: sample by importance, measure candidate sets, learn."""
 
 from __future__ import annotations
 

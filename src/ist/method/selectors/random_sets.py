@@ -15,10 +15,10 @@ __all__ = ["RandomSelector", "random_set"]
 def random_set(config: ISTConfig, num_layers: int, num_active: int, turn: int) -> tuple[int, ...]:
     """A uniformly random set of layers, the same for the same seed and turn.
 
-    It is the very set that the paper's chooser draws at step `turn` while all its scores are equal.
+    It is the very set that the paper's selector draws at step `turn` while all its scores are equal.
 
     Args:
-        config: gives the seed, and the policy and price of the draw.
+        config: gives the seed, and the policy and cost exponent of the draw.
         num_layers: `N_L`.
         num_active: how many to draw.
         turn: number of the draw, from 0.
