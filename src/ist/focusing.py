@@ -124,8 +124,7 @@ def find_focus(
             divides it by the growth, that is, keeps alpha.
         criterion: what is measured, see `ist.probing.criteria.CRITERIA`.
         spread: `parts`, `distance`, `even` or `anywhere`, see `ist.method.spreading`.
-        min_depth: the lowest part of the depth that gets no adapters, as a fraction: with 0.25 the layers are spread
-            over the upper three quarters, and the backward ends above the lowest quarter.
+        min_depth: the lowest part of the depth that gets no adapters, as a fraction; the backward ends above it.
         scores: the importance of each layer, where it is known already.
         num_batches: how many batches are read at most.
         layers: the stack of blocks, where the model has several: see `discover_layers`.

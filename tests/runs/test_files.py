@@ -51,8 +51,9 @@ OTHERWISE = {
     "runs/history.py: write_text": "empties a stream, which may be a link or a device: it is not replaced",
     "experiments/evaluation/answers.py: open": "appends a line for each answer",
     "cli/compare/runs.py: open": "appends a program's output, a log",
-    "experiments/report/analysis.py: savefig": "a picture, which can be drawn again",
+    "experiments/report/analysis.py: savefig": "into what `replacing` of the one writer gives",
     "experiments/report/comparison.py: savefig": "likewise",
+    "experiments/report/lines.py: savefig": "likewise",
     "experiments/report/pictures.py: savefig": "likewise",
 }
 """What writes in another way, and why."""

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from ..adapters.layers import parameters_outside
 from ..adapters.whole_layers import layers_to_train
 from ..integrations.trainer import IST
-from ..method.registry import make_selector, selector_factory, what_trains
+from ..method.registry import least_layers, make_selector, selector_factory, what_trains
 from ..step.announce import describe_fused
 from .console import PlainConsole
 from .train.header import adapter_line, data_line
@@ -73,7 +73,7 @@ class Display:
     def _choice(self, run: Any, model: Any) -> None:
         """What is chosen from, and what trains besides."""
         factory = selector_factory(run.selector or "all")
-        layers = layers_to_train(model, run.ist.layers, what_trains(factory))
+        layers = layers_to_train(model, run.ist.layers, what_trains(factory), least_layers(factory))
         if run.ist.method == "greedy":
             active = run.ist_config.layer_counts(len(layers)).active
         else:

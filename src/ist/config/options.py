@@ -270,9 +270,7 @@ def resolve_config(config: ISTConfig | None, options: Mapping[str, Any], taker: 
     """
     if config is not None and not isinstance(config, ISTConfig):
         given = type(config).__name__
-        raise ValueError(
-            f"config is a {given} and no ISTConfig: give the options as keywords, as in num_active_layers=8."
-        )
+        raise ValueError(f"config is a {given} and no ISTConfig: give options as keywords, num_active_layers=8 say.")
     check_options(taker.__name__, options, keywords_of(taker))
     if config is None:
         return ISTConfig(**options)

@@ -26,14 +26,14 @@ def checked_weights(trainer: Any, check: Callable[[], object]) -> Iterator[None]
     Raises:
         NotFiniteError: as `check` or a callback raises it, with the checkpoint that this training saved last.
     """
-    own, save = vars(trainer).get("_save_checkpoint"), trainer._save_checkpoint
+    own, write = vars(trainer).get("_save_checkpoint"), trainer._save_checkpoint
 
     saved = ""
 
     def check_and_save(*args: Any, **kwargs: Any) -> Any:
         nonlocal saved
         check()
-        save(*args, **kwargs)
+        write(*args, **kwargs)
         saved = f"{trainer.args.output_dir}/{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
 
     vars(trainer)["_save_checkpoint"] = check_and_save

@@ -45,7 +45,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
     """Fine-tune a causal language model as flags and recipe say, save the adapter and say what it brought.
 
     Returns:
-        The figures of the run, as in `ist_result.json`.
+        The results of the run, as in `ist_result.json`.
 
     Raises:
         ValueError: a flag, a recipe, the data or the model does not fit.
@@ -87,7 +87,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         result = {
             **describe_run(run, arguments, ranks),
             **dataclasses.asdict(trained),
-            "before": opening.figures,
+            "before": opening.results,
             "after": after,
             **metric.record(),
             **focus,

@@ -85,11 +85,6 @@ def focus_adapter(
                 to_device(model, run)
                 batches = list(probe_batches(look))
             found = find_focus(model, peft_config, batches, num_batches=NUM_BATCHES, **options)
-    if len(found.layers) < 2:
-        raise ValueError(
-            f"Only {len(found.layers)} of {len(found.names)} layers would get adapters, and 2 are needed: give "
-            "--num_focused_layers 2, or a greater fraction."
-        )
     told = {
         **describe(found),
         "criterion": None if found.scores is None else criterion,

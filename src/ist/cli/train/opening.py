@@ -1,4 +1,4 @@
-"""The figures before training: at once, or for a model that FSDP shards when training begins."""
+"""The results before training: at once, or for a model that FSDP shards when training begins."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ class Opening(TrainerCallback):
     """Judges the model before its first step.
 
     FSDP shards a model together with its optimizer, which only a training makes: Accelerate refuses to evaluate before.
-    There the figures are taken when training begins. A resumed training has none, as its weights are trained already.
+    There it is judged when training begins. A resumed training has none, as its weights are trained already.
 
     Args:
         trainer: what is to train.
-        judge: takes the figures.
+        judge: returns the results by name.
     """
 
-    figures: dict[str, float]
-    """By name; empty until they are taken."""
+    results: dict[str, float]
+    """By name; empty until the model is judged."""
 
     def __init__(self, trainer: SFTTrainer, judge: Callable[[], dict[str, float]]) -> None:
-        self.figures = {}
+        self.results = {}
         self._judge = judge
         if trainer.is_fsdp_enabled:
             trainer.add_callback(self)
         else:
-            self.figures = judge()
+            self.results = judge()
             forget_evaluation(trainer)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the figures of a sharded model."""
+        """Judge a sharded model."""
         if not state.global_step:
-            self.figures = self._judge()
+            self.results = self._judge()
