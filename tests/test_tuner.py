@@ -458,7 +458,8 @@ def test_a_loss_of_ones_own_takes_batches_of_any_kind() -> None:
         return model(input_ids=torch.tensor(batch), labels=torch.tensor(batch)).loss
 
     model = tiny_lora()
-    with SparseTuner(model, probe_batches=[[[1, 2, 3]]], loss_function=loss, update_interval=1) as tuner:
+    batches: Any = [[[1, 2, 3]]]
+    with SparseTuner(model, probe_batches=batches, loss_function=loss, update_interval=1) as tuner:
         train(model, tiny_batches(1), tuner, 1)
         assert tuner.last_update is not None
 
