@@ -30,8 +30,9 @@ import ist.focusing
 from ist import BottleneckConfig, SparseTuner, discover_layers, focus, layer_scores
 from ist.focusing import find_focus
 from ist.method.spreading import best_of_parts
+from ist.probing.gradients import FirstMatrices
 from tests.helpers.models import make_batch, make_model
-from tests.helpers.tiny import tiny_batches, tiny_llama, tiny_lora
+from tests.helpers.tiny import layer_of, tiny_batches, tiny_llama, tiny_lora
 
 LINEAR = ["q_proj", "v_proj", "up_proj", "down_proj"]
 SCORES = (1, 5, 2, 2, 3, 9)
@@ -390,3 +391,41 @@ def test_the_module_does_not_hide_the_function() -> None:
     assert again is ist.focusing.focus
     assert isinstance(ist.focusing, type(sys))
     assert not isinstance(ist.focus, nn.Module)
+
+
+SCORED: dict[str, dict[str, Any]] = {
+    "expression": {"target_modules": r".*layers\.[0-2]\..*(q_proj|down_proj)"},
+    "without some": {"target_modules": "all-linear", "exclude_modules": ["k_proj", "o_proj"]},
+    "patterns": {"rank_pattern": {"q_proj": 2, "layers.2.mlp.up_proj": 7}, "alpha_pattern": {"v_proj": 3}},
+    "a head": {"modules_to_save": ["lm_head"]},
+    "DoRA": {"use_dora": True},
+    "rsLoRA": {"use_rslora": True, "rank_pattern": {"q_proj": 2}},
+}
+SHAPES = ((4, 12), (1, 5), (3, 9))
+"""Rows and tokens of three batches."""
+
+
+@pytest.mark.parametrize("kind", SCORED)
+def test_scores_are_sums_over_pefts_own_gradients(kind: str) -> None:
+    """Of batches of different sizes and numbers of labels, each of which counts the same."""
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": LINEAR, **SCORED[kind]})
+    batches = [{name: value[:rows, :length] for name, value in tiny_batches(1)[0].items()} for rows, length in SHAPES]
+    batches[0]["labels"] = batches[0]["labels"].clone().index_fill_(1, torch.tensor([1, 2]), -100)
+    found = {name: layer_scores(tiny_llama(4), config, batches, criterion=name) for name in ("gradient", "first_step")}
+    model: Any = get_peft_model(tiny_llama(4), copy.deepcopy(config)).eval()
+    matrices = FirstMatrices(0)
+    adapted = [module for module in model.modules() if hasattr(module, "lora_A")]
+    for module in adapted:
+        weight = module.lora_A["default"].weight
+        weight.data.copy_(matrices.like(torch.empty(1, weight.shape[1]), len(weight)))
+    for batch in batches:
+        (model(**batch).loss / len(batches)).backward()
+    gradients: dict[Any, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name and parameter.grad is not None:
+            gradients.setdefault(layer_of(name), []).append(parameter.grad)
+    assert len(gradients) == (3 if kind == "expression" else 4)
+    squares = [sum(float(one.square().sum()) for one in gradients[layer]) for layer in sorted(gradients)]
+    sums = [sum(float(one.abs().sum()) for one in gradients[layer]) for layer in sorted(gradients)]
+    assert found["gradient"] == pytest.approx(squares, rel=1e-4)
+    assert found["first_step"] == pytest.approx(sums, rel=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from peft import AdaLoraConfig, get_peft_model
 
 from ist import History, SparseTuner, read_history
-from tests.helpers.tiny import snapshot, tiny_batches, tiny_llama, tiny_lora
+from tests.helpers.tiny import snapshot, tiny_batches, tiny_llama, tiny_lora, trainable
 
 MICRO = 2
 """Micro-batches of an optimizer step."""
@@ -149,6 +150,42 @@ def test_misuse_is_one_line() -> None:
     tuner.close()
     with pytest.raises(ValueError, match="closed"), tuner.step(optimizer):
         pass
+
+
+class Shrinks(torch.optim.SGD):
+    """Weight decay that does not look whether there is a gradient."""
+
+    def step(self, closure: Any = None) -> Any:
+        """A step, and the decay of all parameters."""
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter.mul_(0.99)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, Shrinks])
+@pytest.mark.parametrize("selector", ["fixed:0,1", "all"])
+def test_an_optimizer_that_moves_frozen_layers_is_refused(kind: Any, selector: str) -> None:
+    """LBFGS moves what trained in earlier steps along, which is nothing in the first."""
+    model, batches = tiny_lora(), tiny_batches(2)
+    optimizer = kind(trainable(model), lr=0.1)
+    for _ in range(2):  # The directions of the first training, of all layers.
+        optimizer.step(lambda: closure(model, optimizer, batches[0]))
+    tuner = SparseTuner(model, selector=selector)
+    refused = pytest.raises(
+        ValueError, match=rf"{kind.__name__} has moved the adapters in .*layers\.2, which is frozen"
+    )
+    with refused if selector != "all" else nullcontext(), tuner.step(optimizer):
+        optimizer.step(lambda: closure(model, optimizer, batches[1]))
+    assert tuner.active_layers is None
+    assert tuner.num_steps == (selector == "all")
+
+
+def closure(model: Any, optimizer: Any, batch: Any) -> torch.Tensor:
+    optimizer.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    return loss
 
 
 def test_a_step_of_several_micro_batches_is_one_line_of_the_history(tmp_path: Path) -> None:

@@ -422,6 +422,9 @@ def test_a_refusal_changes_nothing_though_batches_would_be_recorded() -> None:
     assert error.tb  # It still holds the tuner that was being made.
 
 
+ONES = torch.ones(2, 3, dtype=torch.long)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -433,6 +436,10 @@ def test_a_refusal_changes_nothing_though_batches_would_be_recorded() -> None:
         ({"probe_batches": iter([])}, "one-way iterator"),
         ({"probe_batches": {"input_ids": [[1, 2]]}}, "probe_batches is a dict, which is no list of batches"),
         ({"probe_batches": "batches.pt"}, "probe_batches is a str, which is no list of batches"),
+        ({"probe_batches": [{"input_ids": [[1, 2]]}]}, "has its input_ids as a list, and the model takes a tensor"),
+        ({"probe_batches": [{"input_ids": ONES, "labels": ONES.numpy()}]}, "has its labels as a ndarray"),
+        ({"probe_batches": tiny_rows(2)}, r"holds rows \(input_ids of shape \[12\]\), not batches"),
+        ({"probe_batches": [(ONES, ONES)]}, "A probe batch is a tuple, not a mapping"),
         ({"config": ISTConfig(), "mu": 1.0}, "Both a config and the options mu"),
         ({"layers": "encoder.layers"}, "names no stack"),
     ],
@@ -444,6 +451,17 @@ def test_bad_arguments_change_nothing(arguments: dict[str, Any], message: str) -
         SparseTuner(model, **arguments)
     assert "\n" not in str(error.value)
     assert traces(model) == before
+
+
+def test_a_loss_of_ones_own_takes_batches_of_any_kind() -> None:
+    def loss(model: Any, batch: Any) -> torch.Tensor:
+        return model(input_ids=torch.tensor(batch), labels=torch.tensor(batch)).loss
+
+    model = tiny_lora()
+    batches: Any = [[[1, 2, 3]]]
+    with SparseTuner(model, probe_batches=batches, loss_function=loss, update_interval=1) as tuner:
+        train(model, tiny_batches(1), tuner, 1)
+        assert tuner.last_update is not None
 
 
 class Chooser:

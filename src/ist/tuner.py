@@ -23,7 +23,7 @@ from .method.registry import (
 )
 from .probing.measurement import Measurement
 from .probing.probes import ProbeStream
-from .probing.sources import probe_stream
+from .probing.sources import check_first, probe_stream
 from .probing.suppression import LossFunction, model_loss
 from .runs.fingerprint import base_fingerprint
 from .runs.history import History, check_history
@@ -101,8 +101,10 @@ class SparseTuner(SparseSteps):
         self.history: History | None = None
         self.last_update: ImportanceUpdate | None = None
         """The latest turn of the importance loop."""
-        # These two may refuse, and nothing is hooked before the second has passed.
+        # These may refuse, and nothing is hooked before the last of them has passed.
         super().__init__(view, StepParts(view, self.config))
+        if loss_function is None:
+            check_first(probe_batches)
         size, seed = self.config.probe_batch_size, self.config.seed
         probes = probe_stream(probe_batches, view.model, seed, ranks.rank, ranks.size, size)
         close_earlier(view.layers)

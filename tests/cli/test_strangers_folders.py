@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from ist import History
+from ist.cli.analyse.command import learned_importance
 from ist.cli.analyse.recipe import SELECTION_FILE, write_selection_recipe
 from ist.cli.compare.runs import run_command
 from ist.cli.train.focus import saved_scores
@@ -18,6 +19,7 @@ from ist.cli.train.greedy import read_search
 from ist.cli.train.lock import FolderLock
 from ist.experiments.evaluation.answers import AnswerFile
 from ist.experiments.evaluation.harness import read_results
+from ist.runs.history import HISTORY_FILE
 
 SEARCH = {"layers": [1], "num_trainings": 1, "num_steps": 1, "seconds": 1.0}
 
@@ -44,6 +46,18 @@ def test_a_damaged_file_of_a_run_is_named(read: Any, content: Any, tmp_path: Pat
     assert str(error.value).startswith(str(file))
     file.write_text(json.dumps(SEARCH))
     assert read_search(file) == SEARCH
+
+
+@pytest.mark.parametrize("scores", [[0.5] * 3, [0.5] * 5, [0.5, None, 0.5, 0.5]], ids=["few", "many", "no number"])
+def test_scores_that_are_not_those_of_the_layers_are_named(scores: list[Any], tmp_path: Path) -> None:
+    file = tmp_path / HISTORY_FILE
+    file.write_text(json.dumps({"event": "importance", "step": 5, "importance": scores}) + "\n")
+    with pytest.raises(ValueError, match=r"has not a score for each of the model's 4 layers") as error:
+        learned_importance(tmp_path, 4)
+    assert str(error.value).startswith(str(file))
+    with file.open("a") as history:
+        history.write(json.dumps({"event": "importance", "step": 10, "importance": [0.1, 0.2, 0.3, 0.4]}) + "\n")
+    assert learned_importance(tmp_path, 4) == [0.1, 0.2, 0.3, 0.4], "only the last scores count"
 
 
 def linked(folder: Path, name: str) -> Path:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from .probes import Batch, DatasetProbes, IterableProbes, ProbeStream, RecordedProbes
+from .suppression import check_batch
 
-__all__ = ["SizedProbes", "probe_stream"]
+__all__ = ["SizedProbes", "check_first", "probe_stream"]
 
 
 def probe_stream(
@@ -44,6 +45,23 @@ def probe_stream(
     if batch_size is None or (isinstance(stream, DatasetProbes) and stream.wanted_size == batch_size):
         return stream
     return SizedProbes(stream, batch_size)
+
+
+def check_first(source: Any) -> None:
+    """Look at the first batch of a list of them, which costs nothing; other sources are read when it is time to.
+
+    Raises:
+        ValueError: it is nothing that the model's own loss could be computed for.
+    """
+    if not isinstance(source, (list, tuple)) or not source:
+        return
+    check_batch(source[0])
+    ids = source[0].get("input_ids")
+    if isinstance(ids, Tensor) and ids.ndim < 2:
+        raise ValueError(
+            f"probe_batches holds rows (input_ids of shape {list(ids.shape)}), not batches: give "
+            "DataLoader(rows, batch_size=4, collate_fn=…) with the training's collator."
+        )
 
 
 def ready_made(

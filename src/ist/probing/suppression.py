@@ -16,10 +16,12 @@ from ..adapters.responses import Suppression, scaled_response
 from ..runtime.modes import evaluation_mode
 from ..runtime.wrappers import base_model
 
-__all__ = ["LossFunction", "candidate_losses", "factors_of", "model_loss", "suppress"]
+__all__ = ["LossFunction", "candidate_losses", "check_batch", "factors_of", "model_loss", "suppress"]
 
 LossFunction = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 """`(model, batch) -> loss`, a scalar in nats."""
+TOKENS = ("input_ids", "attention_mask", "labels")
+"""Fields of a batch that every model takes as tensors of numbers."""
 
 
 def factors_of(layers: Sequence[Layer], unsuppressed: Collection[int], beta: float) -> list[float]:
@@ -51,13 +53,9 @@ def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """The loss that the model itself computes for a batch: `model(**batch).loss`, without logits where it can.
 
     Raises:
-        ValueError: the model returns no loss.
+        ValueError: the batch is nothing that the model takes, or the model returns no loss.
     """
-    if not isinstance(batch, Mapping):
-        raise ValueError(
-            f"A probe batch is a {type(batch).__name__}, not a mapping of model inputs (trainers with losses of their "
-            "own make such batches): pass loss_function=lambda model, batch: … which returns a scalar."
-        )
+    check_batch(batch)
     without_logits = {"skip_logits": True} if can_skip_logits(model) and "labels" in batch else {}
     outputs = model(**batch, **without_logits)
     if isinstance(outputs, tuple):
@@ -72,6 +70,28 @@ def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
             "labels, or pass loss_function=lambda model, batch: … which returns a scalar."
         )
     return loss
+
+
+def check_batch(batch: Any) -> None:
+    """Raise ValueError unless a batch is a mapping whose tokens are in tensors, as `model(**batch)` takes them."""
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            f"A probe batch is a {type(batch).__name__}, not a mapping of model inputs (trainers with losses of their "
+            "own make such batches): pass loss_function=lambda model, batch: … which returns a scalar."
+        )
+    if bare := next((name for name in TOKENS if is_bare(batch.get(name))), None):
+        raise ValueError(
+            f"A probe batch has its {bare} as a {type(batch[bare]).__name__}, and the model takes a tensor: collate "
+            "the rows first, as DataLoader(rows, batch_size=4, collate_fn=…) does with the training's collator, or "
+            "pass loss_function=lambda model, batch: … which returns a scalar."
+        )
+
+
+def is_bare(value: Any) -> bool:
+    """Whether numbers are outside of a tensor, as in a tokenizer's lists and in arrays of NumPy."""
+    if isinstance(value, (list, tuple)):
+        return bool(value) and isinstance(value[0], (int, float, list, tuple))
+    return type(value).__module__ == "numpy"
 
 
 def can_skip_logits(model: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from .activation import LayerActivation
 from .boundary import Boundary
 from .compiled import make_room_for_graphs
 from .depth import BackwardDepth
+from .frozen_check import FrozenCheck
 from .gradient_check import GradientCheck
 from .interrupted import Interruption
 from .optimizer_state import OptimizerState
@@ -53,6 +54,7 @@ class StepParts:
         """Which layers train."""
         self.interruption = Interruption(view.model, on_interruption)
         """Whether the training that began the step is over."""
+        frozen_check = FrozenCheck(view)  # Its hooks come before the boundary's, which end the step.
         self.boundary = Boundary(view.layers, on_update, self.interruption.updated)
         """Whether the optimizer has stepped."""
         self.tied_outputs = TiedOutputs(view.model, self.activation.frozen_parameters)
@@ -63,6 +65,7 @@ class StepParts:
             self._recompute,
             BackwardDepth(view, self.activation),
             self.tied_outputs,
+            frozen_check,
             self.boundary,
             self.interruption,
             GradientCheck(view),

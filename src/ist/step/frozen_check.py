@@ -1,0 +1,74 @@
+"""Make sure that an optimizer leaves frozen layers alone.
+
+A frozen layer has no gradient, and optimizers pass such parameters by. Those that treat all parameters as one vector do
+not: LBFGS moves each along the directions of earlier steps. Nothing else says so.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection
+from typing import Any
+
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from ..adapters.layers import Layer
+from ..adapters.view import ModelView
+from ..runtime.part import Part
+
+__all__ = ["FrozenCheck"]
+
+
+class FrozenCheck(Part):
+    """Compares the version counters of frozen parameters around each step of an optimizer of PyTorch's kind.
+
+    Args:
+        view: the model in training. Sharded weights are not compared: they may be views into one tensor.
+    """
+
+    def __init__(self, view: ModelView) -> None:
+        self._layers = () if view.sharded else view.layers
+        self._frozen: list[Layer] = []
+        self._before: list[int] = []
+        note, compare = weakref.WeakMethod(self._note), weakref.WeakMethod(self._compare)
+        handles = (
+            register_optimizer_step_pre_hook(lambda *_: (alive := note()) and alive()),
+            register_optimizer_step_post_hook(lambda optimizer, *_: (alive := compare()) and alive(optimizer)),
+        )
+        self._remove = weakref.finalize(self, remove_both, handles)
+
+    def begin(self, active: Collection[int], step: int) -> None:
+        """All other layers must not move."""
+        self._frozen = [layer for layer in self._layers if layer.index not in active]
+
+    def end(self) -> None:
+        """Every layer may move."""
+        self._frozen, self._before = [], []
+
+    def close(self) -> None:
+        """Watch optimizers no more."""
+        self._remove()
+        self.end()
+
+    def _note(self) -> None:
+        self._before = [version_of(layer) for layer in self._frozen]
+
+    def _compare(self, optimizer: Optimizer) -> None:
+        for layer, before in zip(self._frozen, self._before, strict=False):
+            if version_of(layer) != before:
+                raise ValueError(
+                    f"{type(optimizer).__name__} has moved the adapters in {layer.name}, which is frozen in this step: "
+                    "give an optimizer that leaves parameters without a gradient alone, as AdamW and SGD do, or "
+                    "selector='all', which freezes no layer."
+                )
+
+
+def version_of(layer: Layer) -> int:
+    """How often the parameters of a layer were written to in place."""
+    return sum(parameter._version for parameter in layer.parameters)
+
+
+def remove_both(handles: tuple[Any, Any]) -> None:
+    """Take the hooks off."""
+    for handle in handles:
+        handle.remove()
