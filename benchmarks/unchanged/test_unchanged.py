@@ -109,3 +109,12 @@ def test_the_recorded_run_is_whole() -> None:
     assert not run["commit"].endswith("-dirty")
     outcomes = {name: compare_runs.outcome(case) for name, case in run["cases"].items()}
     assert set(outcomes.values()) == {"trained"}, outcomes
+
+
+def test_the_restructured_code_trained_the_same() -> None:
+    """Recorded on one machine, before the restructuring and after it."""
+    before, after = (compare_runs.read_run(HERE / "results" / f"{commit}.json") for commit in ("9bb573e", "4116c2f"))
+    assert before["versions"] == after["versions"]
+    rows, different = compare_runs.compare_runs(before, after)
+    assert len(rows) == 18
+    assert different == []
