@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig, PeftConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from ist.cli.main import main
 from ist.cli.recipes.safety import check_safe
 from ist.cli.train.adapter_files import config_from_file, peft_types
 from ist.cli.train.arguments import parse_arguments
 from ist.cli.train.command import train
+from ist.cli.train.model import load_model
 
 LOKR = {"peft_type": "LOKR", "r": 3, "target_modules": ["q_proj", "v_proj"]}
 MIXED = {"peft_type": "BOTTLENECK", "placement": "pfeiffer", "bottleneck_size": 2, "lora_modules": ["q_proj"]}
@@ -54,6 +56,45 @@ def test_a_type_of_pefts_has_its_own_defaults_on_all_linear_modules() -> None:
     assert (found.peft_type, found.r, found.target_modules, found.task_type) == ("LOKR", 8, "all-linear", "CAUSAL_LM")
     assert {"loha", "ia3", "oft", "shira", "vera"} <= set(peft_types())
     assert not {"lora", "bottleneck"} & set(peft_types())
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type")  # PEFT's own, of every norm
+def test_a_type_for_other_places_is_left_to_peft(tiny_model_folder: Path) -> None:
+    """`ln_tuning` trains norms: on linear modules it would train whole copies of their weights."""
+    found = config("--adapter=ln_tuning")
+    assert found.target_modules is None
+    trained = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_folder), found)
+    names = [name for name, parameter in trained.named_parameters() if parameter.requires_grad]
+    assert names
+    assert all("norm" in name for name in names)
+
+
+def test_modules_of_a_file_are_pefts_to_check(tiny_model_folder: Path, tmp_path: Path) -> None:
+    norms = write(tmp_path / "norms.json", {"peft_type": "LN_TUNING", "target_modules": ["input_layernorm"]})
+    run = parse_arguments([
+        "--model_name_or_path", str(tiny_model_folder), "--data_files=x", "--bf16=false", "--adapter", norms
+    ])  # fmt: skip
+    assert load_model(run)[2].target_modules == ["input_layernorm"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"target_modules": "(a+)+$"}, {"exclude_modules": "(.+)+!"}, {"rank_pattern": {"(q|k)+_proj": 4}}],
+)
+def test_a_strangers_file_has_no_regular_expressions(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """A user's own recipe, or the command line, may name it."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "lora.json", {"peft_type": "LORA", **settings})
+    write(tmp_path / "recipe.yaml", "adapter: lora.json\nmodel_name_or_path: m\ntask: word-problems\nbf16: false\n")
+    with pytest.raises(
+        ValueError, match="which is no name of a module: give the file on the command line as --adapter"
+    ):
+        parse_arguments(["--recipe", "recipe.yaml"])
+    for own in (["--trust_recipe"], ["--adapter", "lora.json"]):
+        found = parse_arguments(["--recipe", "recipe.yaml", *own]).peft_config()
+        assert all(getattr(found, name) == value for name, value in settings.items())
 
 
 @pytest.mark.parametrize(("name", "mode"), [("houlsby", "series"), ("pfeiffer", "series"), ("he", "parallel")])

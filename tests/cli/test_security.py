@@ -188,6 +188,7 @@ def test_recorded_arguments_have_no_authority(arguments: list[str], kept: list[s
         (["--trust-remote-code"], "sets trust_remote_code, which runs code"),
         (["--model_init_kwargs={}"], "sets model_init_kwargs"),
         (["--attn_implementation=evil/kernel"], "sets attn_implementation to 'evil/kernel', which may run code"),
+        (["--lora_target_modules", "q_proj", "(.+)+!"], "sets lora_target_modules to .*, which is no name of a module"),
         (["--attn-implementation", "evil/kernel"], "sets attn_implementation to 'evil/kernel', which may run code"),
         ("--lora_r 4", "as a list of texts"),
         ([1], "as a list of texts"),

@@ -93,6 +93,10 @@ def test_a_run_does_not_begin_in_a_folder_with_links_to_files(tmp_path: Path) ->
         with pytest.raises(ValueError, match=f"{name} is a symbolic link, and a run would write"):
             check_links(tmp_path)
         (tmp_path / name).unlink()
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "trainer_state.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"trainer_state\.json is a symbolic link, and a run would write"):
+        check_links(tmp_path)
 
 
 @pytest.mark.parametrize("resume_step", [None, 3])

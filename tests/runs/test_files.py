@@ -22,6 +22,16 @@ def test_a_file_holds_what_was_written(text: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_link_in_the_place_of_the_part_is_not_written_through(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    (tmp_path / f".file.{os.getpid()}.part").symlink_to(mine)
+    write_whole(tmp_path / "file", "new")
+    assert mine.read_text() == "precious"
+    assert (tmp_path / "file").read_text() == "new"
+    assert not (tmp_path / "file").is_symlink()
+
+
 def test_values_are_written_as_json(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"a": [1, None]}, indent=None)
     assert (tmp_path / "a.json").read_text() == '{"a": [1, null]}\n'

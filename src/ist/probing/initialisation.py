@@ -197,6 +197,7 @@ class Products:
             reached = ranks.mean([float(name in sums) for name in names])
             sums = {name: sums[name] for name, share in zip(names, reached, strict=True) if share == 1}
             for each in sums.values():  # In one order on all ranks.
-                dist.all_reduce(each)
-                each /= ranks.size
+                moved = each.cuda() if dist.get_backend() == "nccl" else each  # A model that FSDP shards is on the CPU.
+                dist.all_reduce(moved)
+                each.copy_(moved / ranks.size)
         return {name: sums[name] for name in names if name in sums}

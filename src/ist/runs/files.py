@@ -57,6 +57,8 @@ def replacing(target: Path) -> Iterator[Path]:
     left alone. After an exception `target` is as it was.
     """
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    with contextlib.suppress(FileNotFoundError):
+        part.unlink()  # of a stranger, perhaps a link
     try:
         yield part
         os.replace(part, target)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...config import ISTConfig
 
-__all__ = ["COMMAND_LINE_ONLY", "EVALUATION_KEYS", "TRAINING_KEYS", "check_safe", "without_authority"]
+__all__ = ["COMMAND_LINE_ONLY", "EVALUATION_KEYS", "TRAINING_KEYS", "check_safe", "is_module", "without_authority"]
 
 COMMAND_LINE_ONLY = {
     "trust_remote_code": "runs code that comes with a model",
@@ -137,8 +137,13 @@ def check_untrusted(key: str, value: Any, name: str, allowed: frozenset[str]) ->
             )
         if key in NAMES and (not isinstance(item, str) or "/" in item or "\\" in item):
             raise ValueError(f"{name} sets {key} to {item!r}, which is not the name of a task: give it {way_out}")
-        if key in MODULES and item is not None and not re.fullmatch(r"[\w.-]+", str(item)):
+        if key in MODULES and item is not None and not is_module(str(item)):
             raise ValueError(f"{name} sets {key} to {item!r}, which is not the name of a module: give it {way_out}")
+
+
+def is_module(text: str) -> bool:
+    """Whether a text is a name, which ends, and no regular expression."""
+    return re.fullmatch(r"[\w.-]+", text) is not None
 
 
 def flat(value: Any) -> list[Any]:
@@ -206,6 +211,8 @@ def without_authority(arguments: Sequence[str], where: str) -> list[str]:
             if key in COMMAND_LINE_ONLY and not dropping:
                 raise ValueError(f"{where} sets {key}, which {COMMAND_LINE_ONLY[key]}: {OWN_RUN} as --{key}.")
             value = value if equals else None
+        if key in MODULES and value is not None and not is_module(value):
+            raise ValueError(f"{where} sets {key} to {value!r}, which is no name of a module: {OWN_RUN} as --{key}.")
         if value is not None and is_code(key, value):
             raise ValueError(f"{where} sets {key} to {value!r}, which may run code from a hub: {OWN_RUN} as --{key}.")
         if not dropping:

@@ -10,14 +10,19 @@ from typing import Any
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from ... import bottleneck  # noqa: F401  (PEFT learns of series and parallel adapters)
+from ..recipes.safety import is_module
 from .methods import ADAPTERS
 
-__all__ = ["check_adapter", "config_from_file", "config_of_type", "peft_types"]
+__all__ = ["check_adapter", "check_names", "config_from_file", "config_of_type", "peft_types"]
 
 CONFIG_FILE = "adapter_config.json"
 MOST_BYTES = 1_000_000
 """Of a configuration."""
 
+OWN_PLACES = {"BOTTLENECK", "LN_TUNING", "TRAINABLE_TOKENS", "ADAPTION_PROMPT", "SHADOW"}
+"""Types that go elsewhere than on linear modules; PEFT or a placement knows where."""
+PATTERNS = ("rank_pattern", "alpha_pattern")
+"""Settings whose keys are names of modules."""
 WITH_WORDS = {"LORA", "ADALORA", "BOTTLENECK"}
 """Types that have words and flags of their own."""
 NOT_SETTINGS = {
@@ -50,8 +55,23 @@ def check_adapter(adapter: str) -> None:
     config_from_file(adapter)
 
 
+def check_names(adapter: str | None) -> None:
+    """Raise ValueError where a file that a stranger's recipe names has a regular expression: some of them never end."""
+    if adapter is None or adapter in ADAPTERS or adapter in peft_types():
+        return
+    config = config_from_file(adapter)
+    for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", *PATTERNS):
+        texts = getattr(config, name, None) or ()
+        for text in [texts] if isinstance(texts, str) else texts:
+            if not is_module(str(text)):
+                raise ValueError(
+                    f"{adapter} sets {name} to {text!r}, which is no name of a module: give the file on the command "
+                    "line as --adapter, or give --trust_recipe."
+                )
+
+
 def config_of_type(name: str) -> Any:
-    """PEFT's configuration of a type with its own defaults, on all linear modules where it takes modules.
+    """PEFT's configuration of a type with its own defaults, on all linear modules where it takes such.
 
     Raises:
         ValueError: this type needs settings that have no default.
@@ -117,4 +137,4 @@ def make_config(where: str, settings: dict[str, Any]) -> Any:
 
 def needs_no_modules(settings: dict[str, Any], given: dict[str, Any]) -> bool:
     """Whether a configuration says otherwise what it is put on, or a placement finds it."""
-    return settings["peft_type"] == "BOTTLENECK" or bool(given.get("target_parameters"))
+    return settings["peft_type"] in OWN_PLACES or bool(given.get("target_parameters"))

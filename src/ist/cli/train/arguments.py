@@ -18,7 +18,7 @@ from ..recipes.renamed import rename_arguments, rename_keys, warn_of_old_names
 from ..recipes.safety import COMMAND_LINE_ONLY, check_safe
 from ..recipes.values import convert_values
 from ..sources import check_local_model
-from .adapter_files import check_adapter
+from .adapter_files import check_adapter, check_names
 from .adapters import adapter_config
 from .defaults import DEFAULTS, check_mappings, check_reporters, settle_learning_rate
 from .focus_flags import FocusArguments
@@ -226,6 +226,8 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
     given = flag_names(rest)
     named = frozenset({*given, *defaults})
     ist.adapter = settle_adapter(ist.method, ist.adapter, "adapter" in given)
+    if not trusted and "adapter" not in given:
+        check_names(ist.adapter)
     check_method(ist, model, training)
     check_local_model(model.model_name_or_path)
     check_reporters(training.report_to)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,8 @@ def check_adapter(run: RunArguments, peft_config: Any) -> None:
             f"--method {run.ist.method} chooses layers before there are adapters, and the model given is an adapter: "
             "give its base, or train it further with --method peft."
         )
-    if run.ist.focus_init == "gradient" and run.ist.adapter not in ("lora", "dora"):
+    kind = peft_config.peft_type
+    if run.ist.focus_init == "gradient" and str(getattr(kind, "value", kind)) != "LORA":
         raise ValueError(
             f"--focus_init gradient sets A of LoRA, which --adapter {run.ist.adapter} lacks: leave it out, or take "
             "--adapter lora or dora."
@@ -197,6 +199,7 @@ def sample(rows: Any, num: int, seed: int) -> Any:
 
 def to_device(model: Any, run: RunArguments) -> None:
     """Bring the model to where it will train, as the Trainer does later; FSDP shards it from where it is."""
-    if getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False) or run.training.fsdp:
+    shards = run.training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"  # of accelerate launch
+    if getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False) or shards:
         return
     model.to(run.training.device)

@@ -125,7 +125,8 @@ def write_error(folder: Path) -> ValueError | None:
 
 def check_links(folder: Path) -> None:
     """Raise ValueError where a run would write through a symbolic link; a folder may come from a stranger."""
-    for path in sorted(folder.iterdir()):
+    inside = (path for one in checkpoints(folder) if not one.is_symlink() for path in one.rglob("*"))
+    for path in sorted([*folder.iterdir(), *inside]):
         if path.is_symlink() and not path.is_dir():
             raise ValueError(
                 f"{path} is a symbolic link, and a run would write to the file that it leads to: remove it, or give "

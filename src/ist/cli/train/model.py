@@ -22,6 +22,12 @@ __all__ = ["load_model"]
 
 logger = logging.getLogger(__name__)
 
+TARGETS_OF = {
+    **dict.fromkeys(("lora", "dora", "adalora"), "lora_target_modules"),
+    **dict.fromkeys(("series", "parallel"), "bottleneck_target_modules"),
+}
+"""The flag that names an adapter's modules."""
+
 
 def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
     """The model, its tokenizer, and the configuration of the adapter that is still to be put on it, if any.
@@ -41,8 +47,8 @@ def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
     if is_base:
         model = load_base(run, source, run.model.model_revision)
         config = run.peft_config()
-        flag = "bottleneck" if run.ist.adapter in ("series", "parallel") else "lora"
-        check_targets(model, config, f"{flag}_target_modules")
+        if flag := TARGETS_OF.get(str(run.ist.adapter)):  # PEFT itself checks those of a type or a file.
+            check_targets(model, config, flag)
         return model, load_tokenizer(run, source, run.model.model_revision), config
     saved: Any = PeftConfig.from_pretrained(source, revision=run.model.model_revision)
     check_saved(saved, source, run)
