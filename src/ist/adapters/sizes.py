@@ -48,7 +48,8 @@ def method_of(peft_config: Any) -> str:
 def resized(peft_config: Any, rank: int, alpha: float | None) -> Any:
     """A copy of a configuration with one rank for all modules.
 
-    AdaLoRA's target rank grows as its first one. A bottleneck's factor is not a ratio: `alpha` replaces its `scaling`.
+    AdaLoRA's target rank grows as its first one, and so does that of LoRA beside bottlenecks. A bottleneck's factor is
+    not a ratio: `alpha` replaces its `scaling`.
     """
     config = copy.deepcopy(peft_config)
     fields = SIZES[method_of(config)]
@@ -56,6 +57,10 @@ def resized(peft_config: Any, rank: int, alpha: float | None) -> Any:
     setattr(config, fields.rank, rank)
     if hasattr(config, "target_r"):
         config.target_r = max(1, round(config.target_r * rank / before))
+    if getattr(config, "lora_modules", None):
+        own, config.lora_r = config.lora_r, max(1, round(config.lora_r * rank / before))
+        if alpha is not None:
+            config.lora_alpha *= config.lora_r / own * alpha / config.scaling
     if alpha is not None:
         setattr(config, fields.alpha or "scaling", alpha)
     return config

@@ -134,8 +134,10 @@ def add_lora_modules(config: BottleneckConfig, model: nn.Module) -> None:
             f"lora_modules has {', '.join(map(repr, missing))}, which {type(model).__name__} lacks: pass ends of the "
             "names of its linear modules."
         )
+    if isinstance(config.target_modules, str):  # An expression, as `ist.focus` writes it, names them all.
+        return
     targets = list(config.target_modules or ())
-    config.target_modules = [*targets, *(end for end in lora if end not in targets)]
+    config.target_modules = [*targets, *(end for end in lora if not any(ends_with(t, (end,)) for t in targets))]
 
 
 def refuse_both(config: BottleneckConfig, model: nn.Module) -> None:

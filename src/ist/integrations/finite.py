@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..runtime.distributed import current_ranks
 from ..step.finite import CHECK_INTERVAL, FiniteWeights, NotFiniteError
 
-__all__ = ["FiniteWeightsCallback", "checked_weights"]
+__all__ = ["FiniteWeightsCallback", "checked_weights", "logs_at"]
 
 
 @contextmanager
@@ -72,7 +72,7 @@ class FiniteWeightsCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check the weights from time to time."""
         self._step = state.global_step
-        if self._step % CHECK_INTERVAL == 0:
+        if self._step % CHECK_INTERVAL == 0 or logs_at(state, args):
             self.check()
 
     def on_epoch_end(
@@ -81,14 +81,8 @@ class FiniteWeightsCallback(TrainerCallback):
         """Check the weights at the end at the latest."""
         self.check()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Check the weights where the Trainer has waited for the device anyway."""
-        if logs is not None and "loss" in logs:
-            self.check()
+
+def logs_at(state: TrainerState, args: TrainingArguments) -> bool:
+    """Whether the Trainer logs at the end of this step, and so waits for the device anyway; the same on every rank."""
+    every = int(state.logging_steps or 0)
+    return args.logging_strategy == "steps" and every > 0 and state.global_step % every == 0

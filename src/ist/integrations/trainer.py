@@ -28,6 +28,7 @@ from .attachment import (
     skip_steps,
     watch_trainings,
 )
+from .finite import logs_at
 from .losses import trained_loss, warn_of_other_loss
 from .probe_data import check_probe, make_probes
 from .resume import checkpoint_folder, resume, saved_states
@@ -210,6 +211,8 @@ class IST(TrainerCallback, ExportableState):
         self._global_step = state.global_step
         if self.tuner and not self.tuner.closed:
             self.tuner.end_step(kwargs.get("optimizer"))
+        if logs_at(state, args):
+            self.check_weights()
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -240,7 +243,6 @@ class IST(TrainerCallback, ExportableState):
             numbers = {name: v for name, v in logs.items() if isinstance(v, (int, float)) and name not in own}
             self.tuner.history.write("log", step=state.global_step, **numbers)
         if "loss" in logs:
-            self.check_weights()
             if not self._compared and self._loss_function is None and (update := self.tuner.last_update):
                 self._compared = True
                 warn_of_other_loss(update, logs["loss"])

@@ -27,8 +27,10 @@ from torch import distributed as dist
 from torch.nn import functional
 
 from ..adapters.layers import discover_layers, find_adapters
+from ..config import with_checked_keywords
 from ..runtime.distributed import current_ranks
 from ..runtime.sharding import is_deepspeed, is_sharded
+from .criteria import check_num_batches
 from .gradients import FirstMatrices, take_batches
 from .passes import run_passes, watching
 from .suppression import LossFunction, model_loss
@@ -41,6 +43,7 @@ OVERSAMPLING = 8
 """Columns of the random sketch beyond the rank, as Halko, Martinsson and Tropp advise (5 to 10)."""
 
 
+@with_checked_keywords
 def gradient_init(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
@@ -76,6 +79,7 @@ def gradient_init(
         ValueError: the adapters are of another kind or have been trained, the model is sharded, or a batch does not
             fit.
     """
+    check_num_batches(num_batches)
     modules = linear_modules(model)
     ranks = {name: int(first.weight.shape[0]) for name, (first, _) in modules.items()}
     found = right_singular_vectors(

@@ -10,6 +10,8 @@ import weakref
 from collections.abc import Collection
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from ..adapters.layers import Layer
@@ -20,7 +22,11 @@ __all__ = ["FrozenCheck"]
 
 
 class FrozenCheck(Part):
-    """Compares the version counters of frozen parameters around each step of an optimizer of PyTorch's kind.
+    """Compares frozen parameters before and after each step of an optimizer of PyTorch's kind.
+
+    Their version counters tell whether they were written to. Hooks and optimizers may write the numbers that were
+    there: in the first step, and after one that has written, the numbers themselves are kept and compared. Writes
+    through `.data` are not seen.
 
     Args:
         view: the model in training. Sharded weights are not compared: they may be views into one tensor.
@@ -30,6 +36,8 @@ class FrozenCheck(Part):
         self._layers = () if view.sharded else view.layers
         self._frozen: list[Layer] = []
         self._before: list[int] = []
+        self._suspected = True
+        self._numbers: list[list[Tensor]] = []
         note, compare = weakref.WeakMethod(self._note), weakref.WeakMethod(self._compare)
         handles = (
             register_optimizer_step_pre_hook(lambda *_: (alive := note()) and alive()),
@@ -43,7 +51,7 @@ class FrozenCheck(Part):
 
     def end(self) -> None:
         """Every layer may move."""
-        self._frozen, self._before = [], []
+        self._frozen, self._before, self._numbers = [], [], []
 
     def close(self) -> None:
         """Watch optimizers no more."""
@@ -52,10 +60,18 @@ class FrozenCheck(Part):
 
     def _note(self) -> None:
         self._before = [version_of(layer) for layer in self._frozen]
+        if self._suspected:
+            self._numbers = [[p.detach().clone() for p in layer.parameters] for layer in self._frozen]
 
     def _compare(self, optimizer: Optimizer) -> None:
-        for layer, before in zip(self._frozen, self._before, strict=False):
-            if version_of(layer) != before:
+        if len(self._before) != len(self._frozen):  # The step began within the optimizer's.
+            return
+        suspected = self._suspected
+        self._suspected = [version_of(layer) for layer in self._frozen] != self._before
+        if not (suspected and self._suspected):
+            return
+        for layer, numbers in zip(self._frozen, self._numbers, strict=True):
+            if not all(map(torch.equal, layer.parameters, numbers)):
                 raise ValueError(
                     f"{type(optimizer).__name__} has moved the adapters in {layer.name}, which is frozen in this step: "
                     "give an optimizer that leaves parameters without a gradient alone, as AdamW and SGD do, or "

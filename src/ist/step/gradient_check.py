@@ -156,8 +156,10 @@ def cuts_gradient(linear: Any, device: torch.device) -> bool:
 
 
 def drops_layers(model: Any) -> bool:
-    """Whether a model leaves blocks out at random."""
-    return bool(getattr(getattr(model, "config", None), "layerdrop", 0))
+    """Whether a model, or a part of it, leaves blocks out at random: by `layerdrop`, `decoder_layerdrop` and the like."""
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    options = [option for config in configs.values() for option in getattr(config, "__dict__", {}).items()]
+    return any(value for name, value in options if name.endswith("layerdrop"))
 
 
 def by_stack(layers: list[Layer]) -> list[list[Layer]]:

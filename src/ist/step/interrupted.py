@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -36,7 +35,7 @@ class Interruption(Part):
 
     That is so at a training forward where a notebook or an interactive interpreter has shown an exception since the
     step began, or where the step waits between two blocks, outside of which nothing is computed; and where an optimizer
-    updates the layers for the second time in one step.
+    updates the layers, after another forward, for the second time in one step.
 
     Args:
         model: its forward is watched.
@@ -49,7 +48,8 @@ class Interruption(Part):
         self._give_up = weakref.WeakMethod(give_up)
         self._open = False
         self._shown = 0
-        self._updates: Counter[int] = Counter()
+        self._updated: set[int] = set()
+        self._since_forward: set[int] = set()
         handle = model.register_forward_pre_hook(WeakHook(self._before_forward))
         self._stop = weakref.finalize(self, handle.remove)
 
@@ -57,12 +57,18 @@ class Interruption(Part):
         """A step begins, or is begun again."""
         self._open = self.inside = True
         self._shown = shown_exception()
-        self._updates.clear()
+        self._updated.clear()
+        self._since_forward.clear()
 
     def updated(self, optimizer: Optimizer) -> None:
         """An optimizer has updated the layers."""
-        self._updates[id(optimizer)] += 1
-        if self._open and self._updates[id(optimizer)] > 1:
+        key = id(optimizer)
+        if key in self._since_forward:  # Its `step` calls that of its base class, or it updates several times.
+            return
+        again = self._open and key in self._updated
+        self._since_forward.add(key)
+        self._updated.add(key)
+        if again:
             self._end()
 
     def was_shown(self) -> bool:
@@ -81,6 +87,7 @@ class Interruption(Part):
     def _before_forward(self, model: nn.Module, args: Any) -> None:
         if not self._open or not model.training or not torch.is_grad_enabled():
             return
+        self._since_forward.clear()
         if not self.inside or self.was_shown():
             self._end()
 

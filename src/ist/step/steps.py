@@ -48,7 +48,7 @@ class SparseSteps:
         """Steps begun since one was ended."""
         self._in_block = False
         """Whether a `step` block is being run."""
-        self._waiting = False
+        self._waiting = self._ended = False
         """Whether the step ends as soon as the optimizer has stepped."""
 
     def _choose(self) -> tuple[int, ...]:
@@ -186,6 +186,7 @@ class SparseSteps:
             raise
         self._in_block = False
         self._end_if_updated()
+        self._parts.interruption.inside = not self._waiting  # Outside of blocks nothing is computed.
 
     def begin_step(self) -> tuple[int, ...]:
         """Choose the layers of the next optimizer step and freeze the adapters of all others.
@@ -209,7 +210,7 @@ class SparseSteps:
             self._step_start = time.perf_counter()
         active = self._choose()
         self._parts.begin(active, self.num_steps)
-        self._waiting = False
+        self._waiting = self._ended = False
         if not continues:
             self._started(active)
         return active
@@ -264,6 +265,7 @@ class SparseSteps:
             self._parts.after_update(self.num_steps)
         if self._waiting:
             self._finish()
+            self._ended = True
 
     def _abandon(self) -> None:
         """The training that began the step is over, and another one runs."""
@@ -276,9 +278,8 @@ class SparseSteps:
         """End the step if the optimizer has stepped since it began; else when it does."""
         if self.active_layers is not None and not self._parts.boundary.updated:
             self._waiting = True
-            self._parts.interruption.inside = False
             return None
-        return self._finish()
+        return None if self._ended else self._finish()
 
     def _finish(self) -> ImportanceUpdate | None:
         """End the step, which counts; measure and learn if it is time to."""
