@@ -91,3 +91,7 @@ def test_a_count_is_meant_by_a_count() -> None:
     assert nearest("layer", allowed) == "layers"
     assert nearest("n_seed", allowed) == "seed"
     assert nearest("zzz", allowed) is None
+    others = ["num_focused_layers", "num_train_epochs", "max_steps", "dataloader_num_workers", "padding_free"]
+    assert nearest("num_steps", others) == "max_steps"  # a count of something else is not meant
+    assert nearest("num_workers", others) == "dataloader_num_workers"
+    assert nearest("no_padding_fre", others) == "padding_free"

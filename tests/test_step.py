@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from peft import AdaLoraConfig, get_peft_model
 
 from ist import History, SparseTuner, read_history
-from tests.helpers.tiny import snapshot, tiny_batches, tiny_llama, tiny_lora, trainable
+from tests.helpers.tiny import moved_layers, snapshot, tiny_batches, tiny_llama, tiny_lora, trainable
 
 MICRO = 2
 """Micro-batches of an optimizer step."""
@@ -179,6 +179,55 @@ def test_an_optimizer_that_moves_frozen_layers_is_refused(kind: Any, selector: s
         optimizer.step(lambda: closure(model, optimizer, batches[1]))
     assert tuner.active_layers is None
     assert tuner.num_steps == (selector == "all")
+
+
+def test_an_optimizer_may_write_what_was_there() -> None:
+    """Such as a limit to the size of weights, after each step."""
+    model, batches = tiny_lora(), tiny_batches(3)
+    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
+
+    def limit(*_: Any) -> None:
+        with torch.no_grad():
+            for parameter in trainable(model):
+                parameter.clamp_(-100, 100)
+
+    optimizer.register_step_post_hook(limit)
+    tuner = SparseTuner(model, selector="fixed:0,1")
+    for batch in batches:
+        with tuner.step(optimizer):
+            closure(model, optimizer, batch)
+            optimizer.step()
+    assert tuner.num_steps == 3
+
+
+class Inherits(torch.optim.AdamW):
+    """Its `step` is that of its base class, whose hooks run for both."""
+
+    def step(self, closure: Any = None) -> Any:
+        """A step."""
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("ends_late", [False, True])
+def test_a_step_of_micro_batches_counts_once(ends_late: bool) -> None:
+    """`begin_step` once, then `end_step` for each micro-batch, before or after the optimizer's step."""
+    model, batches = tiny_lora(), tiny_batches(4)
+    torch.optim.AdamW(trainable(tiny_lora())).step()  # From here on, the class has hooks of its own.
+    optimizer = Inherits(trainable(model), lr=0.1)
+    tuner = SparseTuner(model, selector="fixed:0,2")
+    for pair in (batches[:2], batches[2:]):
+        optimizer.zero_grad()
+        tuner.begin_step()
+        before = snapshot(model)
+        for batch in pair:
+            model(**batch).loss.backward()
+            if batch is pair[0] or not ends_late:
+                tuner.end_step(optimizer)
+        optimizer.step()
+        if ends_late:
+            tuner.end_step(optimizer)
+        assert moved_layers(before, snapshot(model)) == {0, 2}
+    assert tuner.num_steps == 2
 
 
 def closure(model: Any, optimizer: Any, batch: Any) -> torch.Tensor:

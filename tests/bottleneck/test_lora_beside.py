@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ist import BottleneckConfig, ISTConfig, SparseTuner
 from ist.bottleneck import BottleneckLayer
+from ist.focusing import find_focus
 from tests.helpers.bottlenecks import randomise
 from tests.helpers.tiny import tiny_llama
 
@@ -118,3 +119,25 @@ def test_a_second_kind_of_adapter_is_refused_with_what_works() -> None:
         get_peft_model(lora.base_model.model, BottleneckConfig())
     assert [name for name, _ in lora.named_modules()] == before
     assert lora.peft_config["default"].peft_type == "LORA"
+
+
+def test_full_names_get_what_they_name() -> None:
+    names = ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"]
+    model = mixed(placement=None, target_modules=names, lora_modules=["q_proj"])
+    found = [name for name, module in model.named_modules() if isinstance(module, BottleneckLayer)]
+    assert [name.removeprefix("base_model.model.") for name in found] == names
+
+
+@pytest.mark.parametrize("size", ["sqrt", "same", "inverse"])
+def test_both_kinds_grow_where_layers_are_focused(size: str) -> None:
+    given = BottleneckConfig(placement="pfeiffer", bottleneck_size=4, lora_modules=["q_proj"], lora_r=4, lora_alpha=8)
+    found = find_focus(tiny_llama(4), given, num_layers=2, spread="even", scaling=size)
+    config = found.config
+    assert config.lora_r / 4 == pytest.approx(config.bottleneck_size / 4, abs=0.25)
+    assert config.lora_r > 4
+    factor = config.lora_alpha / config.lora_r / (8 / 4)
+    assert factor == pytest.approx(config.scaling)
+    assert (factor == 1) == (size == "same")
+    assert 0.8 < found.num_parameters / found.num_parameters_before <= 1
+    adapted = get_peft_model(tiny_llama(4), config)
+    assert sum(isinstance(module, BottleneckLayer) for module in adapted.modules()) == 4

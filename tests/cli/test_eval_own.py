@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ def test_a_function_of_the_users_marks(tiny_model_folder: Path, mine: Path, tmp_
     metric.write_text("def length(response, expected):\n    return 1\n")
     run(tmp_path / "out", *common, f"--metric_function={metric}:length", status=2)
     assert "has the answers of another evaluation (metric " in capsys.readouterr().err
+    ones = run(tmp_path / "ones", *common, f"--metric_function={metric}:length")["tasks"]["mine"]
+    assert ones == {"score": 1.0, "low": 1.0, "high": 1.0, "total": 5}  # no share, although each is 1
 
 
 def test_a_module_of_this_folder_has_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +84,36 @@ def test_a_module_of_this_folder_has_metrics(tmp_path: Path, monkeypatch: pytest
     found = load_metric("ist_test_metrics:half")
     assert (found.function("a", "b"), found.name, len(found.digest)) == (0.5, "ist_test_metrics:half", 16)
     assert load_metric("operator:eq").function("a", "a") is True
+
+
+def test_a_metric_file_can_define_dataclasses_and_change_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("ist_test_marks", "ist_test_raises"):
+        (tmp_path / f"{name}.py").write_text(
+            "from __future__ import annotations\n"
+            "import os, sys\n"
+            "from dataclasses import dataclass\n"
+            "os.chdir('elsewhere')\n"
+            "@dataclass\n"
+            "class Mark:\n"
+            "    value: float\n"
+            "def mark(response, expected):\n"
+            "    return Mark(0.5).value\n"
+            f"{'1 / 0' if 'raises' in name else ''}\n"
+        )
+    before = list(sys.path)
+    for text in ("ist_test_marks.py:mark", "ist_test_marks:mark"):
+        os.chdir(tmp_path)
+        assert load_metric(text).function("a", "b") == 0.5
+    os.chdir(tmp_path)
+    with pytest.raises(ValueError, match="ZeroDivisionError"):
+        load_metric("ist_test_raises.py:mark")
+    assert sys.path == before
+    assert "ist_metric_ist_test_marks" in sys.modules
+    assert "ist_metric_ist_test_raises" not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -127,6 +160,8 @@ MISTAKES = [
     ([MODEL, "--data_files=a", "--metric=f1"], "--metric f1 is unknown: give one of exact_match, label_accuracy"),
     ([MODEL, "--data_files=a"], "There is no file a (looked for"),
     ([MODEL, "--data_files={mine}", "--metric_function=a"], "is neither FILE.py:FUNCTION nor"),
+    ([MODEL, " "], "' ' belongs to no flag: write --FLAG before a value"),
+    ([MODEL, ""], "'' belongs to no flag"),
     (["--data_files={mine}"], "No model given: --model_name_or_path takes a folder"),
     (
         ["--data_files={mine}", "--adapter={folder}"],

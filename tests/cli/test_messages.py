@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from ist.cli.nearest import did_you_mean, unknown_flag
+from ist.cli.nearest import did_you_mean, nearest, unknown_flag
 from ist.cli.sources import looked_for_adapter, looked_for_model
 from ist.cli.train.arguments import known_flags
 from ist.cli.train.targets import check_targets
@@ -30,6 +30,11 @@ from ist.experiments.data.files import check_file
         ("non_linearity='reluu' is unknown", "--bottleneck_non_linearity reluu is unknown"),
         ("num_layers=0.5: give", "--num_focused_layers 0.5: give"),
         ("num_layers=3.", "--num_focused_layers 3."),
+        # a part of a path stays
+        ("runs/criterion=gradient/x holds", "runs/criterion=gradient/x holds"),
+        ("criterion=gradient/x, spread=a.b-c/d", "criterion=gradient/x, spread=a.b-c/d"),
+        ("C:\\runs\\spread=3 and a.spread=3", "C:\\runs\\spread=3 and a.spread=3"),
+        ("spread=3\\x", "spread=3\\x"),
         # what is a flag already, or a part of another word, stays
         ("num_active_layers=9, --selector=x", "num_active_layers=9, --selector=x"),
         ("my_spread=3, a spread of layers", "my_spread=3, a spread of layers"),
@@ -123,6 +128,7 @@ def test_an_argument_that_no_flag_takes() -> None:
     )
     assert "belongs to no flag" in str(unknown_flag("3", {"max_steps"}, "x --help"))
     assert did_you_mean("zzz", {"max_steps"}) == ""
+    assert nearest("n_layers", {"layers", "num_active_layers"}) == "num_active_layers"  # as the library's keywords
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:

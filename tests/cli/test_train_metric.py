@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from ist.cli.analyse.recipe import write_selection_recipe
 from ist.cli.main import main
 from ist.cli.recipes.safety import COMMAND_LINE_ONLY, TRAINING_KEYS, without_authority
 from ist.cli.train.arguments import parse_arguments
@@ -141,6 +143,34 @@ def test_a_function_comes_from_the_command_line_alone(tmp_path: Path, capsys: An
     (tmp_path / "compare.yaml").write_text(compare)
     assert main(["compare", "--recipe", str(tmp_path / "compare.yaml")]) == 2
     assert "sets metric_function" in capsys.readouterr().err
+
+
+RECIPES = [
+    ("metric_rows: 50\nmax_new_tokens: 9\n", ["--metric_function", "f.py:g"]),
+    ("labels: [a, b]\n", ["--metric=label_accuracy"]),
+    ("metric: exact_match\nmetric_rows: 3\n", []),
+]
+
+
+@pytest.mark.parametrize(("recipe", "metric"), RECIPES)
+def test_a_finished_run_is_analysed_without_its_recipes_metric(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, recipe: str, metric: list[str]
+) -> None:
+    """What the command line said of a metric is gone; what the recipe said of it does not stand alone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(f"task: word-problems\nseed: 3\n{recipe}")
+    recorded = ["--recipe", "mine.yaml", *metric, "--bf16=false"]
+    (tmp_path / "ist_result.json").write_text(json.dumps({"arguments": recorded}))
+    (tmp_path / "adapter_config.json").touch()
+    assert main(["analyse", ".", "--num_train_problems=9", "--num_test_problems=0"]) == 2
+    assert "The run has no validation data to measure on" in capsys.readouterr().err  # so its flags are allowed
+    command = without_authority(recorded, "ist_result.json")
+    run = parse_arguments(command, without_metric=True)
+    assert (run.training.seed, run.ist.marks, run.ist.labels, run.ist.metric_rows) == (3, False, None, None)
+    write_selection_recipe(tmp_path, command, [0.1, 0.2])
+    assert yaml.safe_load((tmp_path / "tune-selected.yaml").read_text())["flags"] == {
+        "task": "word-problems", "bf16": False,
+    }  # fmt: skip
 
 
 def test_a_finished_run_brings_no_function_along() -> None:

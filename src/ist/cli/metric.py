@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +60,29 @@ def load_file(file: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.parent.resolve()))
+    sys.modules[spec.name] = module  # where dataclasses look for it
     try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(file.parent.resolve()))
+        with importable(file.parent):
+            spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(spec.name, None)
+        raise
     return module
 
 
 def load_module(name: str) -> Any:
     """A module by its name, from this folder too."""
-    sys.path.insert(0, os.getcwd())
-    try:
+    with importable(Path.cwd()):
         return importlib.import_module(name)
+
+
+@contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """Imports look into a folder too."""
+    place = str(folder.resolve())  # once: what is imported may change the current folder, and this list
+    sys.path.insert(0, place)
+    try:
+        yield
     finally:
-        sys.path.remove(os.getcwd())
+        with suppress(ValueError):
+            sys.path.remove(place)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
+
+from ..config import keywords
 
 __all__ = ["did_you_mean", "nearest", "unknown_flag"]
 
@@ -37,7 +38,7 @@ OTHER_NAMES = {
 def nearest(name: str, allowed: Collection[str]) -> str | None:
     """The most similar of the allowed names, or None where none resembles it."""
     known = [other for other in OTHER_NAMES.get(name, ()) if other in allowed]
-    return next(iter(known or difflib.get_close_matches(name, sorted(allowed), n=1)), None)
+    return known[0] if known else keywords.nearest(name, allowed)
 
 
 def did_you_mean(name: str, allowed: Collection[str], dashes: str = "") -> str:

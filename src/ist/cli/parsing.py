@@ -23,7 +23,7 @@ class OneLineParser(argparse.ArgumentParser):
         help_command = self.help_command or f"{self.prog} --help"
         about, _, said = message.removeprefix("argument ").partition(": ")
         if about == "unrecognized arguments":
-            raise unknown_flag(said.split()[0], self.flags(), help_command)
+            raise unknown_flag((said.split() or [said])[0], self.flags(), help_command)
         if said.startswith("ignored explicit argument"):
             raise ValueError(f"{about.partition('/')[0]} takes no value: write the flag alone, or leave it out.")
         raise ValueError(f"{message}; `{help_command}` lists the flags.")

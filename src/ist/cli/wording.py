@@ -15,7 +15,10 @@ FLAG_OF = {
 }
 """Keywords whose flag of `ist train` has another name."""
 
-KEYWORD = re.compile(rf"(?<![\w-])({'|'.join(FLAG_OF)})=(?:'([^']*)'|\"([^\"]*)\"|([\w.+-]*[\w+-]))")
+KEYWORD = re.compile(
+    rf"(?<![\w/\\.-])({'|'.join(FLAG_OF)})=(?:'([^']*)'|\"([^\"]*)\"|([\w.+-]*[\w+-]))(?![\w.+-]*[\w/\\])"
+)
+"""A keyword with its value, which is no part of a path."""
 
 
 def in_flags(text: str) -> str:

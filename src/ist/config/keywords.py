@@ -14,7 +14,7 @@ __all__ = ["keywords_of", "nearest", "unknown_keywords", "with_checked_keywords"
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-COUNT = re.compile("(n|nr|no|num|number)_")
+COUNT = re.compile("(n|nr|num|number)_")
 """How names of counts begin elsewhere; here they begin with `num_`."""
 
 
@@ -25,9 +25,13 @@ def keywords_of(function: Callable[..., Any]) -> list[str]:
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
-    """The allowed name that is most like another; a count's for a count. None where none is like it."""
+    """The allowed name that is most like another, or None where none is like it.
+
+    For a count, such as `n_layers`, a name `num_*` that shares a word with it comes first.
+    """
     names = sorted(allowed)
-    counts = [other for other in names if other.startswith("num_")] if COUNT.match(name) else []
+    words = name.split("_")[1:] if COUNT.match(name) else []
+    counts = [other for other in names if other.startswith("num_") and any(f"_{word}" in other for word in words)]
     found = difflib.get_close_matches(name, counts, n=1, cutoff=0.5) or difflib.get_close_matches(name, names, n=1)
     return next(iter(found), None)
 

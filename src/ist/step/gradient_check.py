@@ -156,7 +156,7 @@ def cuts_gradient(linear: Any, device: torch.device) -> bool:
 
 
 def drops_layers(model: Any) -> bool:
-    """Whether a model, or a part of it, leaves blocks out at random: by `layerdrop`, `decoder_layerdrop` and the like."""
+    """Whether a model, or a part of it, leaves blocks out at random (`layerdrop`, `decoder_layerdrop`, …)."""
     configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
     options = [option for config in configs.values() for option in getattr(config, "__dict__", {}).items()]
     return any(value for name, value in options if name.endswith("layerdrop"))

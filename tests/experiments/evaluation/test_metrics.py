@@ -106,18 +106,24 @@ def test_a_function_that_fails_is_named_with_the_row(function: Any, said: str) -
 
 
 def test_scores_are_a_share_or_a_mean_with_its_interval() -> None:
-    assert summarise_scores([1.0, 0.0, 1.0]) == Accuracy(2, 3)
-    found = summarise_scores([0.5, 1.0, 0.0, 0.5])
+    assert summarise_scores([1.0, 0.0, 1.0], share=True) == Accuracy(2, 3)
+    found = summarise_scores([0.5, 1.0, 0.0, 0.5], share=False)
     assert isinstance(found, Score)
     half = 3.182446 * math.sqrt(0.5 / 3) / 2  # Student's t of 3 degrees of freedom
     assert found.to_dict() == pytest.approx({"score": 0.5, "low": 0.5 - half, "high": 0.5 + half, "total": 4})
     assert str(found) == f"score 0.5 ({0.5 - half:.4g} to {0.5 + half:.4g}), mean of 4"
-    one = summarise_scores([0.25])
+    one = summarise_scores([0.25], share=False)
     assert one == Score(0.25, 0.0, 1)
     assert one.to_dict() == {"score": 0.25, "low": None, "high": None, "total": 1}
     assert str(one) == "score 0.25, mean of 1"
-    many = summarise_scores([0.25, 0.75] * 500).to_dict()
+    many = summarise_scores([0.25, 0.75] * 500, share=False).to_dict()
     assert many["high"] - 0.5 == pytest.approx(1.959964 * 0.25 / math.sqrt(999))
+
+
+def test_a_users_metric_is_a_mean_whatever_its_values() -> None:
+    for scores in ([0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.5, 0.0]):
+        assert isinstance(summarise_scores(scores, share=False), Score)
+    assert summarise_scores([0.0, 0.0], share=False).to_dict() == {"score": 0.0, "low": 0.0, "high": 0.0, "total": 2}
 
 
 def test_the_identity_names_what_marks() -> None:

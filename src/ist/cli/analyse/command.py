@@ -56,7 +56,7 @@ def analyse(arguments: Sequence[str]) -> dict[str, Any]:
     options, more_flags = parse_options(arguments)
     folder = Path(options.folder)
     command = [*read_command(folder), *more_flags, "--output_dir", str(folder)]
-    run = parse_arguments(command)
+    run = parse_arguments(command, without_metric=True)
     data = load_data(run)
     if data.evaluation is None:
         raise ValueError("The run has no validation data to measure on: give some, such as --num_test_problems 100.")

@@ -15,7 +15,7 @@ from ..compare.recipe import OWN_FLAGS, to_arguments
 from ..printable import one_line
 from ..recipes.files import find_recipe, read_recipe, split_recipe
 from ..recipes.renamed import rename_keys
-from ..recipes.safety import check_safe
+from ..recipes.safety import METRIC_KEYS, check_safe
 
 __all__ = ["SELECTION_FILE", "write_selection_recipe"]
 
@@ -24,7 +24,7 @@ QUANTISED = ("load_in_4bit", "load_in_8bit")
 """Flags with which the model's own weights cannot train."""
 FULL_RATE = 2e-5
 """Of full fine-tuning: `ist train`'s own, not the adapters' one."""
-NOT_KEPT = OWN_FLAGS | {"method", "num_active_layers", "fixed_layers"}
+NOT_KEPT = OWN_FLAGS | METRIC_KEYS | {"method", "num_active_layers", "fixed_layers"}
 
 
 def write_selection_recipe(folder: Path, arguments: Sequence[str], importance: Sequence[float]) -> str:

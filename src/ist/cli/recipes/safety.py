@@ -10,7 +10,15 @@ from typing import Any
 
 from ...config import ISTConfig
 
-__all__ = ["COMMAND_LINE_ONLY", "EVALUATION_KEYS", "TRAINING_KEYS", "check_safe", "is_module", "without_authority"]
+__all__ = [
+    "COMMAND_LINE_ONLY",
+    "EVALUATION_KEYS",
+    "METRIC_KEYS",
+    "TRAINING_KEYS",
+    "check_safe",
+    "is_module",
+    "without_authority",
+]
 
 COMMAND_LINE_ONLY = {
     "trust_remote_code": "runs code that comes with a model",
@@ -184,9 +192,10 @@ def leaves_folder(text: str) -> bool:
         return False
 
 
-WITHOUT_EFFECT = split(
-    "trust_recipe overwrite resume_from_checkpoint metric labels metric_function metric_rows max_new_tokens"
-)
+METRIC_KEYS = split("metric labels metric_rows max_new_tokens")
+"""Flags of a metric that a recipe may set."""
+
+WITHOUT_EFFECT = METRIC_KEYS | split("trust_recipe overwrite resume_from_checkpoint metric_function")
 """Flags that change nothing of a run that is done."""
 
 

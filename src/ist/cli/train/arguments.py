@@ -15,7 +15,7 @@ from ...experiments.data.tasks import find_tasks
 from ..nearest import unknown_flag
 from ..recipes.files import check_keys, find_recipe, flag_names, read_recipe, run_name, split_recipe
 from ..recipes.renamed import rename_arguments, rename_keys, warn_of_old_names
-from ..recipes.safety import COMMAND_LINE_ONLY, check_safe
+from ..recipes.safety import COMMAND_LINE_ONLY, METRIC_KEYS, check_safe
 from ..recipes.values import convert_values
 from ..sources import check_local_model
 from .adapter_files import check_adapter, check_names
@@ -205,10 +205,14 @@ def known_flags() -> set[str]:
     return make_parser().flags()
 
 
-def parse_arguments(arguments: Sequence[str]) -> RunArguments:
+def parse_arguments(arguments: Sequence[str], without_metric: bool = False) -> RunArguments:
     """Read flags and the recipe that `--recipe` (or `--config`, as TRL names it) gives; a flag overrides its recipe.
 
     Without a recipe, a model and data, the recipe is the quickstart.
+
+    Args:
+        arguments: as they were typed.
+        without_metric: leave out what the recipe says of a metric, which a finished run needs no more.
 
     Raises:
         ValueError: a flag or key is unknown, a value is not allowed, or a recipe has what only the command line may.
@@ -219,6 +223,8 @@ def parse_arguments(arguments: Sequence[str]) -> RunArguments:
     warn_of_old_names("the command line", said)
     recipe, trusted, rest = split_recipe(renamed)
     name, defaults = ("ist", {}) if recipe is None else recipe_values(recipe, parser, trusted)
+    if without_metric:
+        defaults = {key: value for key, value in defaults.items() if key not in METRIC_KEYS}
     parser.set_defaults_with_config(**{"output_dir": f"runs/{name}", **device_defaults(rest, defaults), **defaults})
     ist, options, script, training, model, mixture = parse_flags(parser, rest)
     if str(training.resume_from_checkpoint).lower() in NO_RESUME:

@@ -39,6 +39,8 @@ class OwnMetric:
     num_rows: int = 0
     """Validation rows in all."""
     marker: Marker | None = None
+    share: bool = True
+    """Whether the mean is a share of right answers; that of the user's own function is not."""
     settings: EvaluationSettings = field(default_factory=EvaluationSettings)
     identity: dict[str, Any] = field(default_factory=dict)
     """What the marks depend on, for the record."""
@@ -51,7 +53,7 @@ class OwnMetric:
             return {}
         with display.waiting(f"{len(self.rows)} validation rows {when} training"):
             scores = self.scores(trainer, ranks)
-        self.found[when] = summarise_scores(scores).to_dict()
+        self.found[when] = summarise_scores(scores, self.share).to_dict()
         figures = {self.name: fmean(scores)}
         display.judged(when, figures)
         return figures
@@ -130,6 +132,7 @@ def own_metric(
         rows=tuple(asked),
         num_rows=len(rows),
         marker=marker,
+        share=function is None,
         settings=EvaluationSettings(
             batch_size=run.training.per_device_eval_batch_size,
             max_new_tokens=flags.max_new_tokens or longest_output(asked, tokenizer),

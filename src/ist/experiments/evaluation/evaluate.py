@@ -107,15 +107,16 @@ def evaluate_task(
         ids, batches = PREPARE[protocol](model, tokenizer, data, settings)
     saved = AnswerFile(folder / f"{name}.jsonl", ids) if folder is not None else None
     found = dict(saved.answers) if saved else {}
+    share = metric is None
     for batch in batches(frozenset(found)):
         if saved:
             saved.add(batch)
         found.update(batch)
         if on_result:
-            on_result(name, summarise(found))
+            on_result(name, summarise(found, share))
         if progress:
             progress(name, len(found), len(ids))
-    return summarise(found)
+    return summarise(found, share)
 
 
 def check_tasks(tasks: Any, protocol: str, settings: EvaluationSettings) -> None:
@@ -138,21 +139,21 @@ def check_tasks(tasks: Any, protocol: str, settings: EvaluationSettings) -> None
                 option_texts(row, settings.options)
 
 
-def summarise(answers: Mapping[int, Mapping[str, Any]]) -> TaskResult:
+def summarise(answers: Mapping[int, Mapping[str, Any]], share: bool) -> TaskResult:
     """The result of all answers; sums run in the rows' order, whatever the order of the batches was."""
     rows = [answers[index] for index in sorted(answers)]
     if "correct" in rows[0]:
         return Accuracy(sum(row["correct"] for row in rows), len(rows))
     if "score" in rows[0]:
-        return summarise_scores([row["score"] for row in rows])
+        return summarise_scores([row["score"] for row in rows], share)
     tokens = sum(row["tokens"] for row in rows)
     return Loss(sum(row["loss"] for row in rows) / tokens, tokens)
 
 
-def summarise_scores(scores: Sequence[float]) -> TaskResult:
-    """A share of right answers where each is 0 or 1, else their mean."""
-    if all(score in (0, 1) for score in scores):
-        return Accuracy(int(sum(scores)), len(scores))
+def summarise_scores(scores: Sequence[float], share: bool) -> TaskResult:
+    """A share of right answers, where the metric gives only 0 and 1, or the mean of a user's own, whatever it gives."""
+    if share:
+        return Accuracy(round(sum(scores)), len(scores))
     return Score(fmean(scores), stdev(scores) if len(scores) > 1 else 0.0, len(scores))
 
 

@@ -1,4 +1,4 @@
-"""What all pictures share: their style, and axes that count, without ticks between whole numbers."""
+"""Axes that count, without ticks between whole numbers."""
 
 from __future__ import annotations
 
