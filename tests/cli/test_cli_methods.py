@@ -16,7 +16,7 @@ from ist import read_history
 from ist.cli.main import main
 from ist.cli.train.arguments import known_flags, parse_arguments
 from ist.cli.train.command import train
-from ist.cli.train.methods import ADAPTERS, EFFECTS, METHODS, unused_flags
+from ist.cli.train.methods import EFFECTS, EVERY_ADAPTER, METHODS, unused_flags
 from tests.helpers.tiny import moved_layers, snapshot
 
 QUICK = [
@@ -304,4 +304,4 @@ def test_flags_without_effect_are_said(
 
 def test_every_flag_in_the_table_of_effects_is_one() -> None:
     assert all(effect.names <= known_flags() for effect in EFFECTS)
-    assert all(effect.methods <= set(METHODS) and effect.adapters <= set(ADAPTERS) for effect in EFFECTS)
+    assert all(effect.methods <= set(METHODS) and effect.adapters <= set(EVERY_ADAPTER) for effect in EFFECTS)

@@ -69,7 +69,7 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
     found = {id(model): model}
     waiting = [model]
     while waiting:
-        for child in waiting.pop().__dict__["_modules"].values():
+        for child in waiting.pop()._modules.values():
             if child is not None and id(child) not in found:
                 found[id(child)] = child
                 waiting.append(child)

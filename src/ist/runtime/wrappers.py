@@ -41,12 +41,13 @@ def wrapping(model: nn.Module) -> Iterator[nn.Module]:
     inner: nn.Module | None = model
     while inner is not None:
         yield inner
-        inner = inner.module if isinstance(inner, DistributedDataParallel) else inner._modules.get(COMPILED)
+        modules = getattr(inner, "_modules", {})
+        inner = inner.module if isinstance(inner, DistributedDataParallel) else modules.get(COMPILED)
 
 
 def within_fsdp(module: nn.Module) -> nn.Module:
     """What FSDP1 wraps, which gathers the weights for all that is computed within its forward; else the module."""
-    return module._modules.get("_fsdp_wrapped_module") or module
+    return getattr(module, "_modules", {}).get("_fsdp_wrapped_module") or module
 
 
 def compiled_call(block: nn.Module) -> str | None:

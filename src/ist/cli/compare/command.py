@@ -193,7 +193,8 @@ class Comparison:
         arguments = to_arguments({**model, **self.recipe.evaluation, "output_dir": folder / "evaluation"})
         with self.display.running(method.name, None, None, "evaluation") as on_line:
             found = evaluate_once(arguments, folder / "evaluation", on_line)
-        check_version(self.functions.get("eval"), found["settings"], folder / "evaluation")
+        settings = found.get("settings")
+        check_version(self.functions.get("eval"), settings if isinstance(settings, dict) else {}, folder / "evaluation")
         return found
 
     def keep(self, run: dict[str, Any]) -> None:
