@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ist import SparseTuner
 from ist.method.registry import EverySelector
+from ist.step.gradient_check import drops_layers
 from tests.helpers.tiny import checkpoint_activations, count_hooks, tiny_batches, tiny_lora, trainable
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -202,3 +204,14 @@ def test_the_hooks_go_after_the_first_step() -> None:
     tuner.begin_step()
     assert [count_hooks(linear) for linear in linears] == [0] * 4
     tuner.close()
+
+
+@pytest.mark.parametrize(("option", "drops"), [("layerdrop", True), ("decoder_layerdrop", True), ("dropout", False)])
+def test_models_that_leave_blocks_out_are_known(option: str, drops: bool) -> None:
+    """As M2M100 does by default, whose encoder and decoder have a rate each."""
+    model = nn.Sequential(nn.Linear(2, 2))
+    part: Any = model[0]
+    part.config = SimpleNamespace(**{option: 0.05, "hidden_size": 2})
+    assert drops_layers(model) is drops
+    setattr(part.config, option, 0.0)
+    assert not drops_layers(model)
