@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +184,22 @@ def test_the_project_has_one_address() -> None:
         for address in re.findall(rf"https://github\.com/[\w-]+/{PROJECT['name']}\b", file.read_text())
     }
     assert found == {PROJECT["urls"]["Repository"]}
+
+
+@pytest.mark.slow
+def test_tests_have_the_same_names_in_every_process() -> None:
+    """pytest-xdist refuses to run where its processes collect others: a set's order, the time and addresses differ."""
+    names = [
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        for seed in "123"
+    ]
+    first, *others = [[name for name in found if "::" in name] for found in names]
+    assert len(first) > 5000
+    assert others == [first] * 2

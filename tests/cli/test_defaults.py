@@ -64,7 +64,7 @@ def test_the_quickstart_is_what_its_recipe_says() -> None:
         (["--lora_target_modules=.*[qv]_proj"], ".*[qv]_proj"),
         (["--lora_target_parameters", "a.weight", "b.weight"], None),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value),
 )
 def test_the_modules_that_lora_is_put_on(flags: list[str], modules: Any) -> None:
     assert parse_arguments([*RUN, *flags]).peft_config().target_modules == modules
