@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
 import ist
-from commit import commit
+from commit import commit, versions
 from ist.runs.files import write_whole
 
 __all__ = ["FIVE", "GIB", "SEVEN", "Recorder", "allocated", "free", "make_model", "now", "peak", "reset_peak"]
@@ -133,11 +132,7 @@ def header(name: str, device: str) -> dict[str, Any]:
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})",
-        "versions": {
-            "ist": ist.__version__,
-            **{package: installed(package) for package in ("torch", "transformers", "peft")},
-            "python": platform.python_version(),
-        },
+        "versions": {"ist": ist.__version__, **versions("torch", "transformers", "peft")},
     }
 
 
@@ -177,14 +172,6 @@ class Recorder:
     def write(self) -> None:
         """Replace the file."""
         write_whole(self.file, json.dumps(self.result, indent=1, default=str) + "\n")
-
-
-def installed(package: str) -> str:
-    """The version of a package."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def settings(options: Any) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from grid import Cell  # noqa: E402
 from workers import CellError, launch  # noqa: E402
 
 import ist  # noqa: E402
-from commit import commit  # noqa: E402
-from harness import GIB, installed  # noqa: E402
+from commit import commit, versions  # noqa: E402
+from harness import GIB  # noqa: E402
 
 __all__ = ["measure", "read_rows", "run_cells"]
 
@@ -58,10 +58,7 @@ def run_cells(cells: Sequence[Cell], file: Path, schedule: dict[str, int], limit
     done = {Cell(**row["cell"]).key for row in rows}
     source = {
         "commit": commit(),
-        "versions": {
-            "ist": ist.__version__,
-            **{name: installed(name) for name in ("torch", "transformers", "peft")},
-        },
+        "versions": {"ist": ist.__version__, **versions("torch", "transformers", "peft")},
         "schedule": schedule,
     }
     gpus = torch.cuda.device_count()

@@ -11,11 +11,12 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from logging import getLogger
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+from commit import versions
 
 from .plan import WHOLE
 
@@ -260,20 +261,9 @@ class Worker:
         gpu = self._device is not None and self._device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self._device) if gpu else f"CPU ({platform.machine()})",
-            "versions": {
-                **{name: installed(name) for name in ("torch", "transformers", "peft")},
-                "python": platform.python_version(),
-            },
+            "versions": versions("torch", "transformers", "peft"),
             "commit": self._home.commit,
             "model": self._home.name,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "host_load": round(os.getloadavg()[0], 1),
         }
-
-
-def installed(package: str) -> str:
-    """The version of a package."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

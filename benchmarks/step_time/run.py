@@ -28,6 +28,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from cases import GROUPS, Case  # noqa: E402
 
+from commit import installed  # noqa: E402
 from harness import (  # noqa: E402
     GIB,
     SHAPES,
@@ -35,7 +36,6 @@ from harness import (  # noqa: E402
     allocated,
     find_device,
     free,
-    installed,
     make_model,
     now,
     peak,
