@@ -168,6 +168,7 @@ class Shrinks(torch.optim.SGD):
 def test_an_optimizer_that_moves_frozen_layers_is_refused(kind: Any, selector: str) -> None:
     """LBFGS moves what trained in earlier steps along, which is nothing in the first."""
     model, batches = tiny_lora(), tiny_batches(2)
+    torch.optim.SGD([torch.ones(1, requires_grad=True)])  # From here on, the base class has hooks of its own.
     optimizer = kind(trainable(model), lr=0.1)
     for _ in range(2):  # The directions of the first training, of all layers.
         optimizer.step(lambda: closure(model, optimizer, batches[0]))

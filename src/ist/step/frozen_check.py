@@ -36,6 +36,7 @@ class FrozenCheck(Part):
         self._layers = () if view.sharded else view.layers
         self._frozen: list[Layer] = []
         self._before: list[int] = []
+        self._depth = 0  # An optimizer's step may call that of its base class, whose hooks run within.
         self._suspected = True
         self._numbers: list[list[Tensor]] = []
         note, compare = weakref.WeakMethod(self._note), weakref.WeakMethod(self._compare)
@@ -47,7 +48,7 @@ class FrozenCheck(Part):
 
     def begin(self, active: Collection[int], step: int) -> None:
         """All other layers must not move."""
-        self._frozen = [layer for layer in self._layers if layer.index not in active]
+        self._frozen, self._depth = [layer for layer in self._layers if layer.index not in active], 0
 
     def end(self) -> None:
         """Every layer may move."""
@@ -59,12 +60,16 @@ class FrozenCheck(Part):
         self.end()
 
     def _note(self) -> None:
+        self._depth += 1
+        if self._depth > 1:
+            return
         self._before = [version_of(layer) for layer in self._frozen]
         if self._suspected:
             self._numbers = [[p.detach().clone() for p in layer.parameters] for layer in self._frozen]
 
     def _compare(self, optimizer: Optimizer) -> None:
-        if len(self._before) != len(self._frozen):  # The step began within the optimizer's.
+        self._depth = max(0, self._depth - 1)
+        if self._depth or len(self._before) != len(self._frozen):  # Or the step began within the optimizer's.
             return
         suspected = self._suspected
         self._suspected = [version_of(layer) for layer in self._frozen] != self._before
