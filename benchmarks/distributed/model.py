@@ -138,7 +138,7 @@ class Work:
 
 
 def fit(steps: Sequence[Work]) -> Machine:
-    """The machine that explains measured steps best: least squares of relative errors, no number negative.
+    """The machine that explains measured steps best: least squares of relative errors, without negative numbers.
 
     What the steps cannot show has no cost: with no step that communicates, the bandwidth is infinite.
 

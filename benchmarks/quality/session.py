@@ -137,7 +137,7 @@ class Session:
 
 
 def finite(value: Any) -> Any:
-    """Plain values with None for what JSON has no number for."""
+    """Plain values; NaN and infinity, which JSON lacks, become None."""
     if isinstance(value, dict):
         return {name: finite(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -27,7 +27,6 @@ def checked_weights(trainer: Any, check: Callable[[], object]) -> Iterator[None]
         NotFiniteError: as `check` or a callback raises it, with the checkpoint that this training saved last.
     """
     own, write = vars(trainer).get("_save_checkpoint"), trainer._save_checkpoint
-
     saved = ""
 
     def check_and_save(*args: Any, **kwargs: Any) -> Any:

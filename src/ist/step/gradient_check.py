@@ -81,7 +81,7 @@ class GradientCheck(Part):
         self.give_up()
 
     def give_up(self) -> None:
-        """The step is over without an update: another one is to be watched."""
+        """The step is over without an update; the next one is watched."""
         self._watching = False
         remove_all(self._handles)
 

@@ -31,8 +31,6 @@ NOT_SETTINGS = (
 )
 """What an adapter's configuration holds beside its settings: its origin, and AdaLoRA's ranks and schedule, which follow
 from the training."""
-
-
 WAY_OUT = "give the former flags, or begin a new run from the saved adapter with --model_name_or_path"
 
 
