@@ -42,8 +42,7 @@ def looked_for_adapter(name: str) -> Iterator[None]:
 def looked_for(name: str, what: str, way_out: str) -> Iterator[None]:
     """Say what was looked for, and where."""
     here = Path(name).expanduser()
-    if is_path(name) and not here.exists():
-        raise ValueError(f"There is no {what} at {name} (looked for {here.absolute()}): {way_out}.")
+    check_path(name, what, way_out)
     try:
         yield
     except (OSError, ValueError) as error:
@@ -57,18 +56,20 @@ def looked_for(name: str, what: str, way_out: str) -> Iterator[None]:
         ) from error
 
 
+def check_path(name: str, what: str, way_out: str) -> None:
+    """Raise ValueError where a name can only be a path and nothing is there."""
+    here = Path(name).expanduser()
+    if is_path(name) and not here.exists():
+        raise ValueError(f"There is no {what} at {name} (looked for {here.absolute()}): {way_out}.")
+
+
 def check_local_model(name: str | None) -> None:
     """Raise ValueError where a model's name can only be a path and nothing is there, or its folder's configuration is
     damaged; the hub is not asked for it.
     """
     if not name:
         return
-    if not Path(name).expanduser().exists():
-        if is_path(name):
-            raise ValueError(
-                f"There is no model at {name} (looked for {Path(name).expanduser().absolute()}): {MODELS}."
-            )
-        return
+    check_path(name, "model", MODELS)
     for file, key in (("config.json", None), ("adapter_config.json", "peft_type")):
         check_configuration(Path(name).expanduser() / file, key)
 
