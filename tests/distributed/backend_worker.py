@@ -6,23 +6,20 @@ import json
 import os
 import sys
 import traceback
-from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import backends
 import torch
+from device import join
 from torch import distributed as dist
 
 
 def main(folder: Path, cases: list[str]) -> None:
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
-    if backends.DEVICE.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "nccl" if backends.DEVICE.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=60))
+    join(limit=60)
     for case in cases:
         engine, checkpointing, accumulation = case.split(":")
         try:

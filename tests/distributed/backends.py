@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from device import DEVICE, ON_CPUS
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
@@ -22,9 +22,6 @@ NUM_LAYERS = 4
 GLOBAL_BATCH = 8
 NUM_STEPS = 9
 OPTIONS: dict[str, Any] = {"num_active_layers": 2, "update_interval": 3, "num_candidates": 3, "mu": 50.0, "seed": 5}
-
-DEVICE = torch.device(os.environ.get("IST_TEST_DEVICE", "cpu"))
-"""Where the worker trains; NCCL is the backend for `cuda`."""
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -69,7 +66,7 @@ def fsdp1(own_units: bool = False, **options: Any) -> Wrap:
             model,
             use_orig_params=True,
             auto_wrap_policy=policy if own_units else ModuleWrapPolicy({LlamaDecoderLayer}),
-            device_id=torch.device("cpu"),
+            device_id=torch.device("cpu") if ON_CPUS else torch.cuda.current_device(),
             **options,
         )
 

@@ -2,7 +2,7 @@
 
 python tests/distributed/kill_worker.py RESULT.json PROCESSES KILLS SEED
 
-Everything is imported once; each training is a forked child (two of them talk over gloo), which SIGKILL ends. Some
+Everything is imported once; each training is a forked child (two of them talk to one another), which SIGKILL ends. Some
 kills aim at the writing of a checkpoint. What is compared to the bit: adapter, importance, optimizer state, the
 states of the random generators and the history.
 """
@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy
 import torch
+from device import BACKEND, ON_CPUS, on_one_gpu
 from launch import free_port
 from transformers import Trainer, TrainingArguments
 
@@ -54,13 +55,13 @@ def train(folder: Path, rank: int, num_processes: int) -> None:
         save_steps=SAVE_STEPS,
         save_total_limit=3,
         report_to=[],
-        use_cpu=True,
+        use_cpu=ON_CPUS,
         disable_tqdm=True,
-        ddp_backend="gloo" if num_processes > 1 else None,
+        ddp_backend=BACKEND if num_processes > 1 else None,
     )
     trainer = Trainer(
         model=tiny_lora(lora_dropout=0.1),
-        args=arguments,
+        args=on_one_gpu(arguments),
         train_dataset=tiny_rows(96),  # type: ignore[arg-type]
         callbacks=[ist],
     )
@@ -81,7 +82,12 @@ def final_state(trainer: Any, ist: Any) -> dict[str, Any]:
         "importance": ist.tuner.selector.state_dict(),
         "num_probes": ist.tuner.state_dict()["num_probes"],
         "generators": digest(
-            [torch.get_rng_state(), str(random.getstate()), str(numpy.random.get_state(legacy=False))]
+            [
+                torch.get_rng_state(),
+                str(random.getstate()),
+                str(numpy.random.get_state(legacy=False)),
+                *([] if ON_CPUS else [torch.cuda.get_rng_state()]),
+            ]
         ),
     }
 
@@ -90,7 +96,7 @@ def digest(values: list[Any]) -> str:
     total = hashlib.sha256()
     for value in values:
         tensor = isinstance(value, torch.Tensor)
-        total.update(value.detach().numpy().tobytes() if tensor else str(value).encode())  # type: ignore[union-attr]
+        total.update(value.detach().cpu().numpy().tobytes() if tensor else str(value).encode())  # type: ignore[union-attr]
     return total.hexdigest()
 
 

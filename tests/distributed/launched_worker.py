@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import DistributedType, PartialState
+from device import ON_CPUS
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
@@ -26,13 +27,13 @@ class Hash(TrainerCallback):
         trained = [p.detach() for p in model.parameters() if p.requires_grad]
         assert all(isinstance(p, DTensor) == SHARD for p in trained), "the backend is not the one that was asked for"
         whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in trained]
-        digest = hashlib.sha256(b"".join(p.numpy().tobytes() for p in whole)).hexdigest()
+        digest = hashlib.sha256(b"".join(p.cpu().numpy().tobytes() for p in whole)).hexdigest()
         (Path(args.output_dir) / f"rank-{os.environ['RANK']}.txt").write_text(digest)
 
 
 def load_to_be_sharded(run: Any) -> Any:
     """Accelerate turns FSDP on beside GPUs only, and else trains with DDP without a word."""
-    if SHARD:
+    if SHARD and ON_CPUS:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return load_seeded(run)
 

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from backends import fsdp2
+from device import DEVICE, join, moved
 from peft import LoraConfig
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -42,13 +43,13 @@ def train(delay: float = 0.0, **options: Any) -> dict[str, Any]:
         options: of `fully_shard`.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
-    model: Any = fsdp2(**options)(tiny_lora(4))
+    model: Any = fsdp2(**options)(tiny_lora(4).to(DEVICE))
     tuner = SparseTuner(
         model, num_active_layers=2, probe_batches=tiny_batches(size * 2), update_interval=2, mu=50.0, seed=5
     )
     optimizer = torch.optim.SGD(trainable(model), lr=0.1)
     waited, seen = [], []
-    for number, batch in enumerate(tiny_batches(4), 1):
+    for number, batch in enumerate(moved(tiny_batches(4)), 1):
         active = tuner.begin_step()
         model(**batch).loss.backward()
         optimizer.step()
@@ -69,10 +70,10 @@ def train(delay: float = 0.0, **options: Any) -> dict[str, Any]:
 def miss() -> str:
     """What a rank is told at a measurement to which the last one does not come."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    model: Any = fsdp2()(tiny_lora(4))
+    model: Any = fsdp2()(tiny_lora(4).to(DEVICE))
     tuner = SparseTuner(model, num_active_layers=2, probe_batches=tiny_batches(size * 2), update_interval=1)
     tuner.begin_step()
-    model(**tiny_batches(1)[0]).loss.backward()
+    model(**moved(tiny_batches(1))[0]).loss.backward()
     messages: Any = current_ranks()._exchange
     messages._limit = LIMIT
     if rank == size - 1:
@@ -87,16 +88,16 @@ def miss() -> str:
 def look() -> dict[str, Any]:
     """What `find_focus` finds in a sharded model of which each rank has a batch of its own, and what it leaves."""
     rank = dist.get_rank()
-    model = fsdp2()(tiny_llama(4))
-    found = find_focus(model, lora(), [tiny_batches(dist.get_world_size())[rank]], num_layers=2)
+    model = fsdp2()(tiny_llama(4).to(DEVICE))
+    found = find_focus(model, lora(), [moved(tiny_batches(dist.get_world_size()))[rank]], num_layers=2)
     touched = [name for name, p in model.named_parameters() if p.grad is not None or not p.requires_grad]
     return {"scores": found.scores, "layers": found.layers, "touched": touched}
 
 
 if __name__ == "__main__":
     exchange.PATIENCE = 0.5
-    dist.init_process_group("gloo")
-    replicas = init_device_mesh("cpu", (dist.get_world_size() // 2, 2), mesh_dim_names=("replicate", "shard"))
+    join()
+    replicas = init_device_mesh(DEVICE.type, (dist.get_world_size() // 2, 2), mesh_dim_names=("replicate", "shard"))
     found = {
         "on time": train(),
         "late": train(DELAY),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from backends import ENGINES
+from device import DEVICE, join, moved
 from torch import distributed as dist
 
 from ist import SparseTuner
@@ -26,7 +26,7 @@ CASES = {
 
 def run(case: str, engine: str) -> str:
     """The error of a training: rank 1's weights are NaN after step 2, or no gradient comes to layer 0."""
-    model = tiny_lora()
+    model = tiny_lora().to(DEVICE)
     if case == "gradient":
         block = model.base_model.model.model.layers[1]
         block.register_forward_pre_hook(lambda block, args: (args[0].detach(), *args[1:]))
@@ -42,7 +42,7 @@ def run(case: str, engine: str) -> str:
 def train(model: Any, tuner: SparseTuner, poison: bool) -> None:
     """Three steps; the weights are looked at after the second."""
     optimizer = torch.optim.SGD(trainable(model), lr=1e-2)
-    for batch in tiny_batches(3):
+    for batch in moved(tiny_batches(3)):
         with tuner.step(optimizer):
             model(**batch).loss.backward()
             optimizer.step()
@@ -62,7 +62,7 @@ def fill(parameters: list[torch.nn.Parameter], value: float) -> None:
 
 
 if __name__ == "__main__":
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    join(limit=60)
     print(json.dumps({f"{case}:{engine}": run(case, engine) for case, engines in CASES.items() for engine in engines}))
     dist.barrier()
     dist.destroy_process_group()

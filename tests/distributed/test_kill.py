@@ -14,16 +14,19 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from device import ON_CPUS
 from matrix import FOLDER, note
 
 WORKER = Path(__file__).parent / "kill_worker.py"
+FORKED = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""GPUs are asked for in a way that leaves forked processes free to use them."""
 
 
 def kill(tmp_path: Path, num_processes: int, num_kills: int, seed: int, timeout: float) -> dict[str, Any]:
     file = tmp_path / f"kills-{num_processes}.json"
     finished = subprocess.run(
         [sys.executable, str(WORKER), str(file), str(num_processes), str(num_kills), str(seed)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **FORKED},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -46,7 +49,7 @@ def check(result: dict[str, Any], num_kills: int) -> None:
 @pytest.mark.distributed
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_killed_runs_end_as_the_whole_one(num_processes: int, tmp_path: Path) -> None:
-    check(kill(tmp_path, num_processes, num_kills=3, seed=1, timeout=240), num_kills=3)
+    check(kill(tmp_path, num_processes, num_kills=3, seed=1, timeout=240 if ON_CPUS else 480), num_kills=3)
     note("SIGKILL and resume", "3 kills, equal to the bit", num_processes, "right", "test_killed_runs")
 
 

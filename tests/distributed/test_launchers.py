@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from device import ON_CPUS
 from launch import free_port
 from matrix import note
 
@@ -54,7 +55,7 @@ def run(command: list[str], model: Path, folder: Path, **environment: str) -> su
         "--update_interval": 2,
         "--per_device_train_batch_size": 2,
         "--lora_r": 4,
-        "--use_cpu": "true",
+        "--use_cpu": str(ON_CPUS).lower(),
         "--bf16": "false",
     }
     port = ["--main_process_port" if command[0] == "accelerate" else "--master-port", str(free_port())]

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from device import ON_CPUS
 from launch import launch
 from sharded_worker import DELAY, LIMIT, lora
 
@@ -25,6 +27,8 @@ WORKER = Path(__file__).parent / "sharded_worker.py"
 @pytest.fixture(scope="module", params=[2, 4])
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of 2 and 4 ranks saw."""
+    if not ON_CPUS and torch.cuda.device_count() < request.param:
+        pytest.skip(f"needs {request.param} GPUs")
     folder = tmp_path_factory.mktemp("sharded")
     finished = launch([WORKER, folder], request.param, timeout=90)
     assert all(process.returncode == 0 for process in finished), finished[0].stderr[-2000:]
@@ -61,6 +65,6 @@ def test_importance_before_training_is_measured_on_a_sharded_model_as_on_a_whole
     alone = [layer_scores(tiny_llama(4), lora(), [batch]) for batch in tiny_batches(len(found))]
     expected = [sum(own) / len(found) for own in zip(*alone, strict=True)]
     for rank in found:
-        assert rank["focus"]["scores"] == pytest.approx(expected, rel=1e-5)
+        assert rank["focus"]["scores"] == pytest.approx(expected, rel=1e-5 if ON_CPUS else 1e-4)  # which are of the CPU
         assert rank["focus"]["layers"] == found[0]["focus"]["layers"]
         assert rank["focus"]["touched"] == []

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from accelerate import DistributedType, PartialState
+from device import BACKEND, ON_CPUS, on_one_gpu
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ist import IST
@@ -41,8 +41,7 @@ def let_accelerate_shard_on_cpus() -> None:
 
 def preparation(engine: str) -> Callable[[], None] | None:
     """What must happen before a Trainer of this engine is made."""
-    on_cpus = os.environ.get("IST_TEST_DEVICE") != "cuda"
-    return let_accelerate_shard_on_cpus if "fsdp" in ENGINES[engine] and on_cpus else None
+    return let_accelerate_shard_on_cpus if "fsdp" in ENGINES[engine] and ON_CPUS else None
 
 
 class Actives(TrainerCallback):
@@ -79,10 +78,10 @@ def make_trainer(
         "logging_steps": 10,
         "save_strategy": "no",
         "report_to": [],
-        "use_cpu": True,
+        "use_cpu": ON_CPUS,
         "seed": 11,
         "disable_tqdm": True,
-        "ddp_backend": "gloo" if num_processes > 1 else None,
+        "ddp_backend": BACKEND if num_processes > 1 else None,
         **(ENGINES[engine] if num_processes > 1 else {}),
         **options,
     }
@@ -91,7 +90,7 @@ def make_trainer(
         prepare()
     trainer = Trainer(
         model=tiny_lora(),
-        args=arguments,
+        args=on_one_gpu(arguments),
         train_dataset=tiny_rows(256),  # type: ignore[arg-type]
         callbacks=[ist, actives],
     )
