@@ -88,7 +88,8 @@ def miss() -> str:
 def look() -> dict[str, Any]:
     """What `find_focus` finds in a sharded model of which each rank has a batch of its own, and what it leaves."""
     rank = dist.get_rank()
-    model = fsdp2()(tiny_llama(4).to(DEVICE))
+    whole: Any = tiny_llama(4)
+    model = fsdp2()(whole.to(DEVICE))
     found = find_focus(model, lora(), [moved(tiny_batches(dist.get_world_size()))[rank]], num_layers=2)
     touched = [name for name, p in model.named_parameters() if p.grad is not None or not p.requires_grad]
     return {"scores": found.scores, "layers": found.layers, "touched": touched}
