@@ -66,7 +66,7 @@ def run(command: list[str], model: Path, folder: Path, **environment: str) -> su
     process = subprocess.Popen(
         [*command, *(str(part) for flag in flags.items() for part in flag)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *sys.path]), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
