@@ -29,6 +29,7 @@ pytestmark = pytest.mark.distributed
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+PATH = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
 PAGE = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
 NUM_STEPS = 8
@@ -66,7 +67,7 @@ def run(command: list[str], model: Path, folder: Path, **environment: str) -> su
     process = subprocess.Popen(
         [*command, *(str(part) for flag in flags.items() for part in flag)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *sys.path]), **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
