@@ -84,6 +84,16 @@ def against(shape: str, name: str, value: str, floor: bool = False) -> Callable[
     return figure
 
 
+def between(shape: str, name: str, other: str, value: str) -> Callable[[dict[str, Any]], float | None]:
+    """The ratio of two named rows of one run."""
+
+    def figure(result: dict[str, Any]) -> float | None:
+        rows = rows_of(result, shape)
+        return step_time.ratio(rows.get(name), rows.get(other), value)
+
+    return figure
+
+
 def loop_share(shape: str, name: str) -> Callable[[dict[str, Any]], float | None]:
     """The importance loop's part of a step."""
     return lambda result: step_time.share(rows_of(result, shape).get(name))
@@ -102,6 +112,9 @@ def own_work(layers: int, gpu: bool) -> Callable[[dict[str, Any]], float | None]
 
 LONG, SHORT = "16 × 256", "1 × 1024"
 SEVEN = "IST, Liger, seven modules, no dropout"
+QUARTER = "focused quarter, Liger, no dropout"
+BARE = "focused quarter, bfloat16 adapters, no dropout"
+PLAIN = "LoRA, bfloat16 adapters, no dropout"
 RECOMPUTED = "IST, Liger, frozen layers recomputed"
 TARGETS: tuple[Target, ...] = (
     Target(f"step time, {LONG}, IST, to LoRA", 0.67, against(LONG, "IST", "step_ms")),
@@ -139,10 +152,23 @@ TARGETS: tuple[Target, ...] = (
     Target(
         f"activations, {LONG}, seven modules, no dropout, Liger, to LoRA", 0.40, against(LONG, SEVEN, "activation_gib")
     ),
+    *(
+        Target(f"{what}, {LONG}, focused quarter, Liger{how}, to {called}", limit, between(LONG, name, other, value))
+        for what, how, name, called, other, value, limit in (
+            ("step time", "", QUARTER, "LoRA", "LoRA", "step_ms", 0.48),
+            ("step time", "", QUARTER, "the frozen base", "floor, Liger, no dropout", "step_ms", 1.06),
+            ("activations", "", QUARTER, "LoRA", "LoRA", "activation_gib", 0.36),
+            ("activations", ", recomputed", f"{QUARTER}, recomputed", "LoRA", "LoRA", "activation_gib", 0.14),
+        )
+    ),
+    *(
+        Target(f"step time, {SHORT}, focused quarter{how}, to LoRA", limit, between(SHORT, name, PLAIN, "step_ms"))
+        for how, name, limit in (("", BARE, 0.50), (" compiled by layer", f"{BARE}, compiled by layer", 0.40))
+    ),
     Target("the library's own work a step, 80 layers, ms, on a GPU", 1.0, own_work(80, gpu=True)),
     Target("the library's own work a step, 80 layers, ms, on a CPU", 1.0, own_work(80, gpu=False)),
 )
-"""On one H100, LLaMA-7B shape, bfloat16, rank 32 on five modules, dropout 0.05, 8 of 32 layers, importance loop
+"""LLaMA-7B shape, bfloat16, rank 32 on five modules, dropout 0.05, 8 of 32 layers, importance loop
 included."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import json
 import re
 import shlex
 from pathlib import Path
@@ -85,22 +84,6 @@ def test_messages_to_look_up_are_the_librarys() -> None:
     for message in quoted:
         pattern = re.compile(".*?".join(re.escape(part.strip()) for part in message.split("…")), re.DOTALL)
         assert any(pattern.search(string) for string in strings), message
-
-
-def test_numbers_of_focused_training_are_those_of_its_trainings() -> None:
-    """Those that no table shows."""
-    text = " ".join((ROOT / "docs" / "focused.md").read_text(encoding="utf-8").split())
-    results = ROOT / "benchmarks" / "quality" / "results" / "focused-qwen-h200.jsonl"
-    rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-    focused = [row for row in rows if row["method"] == "focused, half"]
-    looks, trainings = [row["focus"]["seconds"] for row in focused], [row["train_seconds"] for row in focused]
-    assert f"took {min(looks):.1f} to {max(looks):.1f} seconds" in text
-    assert f"trainings of {min(trainings):.0f} to {max(trainings):.0f} seconds" in text
-    assert {row["steps"] for row in focused} == {250}
-    (steps,) = {row["steps"] for row in rows if row["method"] == "LoRA, time of half"}
-    assert f"250 steps of focused training and {steps} of LoRA" in text
-    verdicts = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
-    assert f"LoRA {steps} steps, the time of 250 focused ones" in verdicts
 
 
 def test_files_of_a_run_that_the_pages_name_are_the_librarys() -> None:

@@ -23,7 +23,7 @@ from quality.plan import final_loss  # noqa: E402
 from quality.questions import question_section  # noqa: E402
 from quality.repeats import repeat_section  # noqa: E402
 from quality.scaling import scaling_section  # noqa: E402
-from quality.verdict import README_QUESTIONS, verdict_section  # noqa: E402
+from quality.verdict import README_QUESTIONS, short_list, verdict_section  # noqa: E402
 
 RESULTS = HERE / "results"
 PAPER = HERE / "paper.json"
@@ -254,7 +254,7 @@ def main(results: Path = RESULTS, page: Path = PAGE, summary: Path = SUMMARY_PAG
     paper = json.loads(PAPER.read_text(encoding="utf-8"))
     comparisons = compare(load_lines(results))
     write_section("quality verdict", [*verdict_section(comparisons)], summary)
-    write_section("quality short", [*verdict_section(comparisons, README_QUESTIONS)], readme)
+    write_section("quality short", [*verdict_section(short_list(comparisons), README_QUESTIONS)], readme)
     for name, tables in sections(results, paper).items():
         write_section(name, tables, page)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from pages import markdown
 from .cells import percent, show
 from .figures import FIGURES, Comparison
 
-__all__ = ["QUESTIONS", "README_QUESTIONS", "Question", "verdict_section"]
+__all__ = ["QUESTIONS", "README_QUESTIONS", "Question", "short_list", "verdict_section"]
 
 TASKS = {
     "gsm8k": "GSM8K, loss",
@@ -85,6 +85,24 @@ def cell(difference: dict[str, Any] | None, task: str) -> str:
     return f"**{text}** {'↑' if better else '↓'}"
 
 
+def asked(question: Question, of_task: Mapping[str, Comparison]) -> str:
+    """The question, and how many steps LoRA gets where it has the time of another method."""
+    if not question.other.startswith("LoRA, time"):
+        return question.text
+    steps = {run["steps"] for comparison in of_task.values() for run in comparison.runs(question.other)}
+    return f"{question.text} ({', '.join(map(str, sorted(steps)))} steps)"
+
+
+def short_list(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """What the README has room for: of focused training the model with the most trainings alone."""
+    trained: dict[str, int] = {}
+    for comparison in comparisons:
+        if comparison.focused:
+            trained[comparison.model] = trained.get(comparison.model, 0) + len(comparison.lines)
+    most = max(trained, key=lambda model: trained[model], default=None)
+    return [comparison for comparison in comparisons if not comparison.focused or comparison.model == most]
+
+
 def verdict_section(comparisons: Sequence[Comparison], questions: Sequence[Question] = QUESTIONS) -> Iterator[str]:
     """A table for each model, of the trainings of the fewest steps on each task."""
     for model, focused in dict.fromkeys((comparison.model, comparison.focused) for comparison in comparisons):
@@ -104,7 +122,7 @@ def verdict_section(comparisons: Sequence[Comparison], questions: Sequence[Quest
                 for task in tasks
             }
             if any(found.values()):
-                rows.append((question.text, *(cell(found[task], task) for task in tasks)))
+                rows.append((asked(question, of_task), *(cell(found[task], task) for task in tasks)))
         if rows:
             lengths = sorted({of_task[task].length for task in tasks})
             yield f"**{model}**, {'; '.join(lengths)}. ↑ the first method is better, ↓ it is worse, both beyond chance."
