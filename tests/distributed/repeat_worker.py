@@ -21,7 +21,6 @@ from device import DEVICE, ON_CPUS, join, moved
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.fsdp import FSDPModule
-from torch.profiler import ProfilerActivity, profile
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from ist import SparseTuner
@@ -133,15 +132,6 @@ def difference(first: Log, second: Log) -> str | None:
     return "; ".join([names[0], *(name.split(": ")[1] for name in names[1:] if name.startswith(f"{moment}:"))])
 
 
-def prefetched() -> list[str]:
-    """The units that FSDP2 gathered ahead in the backwards of a sampled training."""
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
-        train("sampled, no accumulation")
-    prefix = "FSDP::backward_prefetch for base_model.model.model."
-    events = sorted(seen.events() or (), key=lambda event: event.time_range.start)
-    return [event.name.removeprefix(prefix) for event in events if event.name.startswith(prefix)]
-
-
 def burn(seconds: float) -> None:
     """Keep the GPU busy."""
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -163,8 +153,6 @@ def main(folder: Path, pace: str, repeats: int, variants: list[str]) -> None:
             for number in range(repeats)
             if (said := difference(expected, train(variant, slow=pace == "slow"))) is not None
         ]
-    if ON_CPUS:
-        found["prefetched"] = prefetched()
     (folder / f"{dist.get_rank()}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 
