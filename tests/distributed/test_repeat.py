@@ -1,8 +1,8 @@
 """The same training under FSDP2 has the same bits each time: also where all-gathers come late, and on busy GPUs.
 
 On two GPUs the messages say which training differs, at which step and micro-batch, and in what first: in the weights
-that a layer gathered, in a loss, in a gradient or in a weight. The variants tell where to look. `no tuner, upper layers`
-is PyTorch alone: until it waits for the layer that its backward gathers for nothing, that one may differ.
+that a layer gathered, in a loss, in a gradient or in a weight. The variants tell where to look. The last of them is
+PyTorch alone, which may differ until it waits for the layer that its backward gathers for nothing.
 """
 
 from __future__ import annotations
