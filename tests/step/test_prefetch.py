@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.profiler import ProfilerActivity, profile
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from ist import SparseTuner
-from tests.helpers.tiny import tiny_batches, tiny_lora
+from ist import SparseTuner, layer_scores
+from tests.helpers.tiny import tiny_batches, tiny_llama, tiny_lora
 
-PREFIX = "FSDP::backward_prefetch for base_model.model.model.layers."
+PREFIX = "FSDP::backward_prefetch for "
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,21 +28,24 @@ def _alone() -> Iterator[None]:
 
 
 def sharded(**lora: Any) -> tuple[Any, list[Any]]:
-    """A model of four blocks, each a unit of FSDP2, and the blocks."""
-    model: Any = tiny_lora(4, **lora)
-    blocks = list(model.base_model.model.model.layers)
+    """A model of four blocks with LoRA, each a unit of FSDP2, and the blocks."""
+    return shard(tiny_lora(4, **lora))
+
+
+def shard(model: Any) -> tuple[Any, list[Any]]:
+    blocks = [module for module in model.modules() if isinstance(module, LlamaDecoderLayer)]
     for block in blocks:
         fully_shard(block)
     fully_shard(model)
     return model, blocks
 
 
-def gathered_ahead(model: Any) -> list[int]:
-    """The blocks for which FSDP2 looks ahead in one backward; that the current one is gathered already is left out."""
+def gathered_ahead(model: Any, run: Callable[[], Any] | None = None) -> list[int]:
+    """The blocks for which FSDP2 looks ahead in one backward, or in `run`, in the order of the first time."""
     with profile(activities=[ProfilerActivity.CPU]) as seen:
-        model(**tiny_batches(1)[0]).loss.backward()
+        run() if run else model(**tiny_batches(1)[0]).loss.backward()
     events = sorted(seen.events() or (), key=lambda event: event.time_range.start)
-    found = [int(event.name.removeprefix(PREFIX)) for event in events if event.name.startswith(PREFIX)]
+    found = [int(event.name.split(".")[-1]) for event in events if event.name.startswith(PREFIX)]
     return list(dict.fromkeys(found))
 
 
@@ -67,6 +72,14 @@ def test_nothing_below_the_lowest_layer_with_adapters_is_gathered() -> None:
     with SparseTuner(model, selector="all") as tuner:
         tuner.begin_step()
         assert gathered_ahead(model) == [3, 2]
+    assert lists_of(blocks) == [[], [], [], []]
+
+
+def test_nothing_below_the_lowest_layer_is_gathered_to_measure_before_training() -> None:
+    model, blocks = shard(tiny_llama(4))
+    config = LoraConfig(target_modules=["q_proj"], layers_to_transform=[2, 3])
+    found = gathered_ahead(model, lambda: layer_scores(model, config, tiny_batches(2)))
+    assert found == [3, 2]
     assert lists_of(blocks) == [[], [], [], []]
 
 

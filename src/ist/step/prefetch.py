@@ -11,7 +11,8 @@ overwrites the weights which that forward gathers.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,7 @@ from ..adapters.view import ModelView
 from ..runtime.part import Part
 from ..runtime.sharding import sharded_units
 
-__all__ = ["BackwardPrefetch"]
+__all__ = ["BackwardPrefetch", "ending_at"]
 
 
 class BackwardPrefetch(Part):
@@ -44,16 +45,8 @@ class BackwardPrefetch(Part):
     def begin(self, active: Collection[int], step: int) -> None:
         """Until the end of the step gather nothing before the lowest of the layers `active`."""
         restore_all(self._given)
-        last = self._in_layers.get(min(active)) if active and self._states else None
-        if not last:
-            return
-        before = set(map(id, self._states[: self._states.index(last[0])]))
-        for state in self._states:
-            given = state._states_to_backward_prefetch
-            kept = [other for other in given if id(other) not in before]
-            if len(kept) < len(given) or (not given and state in last):
-                self._given.append((state, given))
-                state._states_to_backward_prefetch = kept or [state]
+        last = self._in_layers.get(min(active)) if active else None
+        self._given += end_at(self._states, last)
 
     def end(self) -> None:
         """Gather ahead as without IST."""
@@ -62,6 +55,35 @@ class BackwardPrefetch(Part):
     def close(self) -> None:
         """Leave the model as it was."""
         self._restore()
+
+
+@contextmanager
+def ending_at(model: nn.Module, block: nn.Module) -> Iterator[None]:
+    """Within the context FSDP2 gathers nothing ahead that comes before a block of the model."""
+    given = end_at(states_in(model), states_in(block))
+    try:
+        yield
+    finally:
+        restore_all(given)
+
+
+def end_at(states: list[Any], last: list[Any] | None) -> list[tuple[Any, list[Any]]]:
+    """Have the units `last` be the last ones of `states` that are gathered ahead.
+
+    Returns:
+        Units whose lists were changed, and what these were.
+    """
+    if not last:
+        return []
+    before = set(map(id, states[: states.index(last[0])]))
+    changed = []
+    for state in states:
+        given = state._states_to_backward_prefetch
+        kept = [other for other in given if id(other) not in before]
+        if len(kept) < len(given) or (not given and state in last):
+            changed.append((state, given))
+            state._states_to_backward_prefetch = kept or [state]
+    return changed
 
 
 def states_in(module: nn.Module) -> list[Any]:
