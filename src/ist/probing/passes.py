@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ..runtime.modes import evaluation_mode, to_device
 from ..runtime.randomness import private_randomness
 from ..runtime.sharding import compute_device
+from ..step.prefetch import ending_at
 from .suppression import LossFunction, check_scalar
 
 __all__ = ["run_passes", "watching", "without_gradients"]
@@ -42,7 +43,8 @@ def run_passes(
         model: any model. Evaluation mode is on: no dropout.
         watches: contexts that watch modules, see `watching`.
         batches: what the model takes.
-        blocks: the blocks to compute again in the backward, so that only one of them keeps its activations at a time.
+        blocks: the blocks to compute again in the backward, so that only one of them keeps its activations at a time;
+            the backward ends at the first.
         seed: of what the model draws.
         loss_function: `(model, batch) -> loss`, a scalar in nats.
 
@@ -55,6 +57,8 @@ def run_passes(
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(without_gradients(model))
         stack.enter_context(recomputed(blocks))
+        if blocks:
+            stack.enter_context(ending_at(model, blocks[0]))
         for watch in watches:
             stack.enter_context(watch)
         stack.enter_context(torch.enable_grad())

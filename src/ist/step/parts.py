@@ -20,6 +20,7 @@ from .frozen_check import FrozenCheck
 from .gradient_check import GradientCheck
 from .interrupted import Interruption
 from .optimizer_state import OptimizerState
+from .prefetch import BackwardPrefetch
 from .recompute import Recompute
 
 __all__ = ["StepParts"]
@@ -64,6 +65,7 @@ class StepParts:
             self.activation,
             self._recompute,
             BackwardDepth(view, self.activation),
+            BackwardPrefetch(view),
             self.tied_outputs,
             frozen_check,
             self.boundary,
