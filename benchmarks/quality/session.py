@@ -110,20 +110,23 @@ class Session:
                 for line in alike:
                     del self.lines[line["id"]]
                 print(
-                    f"stopped: {len(alike)} trainings failed and none succeeded, with {alike[0]['error']!r}: mend that; "
-                    "the next call tries them again",
+                    f"stopped: {len(alike)} trainings failed and none succeeded, with {alike[0]['error']!r}; mend that "
+                    "and call again, which tries them again",
                     flush=True,
                 )
                 return
 
     def failed_alike(self) -> list[dict[str, Any]]:
         """The lines of the failures that end the call, of which the trainings are not the reason: too many with one
-        error, and not of one method alone where others are left.
+        error, and not of one method alone where there are others.
         """
-        for error in {line["error"] for line in self.failed}:
+        for error in dict.fromkeys(line["error"] for line in self.failed):
             alike = [line for line in self.failed if line["error"] == error]
+            if len(alike) < ALIKE:
+                continue
             methods = {line["method"] for line in alike}
-            if len(alike) >= ALIKE and (len(methods) > 1 or not {t["method"] for t in self.left()} - methods):
+            others = [*self.failed, *self.pool.running, *self.left()]
+            if len(methods) > 1 or all(training["method"] in methods for training in others):
                 return alike
         return []
 
