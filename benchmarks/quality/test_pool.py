@@ -52,7 +52,7 @@ from quality.forking import start_method
 def tell(connection):
     connection.send("quality.plan" in loaded)
 
-loaded = {*sys.modules}
+loaded = set(sys.modules)
 if __name__ == "__main__":
     context = start_method(sys.argv[1:])
     here, there = context.Pipe()
