@@ -1,4 +1,4 @@
-"""Processes of the benchmark of quality on a GPU: they are forked after all libraries are imported, and can use CUDA."""
+"""Processes of the benchmark of quality on a GPU: forked after all libraries are imported, they can use CUDA."""
 
 from __future__ import annotations
 
