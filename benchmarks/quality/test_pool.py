@@ -126,7 +126,7 @@ class Killing(pool.Pool):
         super().__init__(1, home)
         self.pids: list[int] = []
 
-    def start(self, training: plan.Training) -> None:
+    def start(self, training: pool.Training) -> None:
         if len(self.pids) == 2:
             self.kill(self._idle[0][0])
         super().start(training)
