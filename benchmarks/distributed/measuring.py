@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -17,6 +18,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from bytes_on_paper import state_bytes  # noqa: E402
+from estimate import expected_seconds  # noqa: E402
 from grid import Cell  # noqa: E402
 from workers import CellError, launch  # noqa: E402
 
@@ -62,14 +64,23 @@ def run_cells(cells: Sequence[Cell], file: Path, schedule: dict[str, int], limit
         "schedule": schedule,
     }
     gpus = torch.cuda.device_count()
+    kind = "cuda" if gpus else "cpu"
+    left = [cell for cell in cells if cell.key not in done and not 0 < gpus < cell.processes]
+    total = sum(expected_seconds(cell, schedule, kind) for cell in left)
+    print(f"{len(left)} cells to measure, about {total:.0f} s", flush=True)
+    timed: list[dict[str, Any]] = []
     for number, cell in enumerate(cells, 1):
         if cell.key in done:
             continue
+        title = f"{number} of {len(cells)}: {cell.name}"
         if 0 < gpus < cell.processes:
-            print(f"{number} of {len(cells)}: {cell.name}: not run, there are {gpus} GPUs", flush=True)
+            print(f"{title}: not run, there are {gpus} GPUs", flush=True)
             continue
-        row = measure(cell, schedule, limit)
+        print(f"{title}: about {expected_seconds(cell, schedule, kind, timed):.0f} s", flush=True)
+        start = time.monotonic()
+        row = {**measure(cell, schedule, limit), "seconds": round(time.monotonic() - start, 1)}
         date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        timed.append({"cell": asdict(cell), **row, **source, "date": date})
         with file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps({"cell": asdict(cell), **row, **source, "date": date}) + "\n")
-        print(f"{number} of {len(cells)}: {cell.name}: {row.get('error', 'measured')}", flush=True)
+            out.write(json.dumps(timed[-1]) + "\n")
+        print(f"{title}: {row.get('error', 'measured')}, {row['seconds']:.0f} s", flush=True)

@@ -12,6 +12,7 @@ PATH = [*sys.path]
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import estimate  # noqa: E402
 import measuring  # noqa: E402
 import model  # noqa: E402
 import scaling  # noqa: E402
@@ -165,3 +166,47 @@ def test_the_figure_has_a_curve_for_each_backend_and_method(tmp_path: Path) -> N
     assert [own.cell.processes for own in scaling_figure.strong_rows(rows)] == [4, 1, 2, 8]
     scaling_figure.draw(tmp_path / "x.png", rows)
     assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_a_cell_takes_what_its_steps_do_on_paper_and_what_others_took_beside_theirs() -> None:
+    schedule = {"interval": 5, "rounds": 1}
+    short = plan(["13b"], [1, 2], ["ddp", "fsdp2"], ["lora", "sampled", "focused"], 2, 0, 512, 0.0)
+    assert len(short) == 9
+    alone, sampled, *_, sharded = short
+    assert estimate.expected_seconds(alone, schedule, "cuda") == pytest.approx(
+        estimate.START + 15 * (0.05 + model.work("13b", "lora", 2, 512) / 3e14)
+    )
+    base = {"schedule": schedule, "seconds": 60.0}
+    rows = [{"cell": vars(alone), **base}, {"cell": vars(alone), **base, "error": "x", "seconds": 900}]
+    assert estimate.expected_seconds(alone, schedule, "cuda", rows) == pytest.approx(60)
+    assert 60 < estimate.expected_seconds(sampled, schedule, "cuda", rows) < 62, "with three measurements"
+    assert 60 < estimate.expected_seconds(sharded, schedule, "cuda", rows) < 64, "what is gathered takes time"
+    rows.append({"cell": vars(short[3]), **base, "seconds": 90.0})
+    assert 88 < estimate.expected_seconds(sharded, schedule, "cuda", rows) < 94, "as others with as many processes"
+    late = Cell(**{**vars(sampled), "late": 5.0})
+    assert estimate.training_seconds(late, schedule, "cuda") - estimate.training_seconds(
+        sampled, schedule, "cuda"
+    ) == pytest.approx(15)
+
+
+def test_each_cell_says_before_it_starts_how_long_it_will_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = plan(["tiny"], [1], ["ddp"], ["lora", "focused"], 1, 0, 8, 0.0)
+    (tmp_path / "worker.py").write_text(
+        "import json, pathlib, sys, time\ntime.sleep(0.3)\npathlib.Path(sys.argv[2]).write_text('{}')\n"
+    )
+    monkeypatch.setattr(measuring, "HERE", tmp_path)
+    measuring.run_cells(cells, tmp_path / "rows.jsonl", {"interval": 1, "rounds": 1}, 60)
+    title = "{} of 2: tiny, 1 × none, {}, 1 × 8 tokens a process: {}"
+    total, *said = capsys.readouterr().out.splitlines()
+    assert total == "2 cells to measure, about 40 s"
+    rows = measuring.read_rows(tmp_path / "rows.jsonl")
+    took = [row["seconds"] for row in rows]
+    assert min(took) >= 0.3
+    assert said == [
+        title.format(1, "lora", "about 20 s"),
+        title.format(1, "lora", f"measured, {took[0]:.0f} s"),
+        title.format(2, "focused", f"about {took[0]:.0f} s"),
+        title.format(2, "focused", f"measured, {took[1]:.0f} s"),
+    ]

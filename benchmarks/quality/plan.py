@@ -82,6 +82,8 @@ class TaskPlan:
     def __init__(self, plan: Mapping[str, Any], task: str, lines: Lines, num_rows: int, expansion: Expansion) -> None:
         self.plan, self.task, self.lines, self.num_rows, self.expansion = plan, task, lines, num_rows, expansion
         self.seeds: Sequence[int] = plan.get("seeds", [0])
+        self.methods: dict[str, Any] = {**plan.get("left_out", {}), **plan["methods"]}
+        """Also those that are not trained."""
 
     def add(self, name: str, method: Mapping[str, Any]) -> None:
         """All trainings of a method."""
@@ -93,8 +95,8 @@ class TaskPlan:
         if owner is None:
             self.expansion.trainings += (grid := self.grid(name, method, options))
         else:
-            owner_options = self.options(owner, self.plan["methods"][owner])
-            grid = [] if owner_options is None else self.grid(owner, self.plan["methods"][owner], owner_options)
+            owner_options = self.options(owner, self.methods[owner])
+            grid = [] if owner_options is None else self.grid(owner, self.methods[owner], owner_options)
         rate = chosen_rate(grid, self.lines)
         if rate is None:
             self.wait(name, "its learning rates are not all tried, or none worked")
@@ -105,7 +107,7 @@ class TaskPlan:
 
     def add_at_equal_time(self, name: str, method: Mapping[str, Any], options: Any, rate: float | None) -> None:
         """As many steps as the method does in the time that the reference takes, both timed alone."""
-        reference = self.plan["methods"].get(REFERENCE)
+        reference = self.methods.get(REFERENCE)
         if reference is None:
             raise ValueError(f"Equal time is the time of {REFERENCE}: the plan needs a method of this name.")
         own = self.training(name, method, options, 1e-4, 0, kind="speed")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import platform
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from logging import getLogger
@@ -18,19 +18,12 @@ from typing import Any
 
 from commit import versions
 
+from .forking import LIBRARIES, start_method
 from .plan import WHOLE
 
 __all__ = ["Home", "Inline", "Pool"]
 
 Training = Mapping[str, Any]
-LIBRARIES = [
-    f"{__package__}.train",
-    "peft",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.llama",
-    "transformers.models.qwen2",
-]
-"""What one process imports, from which all others are forked: on slow cores that takes a quarter of a minute."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +46,22 @@ class Home:
 
 
 class Pool:
-    """So many processes. One that failed is replaced, since what a failure leaves on a GPU is not known.
+    """So many processes. One that failed or died is replaced, since what a failure leaves on a GPU is not known.
 
     Args:
         num: of processes; they start when they get something to do.
         home: what they work with.
+        libraries: what is imported before processes are forked.
     """
 
-    def __init__(self, num: int, home: Home) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(LIBRARIES)
-        self._home = home
+    def __init__(self, num: int, home: Home, libraries: Sequence[str] = LIBRARIES) -> None:
+        self._home, self._libraries = home, libraries
+        self._context: Any = None
         self._idle: list[tuple[Any, Connection, int]] = []
-        self._busy: dict[Connection, tuple[Any, int, Training]] = {}
+        self._busy: dict[Connection, tuple[Any, int, Training, float]] = {}
+        """By the pipe to it, a process, its number, what it trains, and since when."""
+        self._device = home.device
+        """What the lines call the device."""
         self._compiled: dict[Connection, set[str]] = {}
         """Of each process the kinds of layers that it has compiled, or would have."""
         self._places = list(range(num))
@@ -74,7 +70,7 @@ class Pool:
     @property
     def running(self) -> list[Training]:
         """What is being trained."""
-        return [training for _, _, training in self._busy.values()]
+        return [training for _, _, training, _ in self._busy.values()]
 
     @property
     def num_free(self) -> int:
@@ -86,6 +82,9 @@ class Pool:
         one, else any.
         """
         kind = kind_of_layers(training)
+        for dead in [other for other in self._idle if other[1].poll()]:  # One that lives says nothing now.
+            self._idle.remove(dead)
+            self._discard(*dead)
         likes = [
             other
             for other in self._idle
@@ -97,27 +96,27 @@ class Pool:
             process, connection, place = chosen
         else:
             process, connection, place = self._launch()
-        connection.send(dict(training))
+        with suppress(OSError):  # It has died: `collect` finds that out.
+            connection.send(dict(training))
         self._compiled.setdefault(connection, set()).add(kind)
-        self._busy[connection] = (process, place, training)
+        self._busy[connection] = (process, place, training, time.perf_counter())
 
     def collect(self, seconds: float) -> list[dict[str, Any]]:
         """The lines of the trainings that end within these seconds, as soon as there is one."""
         lines = []
         for connection in wait(list(self._busy), timeout=max(0.0, seconds)):
             assert isinstance(connection, Connection)
-            process, place, training = self._busy.pop(connection)
+            process, place, training, begin = self._busy.pop(connection)
             try:
                 line = connection.recv()
+                self._device = line["device"]
             except (EOFError, OSError):
                 process.join()
-                line = {**training, "error": f"the process ended with status {process.exitcode}"}
+                error = f"the process ended with status {process.exitcode}"
+                line = {**training, "error": error, "wall_seconds": round(time.perf_counter() - begin, 2)}
+                line.update(origin(self._home, self._device))
             if "error" in line:
-                self._compiled.pop(connection, None)
-                connection.close()
-                process.join(10)
-                process.kill()
-                self._places.append(place)
+                self._discard(process, connection, place)
             else:
                 self._idle.append((process, connection, place))
             lines.append(line)
@@ -137,7 +136,16 @@ class Pool:
             process.join()
         self._idle, self._busy = [], {}
 
+    def _discard(self, process: Any, connection: Connection, place: int) -> None:
+        """End a process that nothing can be given to any more; another takes its place when it is needed."""
+        self._compiled.pop(connection, None)
+        connection.close()
+        process.join(10)
+        process.kill()
+        self._places.append(place)
+
     def _launch(self) -> tuple[Any, Connection, int]:
+        self._context = self._context or start_method(self._libraries)
         place = self._places.pop(0)
         here, there = self._context.Pipe()
         process = self._context.Process(target=work, args=(there, self._home, place), daemon=True)
@@ -216,7 +224,7 @@ class Worker:
             line["error"] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:500]
             line["where"] = traceback.format_exc(limit=-3)[-1500:]
         line["wall_seconds"] = round(time.perf_counter() - begin, 2)
-        return {**line, **self._origin()}
+        return {**line, **origin(self._home, self._device_name())}
 
     def _load(self) -> None:
         if self._base is not None:
@@ -254,16 +262,20 @@ class Worker:
                 torch.cuda.empty_cache()
         return {**result, "rows": task.counts}
 
-    def _origin(self) -> dict[str, Any]:
-        """Where and when the line came about."""
+    def _device_name(self) -> str:
         import torch
 
         gpu = self._device is not None and self._device.type == "cuda"
-        return {
-            "device": torch.cuda.get_device_name(self._device) if gpu else f"CPU ({platform.machine()})",
-            "versions": versions("torch", "transformers", "peft"),
-            "commit": self._home.commit,
-            "model": self._home.name,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "host_load": round(os.getloadavg()[0], 1),
-        }
+        return torch.cuda.get_device_name(self._device) if gpu else f"CPU ({platform.machine()})"
+
+
+def origin(home: Home, device: str) -> dict[str, Any]:
+    """Where and when a line came about."""
+    return {
+        "device": device,
+        "versions": versions("torch", "transformers", "peft"),
+        "commit": home.commit,
+        "model": home.name,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "host_load": round(os.getloadavg()[0], 1),
+    }

@@ -24,6 +24,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from commit import commit  # noqa: E402
 from quality.memory import Memory, device_memory  # noqa: E402
+from quality.part import Part, read_share  # noqa: E402
 from quality.plan import describe, read_plan, select, settings  # noqa: E402
 from quality.pool import Home, Inline, Pool  # noqa: E402
 from quality.session import KINDS, Plan, Session, expand_all  # noqa: E402
@@ -123,6 +124,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--tasks", nargs="+", help="of each plan's tasks these alone")
     parser.add_argument("--methods", nargs="+", help="of each plan's methods these alone")
+    parser.add_argument("--without", nargs="+", default=[], metavar="METHOD", help="of the plans' methods not these")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="of each plan's seeds these alone; what is timed is of the first"
+    )
+    parser.add_argument(
+        "--share",
+        default="1/1",
+        metavar="K/N",
+        help="1/2: every second training, 2/2: the others, for two calls of the same plans at once; what waits for "
+        "learning rates of the other share is left for a call that finds them",
+    )
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of what is left these kinds alone")
     parser.add_argument("--device", choices=("cuda", "cpu"))
     parser.add_argument("--compile", action="store_true", help="compile the layers of models with adapters")
@@ -131,22 +143,38 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def load_plan(argument: str, tasks: Sequence[str] | None, methods: Sequence[str] | None) -> Plan:
+def load_plan(
+    argument: str, tasks: Sequence[str] | None, methods: Sequence[str] | None, without: Sequence[str] = ()
+) -> Plan:
     """A plan by its name or file, with some of its tasks and methods alone."""
     name, _, own = (argument, "", "") if Path(argument).is_file() else argument.partition(":")
     file = Path(name) if Path(name).is_file() else HERE / "plans" / f"{name}.yaml"
-    return select(read_plan(file), own.split(",") if own else tasks, methods)
+    return select(read_plan(file), own.split(",") if own else tasks, methods, without)
+
+
+def load_plans(options: argparse.Namespace) -> list[Plan]:
+    """The plans, with the ratios of time that were measured.
+
+    Raises:
+        ValueError: no plan has a method that is to be left out.
+    """
+    plans = [load_plan(argument, options.tasks, options.methods, options.without) for argument in options.plans]
+    methods = dict.fromkeys(name for plan in plans for name in (*plan["methods"], *plan["left_out"]))
+    if unknown := [name for name in options.without if name not in methods]:
+        raise ValueError(f"The plans have no {', '.join(unknown)}: their methods are {', '.join(methods)}.")
+    if options.step_time and options.step_time.is_file():
+        shares = time_shares(json.loads(options.step_time.read_text(encoding="utf-8")))
+        print(f"time of a step to LoRA's, from {options.step_time}: {shares}", flush=True)
+        plans = [{**plan, "time_shares": {**plan.get("time_shares", {}), **shares}} for plan in plans]
+    return plans
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is left; 0 where nothing is."""
     begin = time.monotonic()
     options = parse(arguments)
-    plans = [load_plan(argument, options.tasks, options.methods) for argument in options.plans]
-    if options.step_time and options.step_time.is_file():
-        shares = time_shares(json.loads(options.step_time.read_text(encoding="utf-8")))
-        print(f"time of a step to LoRA's, from {options.step_time}: {shares}", flush=True)
-        plans = [{**plan, "time_shares": {**plan.get("time_shares", {}), **shares}} for plan in plans]
+    plans = load_plans(options)
+    part = Part(None if options.seeds is None else frozenset(options.seeds), read_share(options.share))
     files = [file for folder in options.results for file in sorted(folder.glob("*.jsonl"))]
     name = options.name or Path(options.model).name
     lines = read_lines([*files, *([options.output] if options.output.is_file() else [])], name)
@@ -171,13 +199,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pool = Pool(options.processes, home) if options.processes else Inline(home)
         memory = Memory(device_memory(home.device) if options.memory is None else options.memory * 2**30, lines)
         session = Session(
-            plans, pool, lines, options.output, num_rows, options.seconds, options.limit, begin, options.kinds, memory
+            plans,
+            pool,
+            lines,
+            options.output,
+            num_rows,
+            options.seconds,
+            options.limit,
+            begin,
+            options.kinds,
+            memory,
+            part,
         )
         try:
             session.run()
         finally:
             pool.close()
-    expansion = expand_all(plans, lines, num_rows)
+    expansion = expand_all(plans, lines, num_rows, part)
     left = [training for training in expansion.trainings if training["id"] not in lines]
     failed = [training for training in expansion.trainings if "error" in lines.get(training["id"], {})]
     print(f"left: {len(left)} trainings ({'; '.join(describe(left)) or 'none'}), failed: {len(failed)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .memory import Memory
+from .part import Part
 from .plan import Expansion, Training, expand
 from .pool import Inline, Pool
 
@@ -18,16 +19,21 @@ __all__ = ["KINDS", "Plan", "Session", "expand_all", "finite"]
 Plan = dict[str, Any]
 KINDS = ("importance", "speed", "training")
 NO_MEMORY = "OutOfMemoryError"
+ALIKE = 5
+"""So many trainings that fail alike, and none that succeeds, end a call: the reason is then not the trainings'."""
 
 
-def expand_all(plans: Sequence[Plan], lines: Mapping[str, Any], num_rows: Mapping[str, int]) -> Expansion:
-    """What several plans come to, each training once: the first plan's first."""
+def expand_all(
+    plans: Sequence[Plan], lines: Mapping[str, Any], num_rows: Mapping[str, int], part: Part | None = None
+) -> Expansion:
+    """What several plans come to, each training once: the first plan's first; a part of them where one is given."""
     parts = [expand(plan, lines, num_rows) for plan in plans]
     trainings: dict[str, Training] = {}
-    for part in parts:
-        for training in part.trainings:
+    for expansion in parts:
+        for training in expansion.trainings:
             trainings.setdefault(training["id"], training)
-    return Expansion([*trainings.values()], [reason for part in parts for reason in part.waiting])
+    own = (part or Part()).of(trainings.values(), plans)
+    return Expansion(own, [reason for expansion in parts for reason in expansion.waiting])
 
 
 class Session:
@@ -44,6 +50,7 @@ class Session:
         begin: when the call began.
         kinds: of trainings that are run.
         memory: whether another training fits on the device; without it all do.
+        part: of the plans' trainings; without it all.
     """
 
     def __init__(
@@ -58,18 +65,30 @@ class Session:
         begin: float,
         kinds: Sequence[str] = KINDS,
         memory: Memory | None = None,
+        part: Part | None = None,
     ) -> None:
         self.plans, self.pool, self.lines, self.output, self.num_rows = plans, pool, lines, output, num_rows
         self.seconds, self.limit, self.begin, self.kinds = seconds, limit, begin, kinds
-        self.memory = memory or Memory(None)
+        self.memory, self.part = memory or Memory(None), part
         self.alone = False
         """Whether what runs must have the device for itself."""
         self.pace: dict[tuple[str, ...], tuple[float, float]] = {}
         """By task, and by task and method, the most seconds a step that a training took in this call, and the most
         beside its steps."""
+        self.works = False
+        """Whether a training has succeeded."""
+        self.failed: list[dict[str, Any]] = []
+        """Lines of failed trainings, which are not in the file while none has succeeded."""
 
     def run(self) -> None:
-        """Until nothing is left, or the time is over."""
+        """Until nothing is left, the time is over, or all that is tried fails alike."""
+        try:
+            self.train()
+        finally:
+            self.keep(self.failed)
+
+    def train(self) -> None:
+        """Start and collect trainings."""
         while True:
             self.fill()
             if not self.pool.running:
@@ -86,6 +105,30 @@ class Session:
                     )
                 else:
                     self.write(line)
+            if alike := self.failed_alike():
+                self.failed = [line for line in self.failed if line not in alike]
+                for line in alike:
+                    del self.lines[line["id"]]
+                print(
+                    f"stopped: {len(alike)} trainings failed and none succeeded, with {alike[0]['error']!r}; mend that "
+                    "and call again, which tries them again",
+                    flush=True,
+                )
+                return
+
+    def failed_alike(self) -> list[dict[str, Any]]:
+        """The lines of the failures that end the call, of which the trainings are not the reason: too many with one
+        error, and not of one method alone where there are others.
+        """
+        for error in dict.fromkeys(line["error"] for line in self.failed):
+            alike = [line for line in self.failed if line["error"] == error]
+            if len(alike) < ALIKE:
+                continue
+            methods = {line["method"] for line in alike}
+            others = [*self.failed, *self.pool.running, *self.left()]
+            if len(methods) > 1 or all(training["method"] in methods for training in others):
+                return alike
+        return []
 
     @property
     def elapsed(self) -> float:
@@ -94,7 +137,7 @@ class Session:
     def left(self) -> list[Training]:
         """What can be started now."""
         running = {training["id"] for training in self.pool.running}
-        trainings = expand_all(self.plans, self.lines, self.num_rows).trainings
+        trainings = expand_all(self.plans, self.lines, self.num_rows, self.part).trainings
         left = [t for t in trainings if t["id"] not in self.lines and t["id"] not in running]
         return [t for t in left if t["kind"] in self.kinds]
 
@@ -130,10 +173,20 @@ class Session:
             for key in ((line["task"],), (line["task"], line["method"])):
                 step, rest = self.pace.get(key, (0.0, 0.0))
                 self.pace[key] = max(step, own / line["steps"]), max(rest, line["wall_seconds"] - own)
-        with self.output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(line), allow_nan=False) + "\n")
+        if "error" in line and not self.works:
+            self.failed.append(line)
+        else:
+            self.works = True
+            self.keep([*self.failed, line])
+            self.failed = []
         said = line.get("error") or {name: show(part) for name, part in line.get("test", {}).items()} or "done"
         print(f"{self.elapsed:5.0f} s  {line['id']}  {line['wall_seconds']:.0f} s  {said}", flush=True)
+
+    def keep(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Write lines to the file."""
+        if lines:
+            with self.output.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(finite(line), allow_nan=False) + "\n" for line in lines)
 
 
 def finite(value: Any) -> Any:

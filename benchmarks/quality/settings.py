@@ -72,15 +72,27 @@ def settings(plan: Mapping[str, Any], task: str, method: Mapping[str, Any] | Non
     return merged
 
 
-def select(plan: dict[str, Any], tasks: Sequence[str] | None, methods: Sequence[str] | None) -> dict[str, Any]:
-    """A plan with some of its tasks and methods alone.
+def select(
+    plan: dict[str, Any], tasks: Sequence[str] | None, methods: Sequence[str] | None, without: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A plan with some of its tasks and methods alone; the other methods are under `left_out`, since learning rates and
+    equal times may be theirs.
+
+    Args:
+        plan: as `read_plan` gives it.
+        tasks: that stay; None is all.
+        methods: that stay; None is all.
+        without: methods that do not, of those that there are.
 
     Raises:
         ValueError: one of them is not in the plan.
     """
+    every = {**plan.get("left_out", {}), **plan["methods"]}
     for kind, wanted in (("tasks", tasks), ("methods", methods)):
         if unknown := [name for name in wanted or () if name not in plan[kind]]:
             raise ValueError(f"The plan has no {', '.join(unknown)}: its {kind} are {', '.join(plan[kind])}.")
         if wanted:
             plan = {**plan, kind: {name: plan[kind][name] for name in plan[kind] if name in wanted}}
-    return plan
+    kept = {name: method for name, method in plan["methods"].items() if name not in without}
+    others = {name: method for name, method in every.items() if name not in kept}
+    return {**plan, "methods": kept, "left_out": others}

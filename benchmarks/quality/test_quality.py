@@ -422,6 +422,9 @@ def test_a_process_gets_trainings_of_a_kind_that_it_has_compiled(monkeypatch: py
         def send(self, training: plan.Training) -> None:
             pass
 
+        def poll(self) -> bool:
+            return False
+
     home = pool.Home("model", "tiny", {}, "cpu", "abc", 1, compiled=True)
     processes = pool.Pool(2, home)
     monkeypatch.setattr(processes, "_launch", lambda: (None, Pipe(), processes._places.pop(0)))
@@ -434,7 +437,7 @@ def test_a_process_gets_trainings_of_a_kind_that_it_has_compiled(monkeypatch: py
     places = []
     for training in (every, some, every, some, whole, some):  # Each time all others have ended.
         processes.start(training)
-        ((pipe, (process, place, _)),) = processes._busy.items()
+        ((pipe, (process, place, *_)),) = processes._busy.items()
         places.append(place)
         processes._busy.clear()
         processes._idle.append((process, pipe, place))

@@ -13,7 +13,7 @@ import pytest
 PATH = [*sys.path]
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from quality import memory, plan, session  # noqa: E402
+from quality import memory, plan, pool, session  # noqa: E402
 
 sys.path[:] = PATH  # as other tests expect it
 
@@ -53,7 +53,7 @@ class Pool:
         return [{**training, **used, "curve": curve, "train_seconds": 1.0, "wall_seconds": 2.0}]
 
 
-def run(plans: list[Any], pool: Any, output: Path, seconds: float = 60, **more: Any) -> dict[str, Any]:
+def go(plans: list[Any], pool: Any, output: Path, seconds: float = 60, **more: Any) -> dict[str, Any]:
     lines: dict[str, Any] = {}
     session.Session(plans, pool, lines, output, {}, seconds, 60, time.monotonic(), **more).run()
     return lines
@@ -62,7 +62,7 @@ def run(plans: list[Any], pool: Any, output: Path, seconds: float = 60, **more: 
 def test_rates_come_first_then_seed_by_seed_over_all_tasks_and_methods(tmp_path: Path) -> None:
     other = plan_of(tasks={"mawps": {}}, methods={"LoRA": {"selector": "all"}})
     pool: Any = Pool(1)
-    lines = run([plan_of(), other], pool, tmp_path / "out.jsonl")
+    lines = go([plan_of(), other], pool, tmp_path / "out.jsonl")
     tasks = ("gsm8k", "sst2")
     assert pool.begun == [
         ("gsm8k", "LoRA", 1e-3, 0),
@@ -94,7 +94,7 @@ def test_after_the_budget_nothing_starts_and_what_runs_is_finished(tmp_path: Pat
     assert len(pool.begun) == len(lines) == 3
     assert pool.running == []
     assert len([json.loads(text) for text in out.read_text().splitlines()]) == 3
-    assert run([plan_of()], Pool(2), tmp_path / "other.jsonl", seconds=0) == {}
+    assert go([plan_of()], Pool(2), tmp_path / "other.jsonl", seconds=0) == {}
 
 
 @pytest.mark.parametrize(("total", "most"), [(None, 4), (100, 4), (25, 2), (11, 1), (1, 1)])
@@ -103,7 +103,7 @@ def test_no_more_run_side_by_side_than_the_memory_holds(tmp_path: Path, total: f
     known = {"x": {"task": "gsm8k", "method": "LoRA", "device_memory_bytes": 10 * GIB}}
     pool: Any = Pool(4, gib=10)
     limit = None if total is None else total * GIB
-    lines = run([plan_of()], pool, tmp_path / "out.jsonl", memory=memory.Memory(limit, known))
+    lines = go([plan_of()], pool, tmp_path / "out.jsonl", memory=memory.Memory(limit, known))
     assert pool.most == most
     assert len(lines) == 10, "all are trained in the end"
 
@@ -128,3 +128,56 @@ def test_what_a_training_takes_is_that_of_its_like() -> None:
     assert expected("wikitext2", "LoRA") == 8, "the largest of all"
     assert memory.Memory(20 * GIB).expected({"task": "gsm8k", "method": "LoRA"}) == 0
     assert memory.device_memory("cpu") is None
+
+
+class Failing(Pool):
+    """One in which methods fail, each with its own error."""
+
+    def __init__(self, *methods: str, num: int = 1) -> None:
+        super().__init__(num)
+        self.methods = methods
+
+    def collect(self, seconds: float) -> list[dict[str, Any]]:
+        (line,) = super().collect(seconds)
+        return [{**line, "error": f"no {line['method']}", "curve": []} if line["method"] in self.methods else line]
+
+
+def test_where_all_fail_alike_the_call_ends_and_leaves_them_for_the_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder of the model is not there, which ends every training."""
+    out = tmp_path / "out.jsonl"
+    wanted = plan_of(methods={"LoRA": {"selector": "all"}}, rates=[1e-3, 2e-3, 4e-3])
+    home = pool.Home(str(tmp_path / "model"), "tiny", {"gsm8k": "x", "sst2": "x"}, "cpu", "abc", 1)
+    assert go([wanted], pool.Inline(home), out) == {}
+    assert not out.exists(), "what failed for a reason that is not its own has no line"
+    said = capsys.readouterr().out
+    assert said.count("stopped: 5 trainings failed and none succeeded, with ") == 1
+    assert said.splitlines()[-1].startswith("stopped: ")
+    assert len(go([wanted], Pool(1), out)) == 8, "the next call trains all"
+    assert len(out.read_text().splitlines()) == 8
+
+
+@pytest.mark.parametrize(
+    ("failing", "methods", "num_lines"),
+    [
+        (("LoRA",), ("LoRA", "other"), 26),  # One method's fault: the others are trained.
+        (("other",), ("LoRA", "other"), 26),
+        (("LoRA", "other"), ("LoRA", "other"), 24),  # Both fail, each by itself.
+        (("LoRA",), ("LoRA",), 0),
+    ],
+)
+def test_failures_of_one_method_are_its_own(
+    tmp_path: Path, failing: tuple[str, ...], methods: tuple[str, ...], num_lines: int
+) -> None:
+    out = tmp_path / "out.jsonl"
+    rates = [1e-3 * (1 + number) for number in range(6)]
+    wanted = plan_of(methods={name: {"selector": "all"} for name in methods}, rates=rates)
+    lines = go([wanted], Failing(*failing), out)
+    written = [json.loads(text)["id"] for text in out.read_text().splitlines()] if out.exists() else []
+    assert len(lines) == len(written) == num_lines
+    assert {*written} == {*lines}
+    if len(failing) == 1 and num_lines:
+        again: Any = Pool(1)
+        session.Session([wanted], again, lines, out, {}, 60, 60, time.monotonic()).run()
+        assert again.begun == [], "what failed by its own fault is not tried again"

@@ -6,7 +6,7 @@ model is as PEFT made it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -82,18 +82,24 @@ def make_gates(adapter: nn.Module, own: set[int], hooked: bool = True) -> Iterat
     forward of that part, which then has a gate too.
     """
     slots: dict[nn.Module, list[Slot]] = {adapter: []}
-    units = inner_units(adapter)
-
-    def visit(module: nn.Module, gate: nn.Module) -> None:
-        gate = module if module in units else gate
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in own:
-                slots.setdefault(gate, []).append((module, name))
-        for child in module.children():
-            visit(child, gate)
-
-    visit(adapter, adapter)
+    find_slots(adapter, adapter, inner_units(adapter), own, slots)
     return (AdapterGate(module, module_slots, hooked) for module, module_slots in slots.items())
+
+
+def find_slots(
+    module: nn.Module, gate: nn.Module, units: Collection[nn.Module], own: set[int], slots: dict[nn.Module, list[Slot]]
+) -> None:
+    """Put the parameters `own` of a module under its gate: the unit that gathers them, or the one of the module above.
+
+    A function of its own: one inside of `make_gates` that called itself would keep the modules alive until the next
+    collection of garbage.
+    """
+    gate = module if module in units else gate
+    for name, parameter in module.named_parameters(recurse=False):
+        if id(parameter) in own:
+            slots.setdefault(gate, []).append((module, name))
+    for child in module.children():
+        find_slots(child, gate, units, own, slots)
 
 
 def share_switch(gates: Sequence[AdapterGate]) -> Switch:
