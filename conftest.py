@@ -12,13 +12,8 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from tests.helpers.tiny import tiny_llama
-
-torch.set_num_threads(1)
+pytest_plugins = ["tests.helpers.measured"]
 
 NEED_EXTRAS = [
     "benchmarks",
@@ -42,11 +37,14 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Spare the garbage collector, before the first test of a file, what lives until the end of the process (modules,
-    collected tests): each `Trainer.train` of accelerate collects everything, which otherwise takes it half a second.
+    """Before the first test of a file, spare the garbage collector what lives until the end of the process (modules,
+    collected tests): accelerate collects everything in each `Trainer.train`, which otherwise takes half a second.
     """
     if item.path not in files_begun:
+        import torch  # not above: the process that hands out tests to others starts without it
+
         files_begun.add(item.path)
+        torch.set_num_threads(1)
         gc.collect()
         gc.freeze()
 
@@ -65,8 +63,8 @@ def log_levels() -> Iterator[None]:
 
 
 def hear_all() -> None:
-    """Let every logger of the library pass on what it hears. Setting a level empties the cache of each logger that there
-    is, so none is set that is right.
+    """Let every logger of the library pass on what it hears. Setting a level empties the cache of all
+    loggers, so none is set that is right.
     """
     for name, logger in list(logging.root.manager.loggerDict.items()):
         if (name == "ist" or name.startswith("ist.")) and isinstance(logger, logging.Logger) and logger.level:
@@ -76,6 +74,11 @@ def hear_all() -> None:
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved tiny Llama of four layers with a tokenizer of bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from tests.helpers.tiny import tiny_llama
+
     folder = tmp_path_factory.mktemp("tiny-llama")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {sign: index for index, sign in enumerate(["<pad>", "<eos>", *alphabet])}
