@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 import os
@@ -11,13 +12,8 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from tests.helpers.tiny import tiny_llama
-
-torch.set_num_threads(1)
+pytest_plugins = ["tests.helpers.measured"]
 
 NEED_EXTRAS = [
     "benchmarks",
@@ -39,6 +35,23 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     return argname if isinstance(val, bytes) or (isinstance(val, str) and len(val) > 200) else None
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before the first test of a file, spare the garbage collector what lives until the end of the process (modules,
+    collected tests): accelerate collects everything in each `Trainer.train`, which otherwise takes half a second.
+    """
+    if item.path not in files_begun:
+        import torch  # not above: the process that hands out tests to others starts without it
+
+        files_begun.add(item.path)
+        torch.set_num_threads(1)
+        gc.collect()
+        gc.freeze()
+
+
+files_begun: set[Path] = set()
+
+
 @pytest.fixture(autouse=True)
 def log_levels() -> Iterator[None]:
     """`ist train` quietens the library's logs for its process, which is that of other tests too; so do programs that a
@@ -50,15 +63,22 @@ def log_levels() -> Iterator[None]:
 
 
 def hear_all() -> None:
-    """Let every logger of the library pass on what it hears."""
-    for name in list(logging.root.manager.loggerDict):
-        if name == "ist" or name.startswith("ist."):
-            logging.getLogger(name).setLevel(logging.NOTSET)
+    """Let every logger of the library pass on what it hears. Setting a level empties the cache of all
+    loggers, so none is set that is right.
+    """
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if (name == "ist" or name.startswith("ist.")) and isinstance(logger, logging.Logger) and logger.level:
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved tiny Llama of four layers with a tokenizer of bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from tests.helpers.tiny import tiny_llama
+
     folder = tmp_path_factory.mktemp("tiny-llama")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {sign: index for index, sign in enumerate(["<pad>", "<eos>", *alphabet])}

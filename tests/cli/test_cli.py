@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,6 @@ QUICK = [
 ]  # fmt: skip
 
 
-def run(arguments: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    code = "import sys; from ist.cli.main import main; sys.exit(main())"
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=variables)
-
-
 @pytest.fixture(scope="module")
 def finished(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder and the console of a run on the built-in task."""
@@ -44,10 +36,10 @@ def finished(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
         "train", "--model_name_or_path", str(tiny_model_folder), "--task=word-problems", "--num_train_problems=40",
         "--num_test_problems=8", "--output_dir", str(folder), *QUICK,
     ]  # fmt: skip
-    process = run(arguments)
-    assert process.returncode == 0, process.stderr
-    assert "Traceback" not in process.stderr
-    return folder, process.stdout
+    with redirect_stdout(io.StringIO()) as console, redirect_stderr(io.StringIO()) as errors:
+        assert main(arguments) == 0
+    assert "Traceback" not in errors.getvalue()
+    return folder, console.getvalue()
 
 
 def test_a_run_says_what_it_does_and_what_it_brought(finished: tuple[Path, str]) -> None:

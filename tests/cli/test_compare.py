@@ -30,13 +30,13 @@ flags:
   task: word-problems
   num_train_problems: 40
   num_test_problems: 8
-  max_steps: 60
+  max_steps: 30
   per_device_train_batch_size: 4
   learning_rate: 1.0e-2
   update_interval: 5
   gradient_checkpointing: false
   eval_strategy: steps
-  eval_steps: 20
+  eval_steps: 10
   save_strategy: steps
   save_steps: 5
   save_total_limit: 2
@@ -93,18 +93,18 @@ def test_everything_is_in_the_json(compared: Path, tiny_model_folder: Path) -> N
     summary = json.loads((compared / "compare.json").read_text())
     assert [(run["method"], run["seed"]) for run in summary["runs"]] == [("LoRA", 1), ("IST", 1)]
     for run in summary["runs"]:
-        assert run["num_steps"] == 60
+        assert run["num_steps"] == 30
         assert run["step_seconds"] > 0
         assert run["peak_memory_bytes"] > 2**20
         assert run["versions"]["peft"]
         assert run["device"]
         assert run["figures"]["validation loss"] == run["after"]["loss"] < run["before"]["loss"]
-        assert [entry["step"] for entry in run["log"] if "eval_loss" in entry] == [20, 40, 60]
+        assert [entry["step"] for entry in run["log"] if "eval_loss" in entry] == [10, 20, 30]
         assert (compared / run["folder"] / "adapter_model.safetensors").exists()
     plain, ist = summary["runs"]
     assert (plain["choices"], plain["importance"]) == (None, None)
-    assert sum(ist["choices"]) == 60  # one of four layers a step
-    assert ist["importance"]["steps"] == list(range(5, 61, 5))
+    assert sum(ist["choices"]) == 30  # one of four layers a step
+    assert ist["importance"]["steps"] == list(range(5, 31, 5))
     rows = summary["table"]["steps"]["validation loss"]
     losses = [run["after"]["loss"] for run in summary["runs"]]
     assert rows["IST"]["differences"]["LoRA"]["mean"] == pytest.approx(losses[1] - losses[0])

@@ -7,6 +7,7 @@ keeps the order.
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,7 @@ def imported_modules(file: Path, source: Path = SOURCE) -> Iterator[str]:
                 yield ".".join((*base, *inner, alias.name))
 
 
+@functools.cache
 def room_imports(source: Path = SOURCE) -> dict[str, set[str]]:
     """For each room, the other rooms that it imports from."""
     arrows: dict[str, set[str]] = {}

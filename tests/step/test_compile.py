@@ -130,7 +130,7 @@ def test_the_limit_of_graphs_is_raised_for_compiled_layers_alone() -> None:
     assert config.recompile_limit == 100
 
 
-@pytest.mark.parametrize("recompute", ["none", "frozen"])
+@pytest.mark.parametrize("recompute", [pytest.param("none", marks=pytest.mark.slow), "frozen"])
 def test_the_training_is_the_same(recompute: str) -> None:
     adapters, scores = train(20, compiled("aot_eager"), recompute=recompute)
     expected, expected_scores = train(20, compiled(None))
@@ -140,7 +140,7 @@ def test_the_training_is_the_same(recompute: str) -> None:
     assert scores == pytest.approx(expected_scores, rel=1e-4)
 
 
-@pytest.mark.parametrize("use_cache", [False, True])
+@pytest.mark.parametrize("use_cache", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("wrapped", [False, True], ids=["block.compile()", "torch.compile(block)"])
 def test_frozen_blocks_compute_twice_and_are_left_as_they_were(wrapped: bool, use_cache: bool) -> None:
     calls = []
@@ -170,6 +170,7 @@ def test_frozen_blocks_compute_twice_and_are_left_as_they_were(wrapped: bool, us
     assert [{**vars(part)} for part in parts] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", ["none", "frozen"])
 def test_products_of_parts_break_no_graph(recompute: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU does with float32 adapters on a bfloat16 model."""
