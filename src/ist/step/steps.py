@@ -116,6 +116,7 @@ class SparseSteps:
         Raises:
             ValueError: it is DeepSpeed's, or its state cannot be offloaded.
         """
+        self._parts.skipped.optimizer = optimizer
         while hasattr(optimizer, "optimizer") and not is_deepspeed(optimizer):
             optimizer = optimizer.optimizer
         if is_deepspeed(optimizer):
@@ -171,8 +172,7 @@ class SparseSteps:
                 f"A {type(self._optimizer).__name__} does not say when it steps: give an optimizer of torch.optim's "
                 "kind, or call tuner.begin_step() and tuner.end_step() around each optimizer step."
             )
-        if self._parts.interruption.was_shown():
-            self._parts.give_up()
+        self._parts.continues()
         active = self.active_layers
         if active is None:
             active = self.begin_step()
