@@ -23,7 +23,7 @@ SECONDS = 10.0
 """After which expressions count as endless, beside `SECONDS_EACH`."""
 SECONDS_EACH = 5e-5
 """For an expression and a name: several times what one that ends takes."""
-FORMS = {
+MATCHES = {
     "{0}": ("fullmatch", "search"),
     r"(.*\.)?({0})$": ("match",),
     r"(^|.*\.){0}($|\..*)": ("match",),
@@ -82,7 +82,7 @@ def try_all(expressions: list[str], names: list[str]) -> None:
     """Match each expression as PEFT may, and print its number before. PEFT names what is no expression."""
     for number, text in enumerate(expressions):
         print(number, flush=True)
-        for form, ways in FORMS.items():
+        for form, ways in MATCHES.items():
             try:
                 pattern = re.compile(form.replace("{0}", text))
             except (re.error, OverflowError, RecursionError):

@@ -8,7 +8,7 @@ from .expressions import check_expressions
 from .quickstart_model import QUICKSTART_MODEL
 from .sources import looked_for_adapter, looked_for_model
 
-__all__ = ["REFUSED", "check_base", "is_adapter", "put_adapter", "read_config"]
+__all__ = ["REFUSED", "check_base", "holds_adapter", "put_adapter", "read_config"]
 
 REFUSED = {
     "megatron_config": "imports a module that it names",
@@ -17,7 +17,7 @@ REFUSED = {
 """Settings that no adapter's file may have, and why."""
 
 
-def is_adapter(source: str, revision: str | None = None) -> bool:
+def holds_adapter(source: str, revision: str | None = None) -> bool:
     """Whether a folder or a name on the hub holds an adapter."""
     from transformers.utils import find_adapter_config_file
 
@@ -29,7 +29,7 @@ def is_adapter(source: str, revision: str | None = None) -> bool:
 
 def check_base(source: str, revision: str | None = None) -> None:
     """Raise ValueError where the base of an adapter is an adapter too, which transformers would load unchecked."""
-    if is_adapter(source, revision):
+    if holds_adapter(source, revision):
         raise ValueError(f"{source} is an adapter, which serves as no base: give the model that it belongs to.")
 
 

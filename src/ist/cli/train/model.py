@@ -12,7 +12,7 @@ from trl import get_quantization_config
 
 from ..expressions import check_expressions
 from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
-from ..saved_adapter import check_base, is_adapter, put_adapter, read_config
+from ..saved_adapter import check_base, holds_adapter, put_adapter, read_config
 from ..sources import looked_for_model
 from .arguments import RunArguments
 from .methods import ADAPTER_FLAGS
@@ -42,7 +42,7 @@ def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
             f"{QUICKSTART_MODEL} for the quickstart's."
         )
     source = str(quickstart_model_path()) if name == QUICKSTART_MODEL else name
-    if not is_adapter(source, run.model.model_revision):
+    if not holds_adapter(source, run.model.model_revision):
         model = load_base(run, source, run.model.model_revision)
         config = run.peft_config()
         if config is not None:
