@@ -73,6 +73,10 @@ class SkippedSteps(Part):
         """An exception is no skipped step."""
         self._num_begun = 0
 
+    def close(self) -> None:
+        """Leave the optimizer alone."""
+        self.optimizer = None
+
     def _cleared(self) -> bool:
         """Whether the gradients are gone that an update would take. To see zeros waits for the device: only late."""
         gradients = [parameter.grad for parameter in self._layers[max(self._active)].parameters]
