@@ -99,3 +99,16 @@ def test_no_function_is_long() -> None:
 
 def test_the_tuner_ties_the_parts_together_and_does_nothing_else() -> None:
     assert num_lines(house.SOURCE / "tuner.py") < MAX_TUNER
+
+
+@pytest.mark.parametrize("name", ["Batch", "Products", "check_options", "has_gradient", "marks_of"])
+def test_a_name_means_one_thing(name: str) -> None:
+    """These once stood in two rooms with two meanings."""
+    places = [
+        file
+        for file in house.SOURCE.rglob("*.py")
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if name == getattr(node, "name", None)
+        or name in [getattr(target, "id", None) for target in getattr(node, "targets", ())]
+    ]
+    assert len(places) == 1, places

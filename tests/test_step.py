@@ -113,8 +113,11 @@ def test_every_way_to_accumulate_trains_as_whole_steps_do(loop: Callable[..., An
         torch.testing.assert_close(trained[name], value, rtol=1e-9, atol=1e-12)
 
 
-def test_a_step_that_a_grad_scaler_skips_is_no_step() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_a_grad_scaler_skips_is_no_step(fused: bool) -> None:
     model, optimizer, tuner, batches = make()
+    if fused:  # It is called, and skips by itself.
+        optimizer = torch.optim.AdamW(trainable(model), lr=1e-3, fused=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)  # pyright: ignore[reportPrivateImportUsage]
     seen = []
     for number, batch in enumerate(batches[:3]):

@@ -136,7 +136,7 @@ def find_focus(
         TypeError: an argument is unknown.
     """
     start = time.perf_counter()
-    check_options(rank, scaling, num_batches, spread)
+    check_look(rank, scaling, num_batches, spread)
     full = outline(model, peft_config, layers)
     num = resolve_num_layers(num_layers, len(full.layers))
     lowest = lowest_layer(min_depth, len(full.layers), num)
@@ -172,7 +172,7 @@ def focus_of(
     )
 
 
-def check_options(rank: Any, scaling: str, num_batches: int, spread: str) -> None:
+def check_look(rank: Any, scaling: str, num_batches: int, spread: str) -> None:
     """Raise ValueError unless the options of a look at the data are what is allowed."""
     if isinstance(rank, str):
         check_choice("rank", rank, get_args(get_args(Rank)[0]))

@@ -153,6 +153,8 @@ class SparseTuner(SparseSteps):
         Raises:
             ValueError: on every rank, where the processes do not train the same step or layers.
         """
+        if self._weights.unchecked:
+            self.check_weights()
         active = self.selector.choose(self.num_steps)
         self.ranks.check_same("the layers of the next step", {"step": self.num_steps + 1, "active": list(active)})
         return active
@@ -176,7 +178,7 @@ class SparseTuner(SparseSteps):
     def check_weights(self) -> None:
         """Make sure that the weights in training are finite. A collective.
 
-        It is called every ten steps and before importance is measured; call it before you save.
+        It is called before the first step, every ten steps and before importance is measured; call it before you save.
 
         Raises:
             NotFiniteError: on every rank, a ValueError, where NaN or infinite numbers are among them.

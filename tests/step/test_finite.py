@@ -50,7 +50,8 @@ def test_a_loop_stops_where_it_is_looked_at(options: dict[str, Any], step: int) 
         diverge(model, tuner, 2 * CHECK_INTERVAL)
     said = str(caught.value)
     assert re.match(
-        rf"The trained weights are NaN or infinite after step {step} \(\d+ of 32 tensors, base_model\S+lora_\S+ first\)"
+        rf"The trained weights are NaN or infinite after step {step} \(\d+ of 32 tensors, base_model\S+lora_\S+ first; "
+        r"they were finite at the start\)"
         r"\. Give a lower learning rate",
         said,
     ), said

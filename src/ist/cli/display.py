@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
@@ -21,6 +20,7 @@ from ..integrations.trainer import IST
 from ..method.registry import least_layers, make_selector, selector_factory, what_trains
 from ..step.announce import describe_fused
 from .console import PlainConsole
+from .step_lines import StepLine, progress_line, tell_step
 from .train.header import adapter_line, data_line
 
 __all__ = ["Display", "TrainingProgress", "device_name", "layer_map", "peak_memory"]
@@ -151,25 +151,16 @@ class TrainingProgress(TrainerCallback):
     def __init__(self, display: Display, ist: IST | None) -> None:
         self._console = display.console
         self._ist = ist
-        self._progress = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[layers]}"),
-            TextColumn("loss {task.fields[loss]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
+        self._progress = progress_line(self._console)
         self._task: Any = None
         self._training = False
-        self._layers = ""
+        self._layers, self._loss = "", "–"
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show the line."""
         self._training = True
         self._task = self._progress.add_task(
-            "", total=state.max_steps, completed=state.global_step, layers="", loss="–"
+            "", total=state.max_steps, completed=state.global_step, layers="", loss=self._loss
         )
         self._progress.start()
 
@@ -183,6 +174,7 @@ class TrainingProgress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the step."""
         self._progress.update(self._task, completed=state.global_step)
+        self._tell(state)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Show the losses, of validation on the way too, which `judged` shows before and after."""
@@ -191,7 +183,9 @@ class TrainingProgress(TrainerCallback):
                 f"step {state.global_step:>4}/{state.max_steps} validation loss {logs['eval_loss']:.3f}"
             )
         if logs and "loss" in logs:
-            self._progress.update(self._task, loss=f"{logs['loss']:.3f}")
+            self._loss = f"{logs['loss']:.3f}"
+            self._progress.update(self._task, loss=self._loss)
+            self._tell(state)
             if not self._console.is_terminal:
                 self._console.print(
                     f"step {state.global_step:>4}/{state.max_steps} {self._layers} loss {logs['loss']:.3f}"
@@ -201,6 +195,10 @@ class TrainingProgress(TrainerCallback):
         """Let the line stand as it is."""
         self._training = False
         self.stop()
+
+    def _tell(self, state: Any) -> None:
+        if not self._console.quiet:
+            tell_step(StepLine(state.global_step, state.max_steps, self._layers, self._loss))
 
     def stop(self) -> None:
         """Give the terminal back; also after an exception."""

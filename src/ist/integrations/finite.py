@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch.optim.optimizer import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..runtime.distributed import current_ranks
+from ..step.boundary import has_skipped
 from ..step.finite import CHECK_INTERVAL, FiniteWeights, NotFiniteError
+from ..step.skipped import check_skipped
 
 __all__ = ["FiniteWeightsCallback", "checked_weights", "logs_at"]
 
@@ -49,11 +52,13 @@ def checked_weights(trainer: Any, check: Callable[[], object]) -> Iterator[None]
 
 
 class FiniteWeightsCallback(TrainerCallback):
-    """Stops a training without `IST` where its weights are no longer finite."""
+    """Stops a training without `IST` where its weights are not finite, or a GradScaler skips every step."""
 
     def __init__(self) -> None:
         self._weights: FiniteWeights | None = None
-        self._step = 0
+        self._step = self._num_skipped = 0
+        self._skipped = False
+        self._stop_watching: Callable[[], None] = nothing
 
     def check(self) -> None:
         """Raise NotFiniteError, on every rank, where the weights are not finite."""
@@ -67,10 +72,20 @@ class FiniteWeightsCallback(TrainerCallback):
         model = kwargs["model"]
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._weights, self._step = FiniteWeights(model, trained, current_ranks()), state.global_step
+        self._num_skipped, self._skipped = 0, False
+        optimizer = kwargs.get("optimizer")
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        if isinstance(optimizer, Optimizer):
+            self._stop_watching()
+            self._stop_watching = optimizer.register_step_post_hook(self._stepped).remove
+        self.check()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Check the weights from time to time."""
+        """Check the weights from time to time, and whether steps are made."""
         self._step = state.global_step
+        skipped = self._skipped or getattr(kwargs.get("optimizer"), "step_was_skipped", False)
+        self._num_skipped, self._skipped = self._num_skipped + 1 if skipped else 0, False
+        check_skipped(self._num_skipped)
         if self._step % CHECK_INTERVAL == 0 or logs_at(state, args):
             self.check()
 
@@ -79,6 +94,19 @@ class FiniteWeightsCallback(TrainerCallback):
     ) -> None:
         """Check the weights at the end at the latest."""
         self.check()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the optimizer alone."""
+        self._stop_watching()
+
+    def _stepped(self, optimizer: Optimizer, *_: Any) -> None:
+        self._skipped = has_skipped(optimizer)
+
+
+def nothing() -> None:
+    """Nothing is watched."""
 
 
 def logs_at(state: TrainerState, args: TrainingArguments) -> bool:

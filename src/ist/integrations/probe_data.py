@@ -106,8 +106,9 @@ def check_probe(stream: ProbeStream | None, tuner: SparseTuner, loss_function: L
     Nothing is reported of a batch that cannot be read: it costs that update alone.
 
     Raises:
-        ValueError: no loss comes of such a batch.
+        ValueError: no loss comes of such a batch, or the weights in training are not finite.
     """
+    tuner.check_weights()
     if stream is None or tuner._view.sharded:
         return
     device, seed = tuner._view.device, keyed_seed(tuner.config.seed, "probe trial", 0)

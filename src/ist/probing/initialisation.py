@@ -163,17 +163,17 @@ def right_singular_vectors(
     Raises:
         ValueError: a loss is no finite scalar.
     """
-    matrices, products = FirstMatrices(seed), Products()
+    matrices, sums = FirstMatrices(seed), GradientSums()
 
     def project(rank: int, inputs: Tensor) -> Tensor:
         return functional.linear(inputs, matrices.like(inputs, rank + OVERSAMPLING))
 
     def watch(name: str, keep: Any, *left: Tensor) -> Any:
-        return watching(model.get_submodule(name), name, keep, partial(products.add, name, *left))
+        return watching(model.get_submodule(name), name, keep, partial(sums.add, name, *left))
 
     def passes(watches: list[Any]) -> dict[str, Tensor]:
         run_passes(model, watches, batches, blocks=blocks, seed=seed, loss_function=loss_function)
-        return products.take(ranks)
+        return sums.take(ranks)
 
     sketches = passes([watch(name, partial(project, rank)) for name, rank in ranks.items()])
     spans = {name: torch.linalg.qr(sketch).Q for name, sketch in sketches.items() if sketch.any()}
@@ -181,7 +181,7 @@ def right_singular_vectors(
     return {name: torch.linalg.svd(each, full_matrices=False).Vh[: ranks[name]] for name, each in rows.items()}
 
 
-class Products:
+class GradientSums:
     """Sums over tokens and batches of `gᵀk`, or `(gQ)ᵀk`, by module, in float32."""
 
     def __init__(self) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,11 +14,11 @@ from ..adapters.responses import scaled_response
 from ..runtime.modes import evaluation_mode, to_device
 from ..runtime.sharding import compute_device
 from .passes import without_gradients
+from .probes import Batch
 from .suppression import LossFunction, candidate_losses, check_scalar
 
 __all__ = ["gate_scores", "removal_scores"]
 
-Batch = Mapping[str, Any]
 BETA = 0.25
 """`β` of eq. 8, where a gate's other end is."""
 

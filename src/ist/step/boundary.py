@@ -11,13 +11,14 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from ..adapters.layers import Layer
 from ..runtime.part import Part
 
-__all__ = ["Boundary"]
+__all__ = ["Boundary", "has_skipped"]
 
 
 class Boundary(Part):
     """Notices when an optimizer of PyTorch's kind has updated the layers since the step began.
 
-    Micro-batches without an update and steps that a GradScaler skips are no optimizer steps, and are not noticed.
+    Micro-batches without an update and steps that a GradScaler skips are no optimizer steps. It calls fused optimizers
+    all the same, which skip by themselves: their flag is read then, which waits for the device.
 
     Args:
         layers: an optimizer counts that holds a parameter of one of them.
@@ -30,6 +31,8 @@ class Boundary(Part):
     ) -> None:
         self.updated = False
         """Whether an optimizer has updated the layers since the step began."""
+        self.skipped = False
+        """Whether a fused optimizer has skipped its last update."""
         self._own = {id(parameter) for layer in layers for parameter in layer.parameters}
         self._known: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
         notice = weakref.WeakMethod(self._notice)
@@ -51,6 +54,9 @@ class Boundary(Part):
             held = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
             self._known[optimizer] = any(map(self._own.__contains__, held))
         if self._known[optimizer]:
+            self.skipped = has_skipped(optimizer)
+            if self.skipped:
+                return
             self.updated = True
             on_update = self._on_update()
             if on_update is not None:
@@ -58,3 +64,9 @@ class Boundary(Part):
             on_step = self._on_step()
             if on_step is not None:
                 on_step(optimizer)
+
+
+def has_skipped(optimizer: Any) -> bool:
+    """Whether a fused optimizer skips, in the step that it is in, since its GradScaler found infinite gradients."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)

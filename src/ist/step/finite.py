@@ -1,7 +1,7 @@
 """Weights that are NaN or infinite never become finite again: the training stops there, and says so.
 
 Gradients may overflow: a GradScaler skips such a step and the weights stay finite, so gradients and losses are not
-looked at.
+looked at. `skipped` counts such steps.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ class FiniteWeights:
     def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
         self._model, self._parameters, self._ranks = model, parameters, ranks
         self._finite_step: int | None = None
+        self._first_step: int | None = None
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether `check` was never called; call it before the first step."""
+        return self._first_step is None
 
     def check(self, step: int) -> None:
         """Check the weights, once for a step. A collective.
@@ -50,6 +56,8 @@ class FiniteWeights:
         """
         if step == self._finite_step:
             return
+        if self._first_step is None:
+            self._first_step = step
         if not self._ranks.all(all_finite(self._parameters)):
             raise NotFiniteError(self._describe(step))
         self._finite_step = step
@@ -58,7 +66,13 @@ class FiniteWeights:
         broken = {id(parameter) for parameter in self._parameters if not is_finite(parameter)}
         names = [name for name, parameter in self._model.named_parameters() if id(parameter) in broken]
         where = f"{len(names)} of {len(self._parameters)} tensors, {names[0]} first" if names else "on another process"
-        before = "" if self._finite_step is None else f"; they were finite after step {self._finite_step}"
+        if self._finite_step is None:
+            return (
+                f"The trained weights are NaN or infinite from the start, before step {step + 1} ({where}): load the "
+                "model and its adapter anew, and initialise what is new in it."
+            )
+        since = "at the start" if self._finite_step == self._first_step else f"after step {self._finite_step}"
+        before = f"; they were finite {since}"
         return f"The trained weights are NaN or infinite after step {step} ({where}{before}). {ADVICE}"
 
 

@@ -22,6 +22,7 @@ from .interrupted import Interruption
 from .optimizer_state import OptimizerState
 from .prefetch import BackwardPrefetch
 from .recompute import Recompute
+from .skipped import SkippedSteps
 
 __all__ = ["StepParts"]
 
@@ -58,6 +59,8 @@ class StepParts:
         frozen_check = FrozenCheck(view)  # Its hooks come before the boundary's, which end the step.
         self.boundary = Boundary(view.layers, on_update, self.interruption.updated)
         """Whether the optimizer has stepped."""
+        self.skipped = SkippedSteps(view.layers, self.boundary)
+        """How many steps in a row a GradScaler has skipped."""
         self.tied_outputs = TiedOutputs(view.model, self.activation.frozen_parameters)
         """What DDP reduces."""
         make_room_for_graphs(view)
@@ -70,6 +73,7 @@ class StepParts:
             frozen_check,
             self.boundary,
             self.interruption,
+            self.skipped,
             GradientCheck(view),
             *(() if view.adalora is None else (RankAllocation(view.adalora),)),
         )
@@ -106,6 +110,13 @@ class StepParts:
         except BaseException:
             self.give_up()
             raise
+
+    def continues(self) -> None:
+        """A block begins: of a new step, or of one that an earlier block began; not of one whose training is over."""
+        if self.interruption.was_shown():
+            self.give_up()
+        elif self.activation.active is not None:
+            self.skipped.continues()
 
     def before_update(self) -> None:
         """The optimizer is about to step."""

@@ -47,7 +47,7 @@ def recomputed_frozen(function: partial[Any], *args: Any) -> Any:
     """The recomputation of a layer in which nothing trains: reentrant, where gradients go through `args` alone."""
     tensors = [value for value in args if isinstance(value, Tensor)]
     others = [value for value in args if not isinstance(value, Tensor)]
-    if has_gradient(tensors) and not has_gradient([*others, *function.keywords.values()]):
+    if needs_gradient(tensors) and not needs_gradient([*others, *function.keywords.values()]):
         return reentrantly_recomputed(function, *args)
     return recomputed(function, *args)
 
@@ -59,13 +59,13 @@ def recomputed_bare(function: partial[Any], *args: Any) -> Any:
     return recomputed_frozen(function, *args)
 
 
-def has_gradient(values: Iterable[Any]) -> bool:
+def needs_gradient(values: Iterable[Any]) -> bool:
     """Whether a tensor among nested values requires a gradient."""
     return any(
         value.requires_grad
         if isinstance(value, Tensor)
         else isinstance(value, (tuple, list, dict))
-        and has_gradient(value.values() if isinstance(value, dict) else value)
+        and needs_gradient(value.values() if isinstance(value, dict) else value)
         for value in values
     )
 

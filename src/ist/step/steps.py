@@ -116,6 +116,7 @@ class SparseSteps:
         Raises:
             ValueError: it is DeepSpeed's, or its state cannot be offloaded.
         """
+        self._parts.skipped.optimizer = optimizer
         while hasattr(optimizer, "optimizer") and not is_deepspeed(optimizer):
             optimizer = optimizer.optimizer
         if is_deepspeed(optimizer):
@@ -171,8 +172,7 @@ class SparseSteps:
                 f"A {type(self._optimizer).__name__} does not say when it steps: give an optimizer of torch.optim's "
                 "kind, or call tuner.begin_step() and tuner.end_step() around each optimizer step."
             )
-        if self._parts.interruption.was_shown():
-            self._parts.give_up()
+        self._parts.continues()
         active = self.active_layers
         if active is None:
             active = self.begin_step()
@@ -228,15 +228,16 @@ class SparseSteps:
         self._parts.after_update(self.num_steps)
 
     def end_step(self, optimizer: Any = None) -> ImportanceUpdate | None:
-        """End an optimizer step; every `update_interval` steps, measure and learn.
+        """End a step that the optimizer has made; every `update_interval` steps, measure and learn.
 
-        After a micro-batch without an optimizer's step nothing ends: the step continues with the same layers.
+        Where it has made none since `begin_step` (a micro-batch, a GradScaler that skips), the step continues with the
+        same layers, and ends as soon as it does. Optimizers that are not of PyTorch's kind count as having stepped.
 
         Args:
-            optimizer: attached, if it is given and none is yet.
+            optimizer: see `attach_optimizer`; needed at the first call, and without effect where one is attached.
 
         Returns:
-            What was measured and learned, or None where it was not time to.
+            What was measured and learned; None where it was not time to, or the step continues.
 
         Raises:
             ValueError: the tuner is closed.
@@ -295,6 +296,4 @@ class SparseSteps:
 
     def _check_open(self) -> None:
         if self.closed:
-            raise ValueError(
-                "This tuner is closed, and the model is as PEFT made it: make another SparseTuner to continue."
-            )
+            raise ValueError("This tuner is closed, the model as PEFT made it: make another SparseTuner to continue.")

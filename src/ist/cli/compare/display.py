@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from ...experiments.comparison import is_share
 from ..console import PlainConsole
+from ..step_lines import progress_line, read_step
 from .recipe import CompareRecipe
 
 __all__ = ["CompareDisplay", "difference_text", "figure_text"]
@@ -38,10 +42,9 @@ class CompareDisplay:
 
     @contextmanager
     def running(self, method: str, seed: int | None, rate: float | None, what: str) -> Iterator[Callable[[str], None]]:
-        """Say what runs while it does, with its last line; yields what takes the lines."""
-        name = run_name(method, seed, rate, what)
-        with self.console.status(Text(name)) as status:
-            yield lambda line: status.update(Text(f"{name}: {line}"))
+        """Say what runs while it does, with its last line or its step; yields what takes the lines."""
+        with RunningLine(self.console, run_name(method, seed, rate, what)) as line:
+            yield line.take
 
     def done(self, run: Mapping[str, Any]) -> None:
         """A run's figures in a line."""
@@ -75,6 +78,45 @@ class CompareDisplay:
         self.console.print(f"all numbers: {folder / 'compare.json'}", soft_wrap=True)
         for picture in pictures:
             self.console.print(f"picture: {picture}", soft_wrap=True)
+
+
+class RunningLine:
+    """On a terminal: what runs, its last line, and while it trains the progress line of `ist train`; then nothing."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self._name = name
+        self._spinner = Spinner("dots", Text(name))
+        self._progress = progress_line(console)
+        self._task: Any = None
+        self._trains = False
+        self._live = Live(console=console, transient=True, get_renderable=self._show, auto_refresh=console.is_terminal)
+
+    def __enter__(self) -> RunningLine:
+        if self._live.auto_refresh:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._live.stop()
+
+    def take(self, line: str) -> None:
+        """Show a line that the run has printed."""
+        told = read_step(line)
+        if told is None:
+            self._trains = self._trains and not self._progress.finished
+            self._spinner.update(text=Text(self._name if self._trains else f"{self._name}: {line}"))
+            return
+        if not self._trains:
+            self._trains = True
+            self._spinner.update(text=Text(self._name))
+        if self._task is None:
+            self._task = self._progress.add_task("", total=told.total, completed=told.step, layers="", loss="")
+        self._progress.update(self._task, completed=told.step, layers=told.layers, loss=told.loss)
+        if told.step == told.total:
+            self._live.refresh()
+
+    def _show(self) -> RenderableType:
+        return Group(self._spinner, self._progress.get_renderable()) if self._trains else self._spinner
 
 
 def count(number: int, name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from ...runs.files import EVALUATION_FILE, RESULT_FILE, open_own, write_json
 from ..checkout import commit
 from ..recipes.renamed import rename_arguments
+from ..step_lines import STEP_MARK, told_environment
 from .results import read_evaluation, read_record, read_result
 
 __all__ = ["evaluate_once", "train_once"]
@@ -20,7 +21,7 @@ RUN_FILE = "run.json"
 """What a run was begun with: it is resumed with the same, or not at all."""
 
 OnLine = Callable[[str], None]
-"""Called with each line that a run prints."""
+"""Called with each line that a run prints, those that tell of a step among them, which no log takes (`step_lines`)."""
 
 
 def train_once(arguments: Sequence[str], folder: Path, on_line: OnLine) -> dict[str, Any]:
@@ -87,12 +88,20 @@ def run_command(command: str, arguments: Sequence[str], log: Path, on_line: OnLi
         open(log, "a", encoding="utf-8", opener=open_own) as file,
         stopping_on_signals(),
         subprocess.Popen(
-            command_line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            command_line,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=told_environment(),
         ) as process,
     ):
         assert process.stdout is not None
         try:
             for line in process.stdout:
+                if line.startswith(STEP_MARK):
+                    on_line(line)
+                    continue
                 file.write(line)
                 file.flush()
                 last = line.strip() or last

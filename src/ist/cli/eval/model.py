@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
-from ..sources import ADAPTERS, looked_for_adapter, looked_for_model
+from ..saved_adapter import check_base, put_adapter, read_config
+from ..sources import ADAPTERS, looked_for_model
 
 __all__ = ["find_base", "load_model"]
 
@@ -37,10 +38,7 @@ def find_base(adapter: str) -> str:
             raise ValueError(f"{file} is damaged ({type(error).__name__}): save the adapter anew.") from error
         base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     else:
-        from peft import PeftConfig
-
-        with looked_for_adapter(adapter):
-            file, base = Path(adapter), PeftConfig.from_pretrained(adapter).base_model_name_or_path
+        file, base = Path(adapter), read_config(adapter).base_model_name_or_path
     if not base or not isinstance(base, str):
         raise ValueError(f"{file} names no model that the adapter belongs to: {way_out}.")
     if Path(base).is_absolute() and not Path(base).exists():
@@ -62,19 +60,17 @@ def load_model(flags: argparse.Namespace) -> tuple[Any, Any]:
     """
     name = flags.model_name_or_path
     source = str(quickstart_model_path()) if name == QUICKSTART_MODEL else name
+    config = None
     if flags.adapter:
         check_adapter(flags.adapter)
+        config = read_config(flags.adapter)
+    check_base(source)
     with looked_for_model(source):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=flags.trust_remote_code)
         model: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=flags.dtype, trust_remote_code=flags.trust_remote_code
         )
-    if flags.adapter:
-        from peft import PeftModel
-
-        from ... import bottleneck  # noqa: F401  (PEFT learns of series and parallel adapters)
-
-        with looked_for_adapter(flags.adapter):
-            model = PeftModel.from_pretrained(model, flags.adapter)
+    if config is not None:
+        model = put_adapter(model, flags.adapter, config)
     device = flags.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
     return model.to(device), tokenizer

@@ -11,6 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from ... import bottleneck  # noqa: F401  (PEFT learns of series and parallel adapters)
 from ..recipes.safety import is_module
+from ..saved_adapter import REFUSED
 from .methods import ADAPTERS
 
 __all__ = ["check_adapter", "check_names", "config_from_file", "config_of_type", "peft_types"]
@@ -30,11 +31,6 @@ NOT_SETTINGS = {
     "peft_type", "megatron_core",
 }  # fmt: skip
 """What a saved configuration says of the adapter that it was saved with; a new adapter does without."""
-REFUSED = {
-    "megatron_config": "imports a module that it names",
-    "adapters": "loads other adapters",
-}
-"""Settings that no file may have, and why."""
 
 
 def peft_types() -> list[str]:

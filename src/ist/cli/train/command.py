@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from statistics import fmean
+from typing import Any
 
 import torch
 import transformers
@@ -20,7 +21,6 @@ from ...integrations.trainer import IST
 from ...runs.files import RESULT_FILE, write_json
 from ...runs.history import HISTORY_FILE
 from ...runtime.distributed import Ranks, current_ranks
-from ...runtime.sharding import is_sharded
 from ..display import Display, TrainingProgress, peak_memory
 from ..quiet import quiet_libraries
 from .arguments import RunArguments, parse_arguments
@@ -36,6 +36,7 @@ from .metric import own_metric, user_metric
 from .model import load_model
 from .opening import Opening
 from .result import Trained, describe_run, describe_steps, ist_callback, log_entries
+from .shares import marks_of
 from .validation import TokenWeightedTrainer
 
 __all__ = ["train"]
@@ -214,17 +215,16 @@ def make_callback(run: RunArguments, selector: str) -> IST:
 def judge(trainer: SFTTrainer, data: TaskData, display: Display, when: str, ranks: Ranks) -> dict[str, float]:
     """The validation loss and, for word problems, the exact match; the same on every rank."""
     figures: dict[str, float] = {}
+
+    def correct(problems: list[Any]) -> list[float]:
+        return [answer.correct for answer in exact_answers(trainer.model, trainer.processing_class, problems)]
+
     if data.evaluation is not None:
         with display.waiting(f"validation loss {when} training"):
             figures["loss"] = trainer.evaluate()["eval_loss"]
     if data.problems:
         with display.waiting(f"{len(data.problems)} held-out problems {when} training"):
-            # Each rank answers its share, unless it holds but a part of the weights: then all answer all together.
-            shared = not is_sharded(cast("Any", trainer.model))
-            own = data.problems[ranks.rank :: ranks.size] if shared else data.problems
-            answers = exact_answers(trainer.model, trainer.processing_class, own) if own else []
-            correct = ranks.mean([float(sum(answer.correct for answer in answers))])[0]
-        figures["accuracy"] = correct * (ranks.size if shared else 1) / len(data.problems)
+            figures["accuracy"] = fmean(marks_of(trainer.model, data.problems, ranks, correct))
     display.judged(when, figures)
     return figures
 

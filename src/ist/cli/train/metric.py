@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, cast
+from typing import Any
 
 from ...experiments.data.encoding import encode_pair
 from ...experiments.data.own_rows import OwnRow
@@ -15,10 +15,10 @@ from ...experiments.evaluation.metrics import Marker, UserMetric, make_marker, m
 from ...experiments.evaluation.own_answers import OWN_NEW_TOKENS, answer_own_rows
 from ...runtime.distributed import Ranks
 from ...runtime.modes import evaluation_mode
-from ...runtime.sharding import is_sharded
 from ..display import Display
 from ..metric import load_metric
 from .arguments import RunArguments
+from .shares import marks_of
 
 __all__ = ["METRIC_ROWS", "OwnMetric", "own_metric", "spread", "user_metric"]
 
@@ -59,18 +59,18 @@ class OwnMetric:
         return figures
 
     def scores(self, trainer: Any, ranks: Ranks) -> list[float]:
-        """The mark of each row. Each rank answers its share, or all together where each holds a part of the weights."""
-        model = cast("Any", trainer.model)
-        shared = not is_sharded(model)
-        own = range(ranks.rank, len(self.rows), ranks.size) if shared else range(len(self.rows))
-        asked = [self.rows[index] for index in own]
-        scores = [0.0] * len(self.rows)
-        assert self.marker is not None
-        with evaluation_mode(model):
-            for batch in answer_own_rows(model, trainer.processing_class, asked, self.marker, self.settings):
-                for index, answer in batch:
-                    scores[own[index]] = answer["score"]
-        return [score * (ranks.size if shared else 1) for score in ranks.mean(scores)]
+        """The mark of each row, the same on every rank."""
+
+        def mark(rows: list[OwnRow]) -> list[float]:
+            assert self.marker is not None
+            scores = [0.0] * len(rows)
+            with evaluation_mode(trainer.model):
+                for batch in answer_own_rows(trainer.model, trainer.processing_class, rows, self.marker, self.settings):
+                    for index, answer in batch:
+                        scores[index] = answer["score"]
+            return scores
+
+        return marks_of(trainer.model, self.rows, ranks, mark)
 
     def record(self) -> dict[str, Any]:
         """What the run's result says of it; nothing where nothing was measured."""

@@ -7,12 +7,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
-from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import find_adapter_config_file
 from trl import get_quantization_config
 
+from ..expressions import check_expressions
 from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
+from ..saved_adapter import check_base, holds_adapter, put_adapter, read_config
 from ..sources import looked_for_model
 from .arguments import RunArguments
 from .methods import ADAPTER_FLAGS
@@ -42,21 +42,22 @@ def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
             f"{QUICKSTART_MODEL} for the quickstart's."
         )
     source = str(quickstart_model_path()) if name == QUICKSTART_MODEL else name
-    with looked_for_model(source):
-        is_base = find_adapter_config_file(source, revision=run.model.model_revision) is None
-    if is_base:
+    if not holds_adapter(source, run.model.model_revision):
         model = load_base(run, source, run.model.model_revision)
         config = run.peft_config()
+        if config is not None:
+            check_expressions(config, model, f"--adapter {run.ist.adapter}")
         if flag := TARGETS_OF.get(str(run.ist.adapter)):  # PEFT itself checks those of a type or a file.
             check_targets(model, config, flag)
         return model, load_tokenizer(run, source, run.model.model_revision), config
-    saved: Any = PeftConfig.from_pretrained(source, revision=run.model.model_revision)
+    saved = read_config(source, run.model.model_revision)
     check_saved(saved, source, run)
     base, revision = saved.base_model_name_or_path, saved.revision or "main"
+    check_base(base, revision)
     has_tokenizer = (Path(source) / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(run, *((source, "main") if has_tokenizer else (base, revision)))
-    model = PeftModel.from_pretrained(
-        load_base(run, base, revision), source, is_trainable=True, revision=run.model.model_revision
+    model = put_adapter(
+        load_base(run, base, revision), source, saved, is_trainable=True, revision=run.model.model_revision
     )
     run.ist.adapter = kind_of(saved)
     logger.warning("Training continues from the adapter in %s (%s), on %s.", source, run.ist.adapter, base)

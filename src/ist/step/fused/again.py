@@ -7,7 +7,9 @@ projection can multiply them once more, in the same operation and to the same bi
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,12 +44,40 @@ def multiplied(node: Any, x: Tensor) -> Recipe | None:
 
 
 def gated(node: Any, x: Tensor) -> Recipe | None:
-    """Of Liger's function, which keeps gate and up, and writes their gradients over them when its turn comes."""
+    """Of Liger's function, which keeps gate and up, and writes their gradients over them when its turn comes.
+
+    Before that, and only where the graph is retained for another backward, the product is made once more and kept.
+    """
     kept = node._raw_saved_tensors
     if len(kept) != 2 or not all(is_kept(saved, x) for saved in kept) or getattr(node, "dtensor_metadata", None):
         return None
     factors = [getattr(node, name) for name in ("gate_multiplier", "down_multiplier") if hasattr(node, name)]
-    return lambda: node._forward_cls.apply(*node.saved_tensors, *factors)
+    again = GatedAgain(node, factors)
+    node.register_prehook(again.keep)
+    return partial(again.multiply, node)  # The node's own hook holds it weakly: no circle keeps its tensors.
+
+
+class GatedAgain:
+    """Liger's product, made from a node that keeps gate and up until its backward writes over them."""
+
+    def __init__(self, node: Any, factors: list[Any]) -> None:
+        self._node, self._factors = weakref.ref(node), factors
+        self._product: Tensor | None = None
+
+    def multiply(self, node: Any) -> Tensor:
+        """The product."""
+        return node._forward_cls.apply(*node.saved_tensors, *self._factors) if self._product is None else self._product
+
+    def keep(self, gradients: Any) -> None:
+        """Before the node's backward: keep the product where another backward may ask for it."""
+        if self._product is None and is_retained():
+            with torch.no_grad():
+                self._product = self.multiply(self._node())
+
+
+def is_retained() -> bool:
+    """Whether the backward that runs leaves its graph for another one."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def is_kept(saved: Any, x: Tensor) -> bool:

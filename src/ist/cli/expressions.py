@@ -1,0 +1,95 @@
+"""Regular expressions of adapter configurations: PEFT matches them with the names of modules, and some never end.
+
+They are tried before PEFT sees them, in a process of their own that can be stopped: this file, run by its path, which
+is why it imports nothing but Python's own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["check_expressions"]
+
+SECONDS = 10.0
+"""After which expressions count as endless, beside `SECONDS_EACH`."""
+SECONDS_EACH = 5e-5
+"""For an expression and a name: several times what one that ends takes."""
+MATCHES = {
+    "{0}": ("fullmatch", "search"),
+    r"(.*\.)?({0})$": ("match",),
+    r"(^|.*\.){0}($|\..*)": ("match",),
+    r"(?:^|.*?\.){0}\.(?P<idx>\d+)\.": ("match",),
+    r".*\.{0}$": ("match",),
+}
+"""How PEFT matches names: targets, then parts of names as keys of patterns, modules to save and lists of blocks."""
+
+
+def check_expressions(config: Any, model: nn.Module, where: str) -> None:
+    """Raise ValueError where a text in an adapter's configuration is a regular expression that does not end.
+
+    Names of modules are not tried, and without another text this takes no time; else about 30 ms.
+
+    Args:
+        config: PEFT's, of any type: its texts are found in every setting, at any depth.
+        model: which the adapter is put on; its modules and parameters have the names.
+        where: the configuration comes from.
+    """
+    names = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
+    found = list(dict.fromkeys(text for value in vars(config).values() for text in texts_in(value)))
+    most = 1000 + 4 * len(names)
+    if len(found) > most:
+        raise ValueError(f"{where} holds {len(found)} texts, and for this model {most} at most: it is damaged.")
+    expressions = [text for text in found if not re.fullmatch(r"[\w.-]*", text)]
+    if not expressions:
+        return
+    seconds = SECONDS + SECONDS_EACH * len(expressions) * len(names)
+    asked = json.dumps([expressions, names])
+    command = [sys.executable, "-I", "-S", __file__]
+    try:
+        subprocess.run(command, input=asked.encode(), capture_output=True, timeout=seconds, check=True)
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        tried = (error.stdout or b"0").split()[-1]
+        raise ValueError(
+            f"{where} has the regular expression {expressions[int(tried)]!r}, which did not end within {seconds:.0f} s "
+            "on the names of this model's modules: repeat nothing that repeats, as in (.+)+, or name the modules, such "
+            "as q_proj."
+        ) from None
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """The texts in a value, keys among them."""
+    if isinstance(value, str):
+        yield str(value)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from texts_in(key)
+            yield from texts_in(item)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            yield from texts_in(item)
+
+
+def try_all(expressions: list[str], names: list[str]) -> None:
+    """Match each expression as PEFT may, and print its number before. PEFT names what is no expression."""
+    for number, text in enumerate(expressions):
+        print(number, flush=True)
+        for form, ways in MATCHES.items():
+            try:
+                pattern = re.compile(form.replace("{0}", text))
+            except (re.error, OverflowError, RecursionError):
+                continue
+            for way, name in product(ways, names):
+                getattr(pattern, way)(name)
+
+
+if __name__ == "__main__":
+    try_all(*json.load(sys.stdin))

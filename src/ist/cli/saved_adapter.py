@@ -1,0 +1,70 @@
+"""Saved adapters, which may come from anybody: their configuration is checked before PEFT works with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .expressions import check_expressions
+from .quickstart_model import QUICKSTART_MODEL
+from .sources import looked_for_adapter, looked_for_model
+
+__all__ = ["REFUSED", "check_base", "holds_adapter", "put_adapter", "read_config"]
+
+REFUSED = {
+    "megatron_config": "imports a module that it names",
+    "adapters": "loads other adapters",
+}
+"""Settings that no adapter's file may have, and why."""
+
+
+def holds_adapter(source: str, revision: str | None = None) -> bool:
+    """Whether a folder or a name on the hub holds an adapter."""
+    from transformers.utils import find_adapter_config_file
+
+    if source == QUICKSTART_MODEL:
+        return False
+    with looked_for_model(source):
+        return find_adapter_config_file(source, revision=revision) is not None
+
+
+def check_base(source: str, revision: str | None = None) -> None:
+    """Raise ValueError where the base of an adapter is an adapter too, which transformers would load unchecked."""
+    if holds_adapter(source, revision):
+        raise ValueError(f"{source} is an adapter, which serves as no base: give the model that it belongs to.")
+
+
+def read_config(source: str, revision: str | None = None) -> Any:
+    """The configuration of a saved adapter.
+
+    Raises:
+        ValueError: there is none, or it has a setting that no file may have.
+    """
+    from peft import PeftConfig
+
+    from .. import bottleneck  # noqa: F401  (PEFT learns of series and parallel adapters)
+
+    with looked_for_adapter(source):
+        config = PeftConfig.from_pretrained(source, revision=revision)
+    for name, reason in REFUSED.items():
+        if getattr(config, name, None):
+            raise ValueError(f"The adapter in {source} sets {name}, which {reason}: remove it from its configuration.")
+    return config
+
+
+def put_adapter(model: Any, source: str, config: Any, **options: Any) -> Any:
+    """A model with a saved adapter on it.
+
+    Args:
+        model: its base.
+        source: a folder, or a name on the hub.
+        config: what `read_config` read there.
+        options: of PEFT's `from_pretrained`.
+
+    Raises:
+        ValueError: a regular expression in the configuration does not end.
+    """
+    from peft import PeftModel
+
+    check_expressions(config, model, f"The adapter in {source}")
+    with looked_for_adapter(source):
+        return PeftModel.from_pretrained(model, source, config=config, **options)

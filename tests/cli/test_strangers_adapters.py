@@ -1,0 +1,141 @@
+"""Adapters that a stranger gives away: no expression in their configuration hangs, and none imports a module."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from ist.cli import expressions
+from ist.cli.expressions import check_expressions
+from ist.cli.main import main
+from tests.helpers.tiny import tiny_llama
+
+ENDLESS = "(.+)+x"
+SETTINGS = [
+    {"target_modules": ENDLESS},
+    {"target_modules": [ENDLESS]},
+    {"target_modules": ["q_proj"], "exclude_modules": ENDLESS},
+    {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", ENDLESS]},
+    {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": [ENDLESS]},
+    {"target_modules": ["q_proj"], "rank_pattern": {"(.*)*!": 4}},
+    {"target_modules": ["q_proj"], "alpha_pattern": {"q_proj": 1, "((\\w|\\.)+)+!": 4}},
+    {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": ENDLESS},
+]
+UNSLOTH = (
+    r"(?:.*?(?:vision|language|text).*?(?:self_attn|attention|mlp).*?(?:k_proj|v_proj|q_proj|fc1|fc2).*?)|"
+    r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|mlp)\.(?:(?:k_proj|v_proj|q_proj)))"
+)
+"""As a saved adapter may have it."""
+
+
+@pytest.fixture(autouse=True)
+def little_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expressions, "SECONDS", 1.0)
+
+
+@pytest.fixture
+def adapter(tiny_model_folder: Path, tmp_path: Path) -> Path:
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+    folder = tmp_path / "adapter"
+    get_peft_model(base, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(str(folder))
+    return folder
+
+
+def change(adapter: Path, **settings: Any) -> Path:
+    file = adapter / "adapter_config.json"
+    saved = json.loads(file.read_text())
+    if "peft_type" in settings:
+        saved = {name: saved[name] for name in ("base_model_name_or_path", "task_type")}
+    file.write_text(json.dumps({**saved, **settings}))
+    return adapter
+
+
+def refused(capsys: Any, *arguments: Any) -> str:
+    """The only line of an error, which comes soon."""
+    begin = time.perf_counter()
+    assert main([*map(str, arguments)]) == 2
+    assert time.perf_counter() - begin < 20
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
+    return line
+
+
+def rows(folder: Path) -> Path:
+    file = folder / "rows.jsonl"
+    file.write_text('{"instruction": "a", "output": "b"}\n' * 8)
+    return file
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: list(settings)[-1])
+def test_an_endless_expression_is_refused(settings: dict[str, Any], adapter: Path, tmp_path: Path, capsys: Any) -> None:
+    flags = ("--data_files", rows(tmp_path), "--protocol=loss", "--output_dir", tmp_path / "out")
+    said = refused(capsys, "eval", "--adapter", change(adapter, **settings), *flags)
+    assert f"The adapter in {adapter} has the regular expression " in said
+    assert "did not end within 1 s on the names of this model's modules: repeat nothing that repeats" in said
+
+
+@pytest.mark.parametrize("way", ["model", "new adapter", "flag", "base", "as a model"])
+def test_every_command_that_takes_an_adapter_refuses_it(
+    way: str, adapter: Path, tiny_model_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    change(adapter, target_modules=ENDLESS)
+    data = ("--data_files", rows(tmp_path), "--output_dir", tmp_path / "out")
+    train = ("train", "--max_steps=1", "--use_cpu", "--bf16=false", *data)
+    second = tmp_path / "second"
+    second.mkdir()
+    (second / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(adapter), "target_modules": ["q_proj"]})
+    )
+    arguments: tuple[Any, ...] = {
+        "model": (*train, "--model_name_or_path", adapter),
+        "new adapter": (*train, "--model_name_or_path", tiny_model_folder, "--adapter", adapter),
+        "flag": (*train, "--model_name_or_path", tiny_model_folder, "--lora_target_modules", ENDLESS),
+        "base": (*train, "--model_name_or_path", second),
+        "as a model": ("eval", "--model_name_or_path", adapter, "--protocol=loss", *data),
+    }[way]
+    said = refused(capsys, *arguments)
+    expected = f"{adapter} is an adapter, which serves as no base" if way == "base" else f"{ENDLESS!r}, which did"
+    assert expected in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"megatron_config": {"a": 1}, "megatron_core": "evil"}, "sets megatron_config, which imports a module that"),
+        ({"peft_type": "XLORA", "adapters": {"a": "x"}, "hidden_size": 8}, "sets adapters, which loads other adapters"),
+        ({"rank_pattern": {f"n{number}": 1 for number in range(2000)}}, "texts, and for this model "),
+    ],
+)
+def test_settings_that_no_saved_adapter_may_have(
+    settings: dict[str, Any], said: str, adapter: Path, tmp_path: Path, capsys: Any
+) -> None:
+    data = ("--data_files", rows(tmp_path), "--output_dir", tmp_path / "out")
+    change(adapter, **settings)
+    assert said in refused(capsys, "eval", "--adapter", adapter, "--protocol=loss", *data)
+    training = ("--max_steps=1", "--use_cpu", "--bf16=false")
+    assert said in refused(capsys, "train", "--model_name_or_path", adapter, *training, *data)
+
+
+@pytest.mark.parametrize("text", [UNSLOTH, r".*\.(q_proj|v_proj)$", "all-linear", "(", "a{99999999999}", "q_proj"])
+def test_expressions_that_end_pass(text: str) -> None:
+    check_expressions(LoraConfig(target_modules=text), tiny_llama(), "x")
+
+
+def test_names_are_tried_in_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expressions.subprocess, "run", None)
+    check_expressions(LoraConfig(target_modules=["q_proj", "model.layers.0"]), nn.Linear(1, 1), "x")
+
+
+def test_an_adapter_with_an_expression_is_evaluated_as_a_model(adapter: Path, tmp_path: Path) -> None:
+    data = ["--data_files", str(rows(tmp_path)), "--protocol=loss", "--output_dir"]
+    change(adapter, target_modules=r".*\.q_proj")
+    assert main(["eval", "--model_name_or_path", str(adapter), *data, str(tmp_path / "a")]) == 0
+    assert main(["eval", "--adapter", str(adapter), *data, str(tmp_path / "b")]) == 0
+    found = [json.loads((tmp_path / name / "ist_eval.json").read_text())["tasks"] for name in "ab"]
+    assert found[0] == found[1]
