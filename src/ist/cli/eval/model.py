@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..loading import load_adapter, load_causal_model, load_tokenizer
 from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
-from ..sources import ADAPTERS, looked_for_adapter, looked_for_model
+from ..sources import ADAPTERS, looked_for_adapter
 
 __all__ = ["find_base", "load_model"]
 
@@ -64,17 +64,12 @@ def load_model(flags: argparse.Namespace) -> tuple[Any, Any]:
     source = str(quickstart_model_path()) if name == QUICKSTART_MODEL else name
     if flags.adapter:
         check_adapter(flags.adapter)
-    with looked_for_model(source):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=flags.trust_remote_code)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=flags.dtype, trust_remote_code=flags.trust_remote_code
-        )
+    trust: dict[str, Any] = {"trust_remote_code": flags.trust_remote_code}
+    tokenizer = load_tokenizer(source, **trust)
+    model = load_causal_model(source, dtype=flags.dtype, **trust)
     if flags.adapter:
-        from peft import PeftModel
-
         from ... import bottleneck  # noqa: F401  (PEFT learns of series and parallel adapters)
 
-        with looked_for_adapter(flags.adapter):
-            model = PeftModel.from_pretrained(model, flags.adapter)
+        model = load_adapter(model, flags.adapter)
     device = flags.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
     return model.to(device), tokenizer
