@@ -107,7 +107,8 @@ def test_weights_without_a_place_are_said_and_a_tied_head_is_not_missed(
 def test_a_token_beyond_the_embedding_is_named(tiny_model_folder: Path, tmp_path: Path, capsys: Any) -> None:
     model = Path(shutil.copytree(tiny_model_folder, tmp_path / "model"))
     tokenizer = AutoTokenizer.from_pretrained(model)
-    rows = AutoModelForCausalLM.from_pretrained(model).get_input_embeddings().weight.shape[0]
+    base: Any = AutoModelForCausalLM.from_pretrained(model)
+    rows = base.get_input_embeddings().weight.shape[0]
     tokenizer.add_tokens([f"<{number}>" for number in range(rows)])
     tokenizer.eos_token = f"<{rows - 1}>"
     tokenizer.save_pretrained(model)
