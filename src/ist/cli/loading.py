@@ -1,7 +1,7 @@
 """A causal language model, its tokenizer and its adapter from their files, which have to be whole and belong together.
 
 Transformers and PEFT load what they find, and put random numbers in the place of what is missing; what they say of it
-is not shown between the lines of a command. Training then goes on from a model that nobody has.
+is not shown between the lines of a command. The training would begin from a model that nobody has.
 """
 
 from __future__ import annotations
