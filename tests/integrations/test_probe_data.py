@@ -134,6 +134,18 @@ def test_raw_rows_are_refused_with_the_columns_that_they_lack(tmp_path: Path) ->
     assert all(torch.equal(before[name], value) for name, value in snapshot(model).items())
 
 
+def test_raw_rows_in_a_list_are_refused_likewise(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has the columns text, and none .*\(input_ids, labels\)"):
+        train(tmp_path, IST(probe_dataset=[{"text": "a"}] * 8))
+
+
+def test_several_datasets_are_refused_with_their_names() -> None:
+    splits = datasets.DatasetDict({"train": datasets.Dataset.from_list([{"a": 1}])})
+    for given, said in ((splits, "DatasetDict of train"), ({"a": [], "b": []}, "dict of a, b"), ({}, "of nothing")):
+        with pytest.raises(ValueError, match=said):
+            IST(probe_dataset=given)
+
+
 class Raises(Dataset[Any]):
     """Rows of which every second batch cannot be read, or a length that changes."""
 
@@ -180,6 +192,34 @@ def test_a_probe_dataset_without_rows_is_said_once(tmp_path: Path) -> None:
 def popping_loss(model: Any, batch: Any) -> Tensor:
     labels = batch.pop("labels")
     return model(**batch, labels=labels).loss
+
+
+def masking_loss(model: Any, batch: Any) -> Tensor:
+    """Masks one more label at each call."""
+    labels = batch["labels"]
+    labels[labels == labels.max()] = -100
+    return model(**batch).loss
+
+
+def nested_loss(model: Any, batch: Any) -> Tensor:
+    labels = batch["meta"][0].pop("labels")
+    return model(input_ids=batch["input_ids"], labels=labels).loss
+
+
+def nested(batch: Any) -> Any:
+    return {"input_ids": batch["input_ids"], "meta": [{"labels": batch["labels"]}]}
+
+
+@pytest.mark.parametrize("loss_function", [masking_loss, nested_loss])
+def test_a_loss_that_changes_its_batch_deep_inside_leaves_the_next_call_and_the_data_alone(loss_function: Any) -> None:
+    batch = tiny_batches(1)[0]
+    probe = nested(batch) if loss_function is nested_loss else batch
+    model = tiny_lora(init_lora_weights=False)
+    with SparseTuner(model, probe_batches=[probe], loss_function=loss_function) as tuner:
+        losses = tuner._measure([(0, 1), (2, 3), (0, 1)])
+    assert losses is not None
+    assert losses[0] == losses[2] != losses[1]
+    assert torch.equal(batch["labels"], tiny_batches(1)[0]["labels"])
 
 
 def test_every_candidate_has_a_batch_of_its_own() -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .._version import __version__
-from .failures import describe_failure
+from .failures import describe_failure, describe_missing
 from .nearest import did_you_mean
 from .printable import one_line, printable, printable_logs
 from .streams import steady_streams
@@ -138,8 +138,7 @@ def run(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         if is_debugging():
             raise
-        extra = "report" if command == "report" else "train"
-        say(command, f"error: {error}: install it with pip install 'ist-peft[{extra}]'")
+        say(command, f"error: {in_flags(describe_missing(error, command))}")
         return 2
     except Exception as error:
         if is_debugging():

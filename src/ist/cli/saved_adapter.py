@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .expressions import check_expressions
+from .loading import load_adapter, whole
 from .quickstart_model import QUICKSTART_MODEL
 from .sources import looked_for_adapter, looked_for_model
 
@@ -37,13 +38,13 @@ def read_config(source: str, revision: str | None = None) -> Any:
     """The configuration of a saved adapter.
 
     Raises:
-        ValueError: there is none, or it has a setting that no file may have.
+        ValueError: there is none, it is damaged, or it has a setting that no file may have.
     """
     from peft import PeftConfig
 
     from .. import bottleneck  # noqa: F401  (PEFT learns of series and parallel adapters)
 
-    with looked_for_adapter(source):
+    with looked_for_adapter(source), whole(source, "adapter"):
         config = PeftConfig.from_pretrained(source, revision=revision)
     for name, reason in REFUSED.items():
         if getattr(config, name, None):
@@ -61,10 +62,7 @@ def put_adapter(model: Any, source: str, config: Any, **options: Any) -> Any:
         options: of PEFT's `from_pretrained`.
 
     Raises:
-        ValueError: a regular expression in the configuration does not end.
+        ValueError: a regular expression in the configuration does not end, the adapter is damaged, or of another base.
     """
-    from peft import PeftModel
-
     check_expressions(config, model, f"The adapter in {source}")
-    with looked_for_adapter(source):
-        return PeftModel.from_pretrained(model, source, config=config, **options)
+    return load_adapter(model, source, config=config, **options)

@@ -57,10 +57,12 @@ def looked_for(name: str, what: str, way_out: str) -> Iterator[None]:
 
 
 def check_path(name: str, what: str, way_out: str) -> None:
-    """Raise ValueError where a name can only be a path and nothing is there."""
+    """Raise ValueError where a name can only be a path and nothing is there, or a file."""
     here = Path(name).expanduser()
     if is_path(name) and not here.exists():
         raise ValueError(f"There is no {what} at {name} (looked for {here.absolute()}): {way_out}.")
+    if here.is_file():
+        raise ValueError(f"{name} is a file, and a{'n' if what == 'adapter' else ''} {what} is a folder: {way_out}.")
 
 
 def check_local_model(name: str | None) -> None:

@@ -17,7 +17,7 @@ from ..runtime.modes import evaluation_mode, to_device
 from ..runtime.randomness import keyed_seed, private_randomness
 from ..tuner import SparseTuner
 
-__all__ = ["check_probe", "make_probes"]
+__all__ = ["check_probe", "check_probe_dataset", "make_probes"]
 
 WITHOUT = 'selector="random" measures nothing.'
 OWN_LOSS = f"Pass IST(loss_function=lambda model, batch: …) which returns the trained loss; {WITHOUT}"
@@ -56,6 +56,23 @@ def make_probes(
     return stream if not try_first or ranks.all(can_draw(stream, seed)) else None
 
 
+def check_probe_dataset(dataset: Any) -> None:
+    """Raise ValueError unless rows can be drawn by index from what was given as a probe dataset; None is allowed."""
+    if dataset is None:
+        return
+    kind = type(dataset).__name__
+    if isinstance(dataset, Mapping):
+        raise ValueError(
+            f"probe_dataset is a {kind} of {', '.join(map(str, dataset)) or 'nothing'}: give one dataset, such as one "
+            "of its splits, prepared as the training set is, or None for the training set."
+        )
+    if isinstance(dataset, str) or not hasattr(dataset, "__getitem__"):
+        raise ValueError(
+            f"probe_dataset is a {kind}: give a map-style dataset, prepared as the training set is, or None for the "
+            "training set."
+        )
+
+
 def length(dataset: Any) -> int | None:
     """How many rows a dataset has; None where it does not say."""
     try:
@@ -87,17 +104,24 @@ def with_columns_of(training: Any, probes: Any) -> Any:
     Raises:
         ValueError: it has none of them.
     """
-    kept = getattr(training, "column_names", None)
-    if not isinstance(kept, list) or not hasattr(probes, "remove_columns"):
-        return probes
-    found = list(probes.column_names)
-    if found and not set(found) & set(kept):
+    kept, found = columns_of(training), columns_of(probes)
+    if kept and found and not set(found) & set(kept):
         raise ValueError(
             f"probe_dataset has the columns {', '.join(found)}, and none of those that the Trainer made of the "
             f"training set ({', '.join(kept)}): give rows that are prepared in the same way, such as a part of "
             "trainer.train_dataset, or None to measure on the training set."
         )
+    if not kept or not found or not hasattr(probes, "remove_columns"):
+        return probes
     return probes.remove_columns([name for name in found if name not in kept])
+
+
+def columns_of(dataset: Any) -> list[str]:
+    """The names of what the rows of a dataset have; none where that is not known without reading it."""
+    if isinstance(dataset, (list, tuple)):
+        return [str(name) for name in dataset[0]] if dataset and isinstance(dataset[0], Mapping) else []
+    names = getattr(dataset, "column_names", None)
+    return list(names) if isinstance(names, list) else []
 
 
 def check_probe(stream: ProbeStream | None, tuner: SparseTuner, loss_function: LossFunction | None) -> None:

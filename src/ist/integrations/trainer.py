@@ -30,7 +30,7 @@ from .attachment import (
 )
 from .finite import logs_at
 from .losses import trained_loss, warn_of_other_loss
-from .probe_data import check_probe, make_probes
+from .probe_data import check_probe, check_probe_dataset, make_probes
 from .resume import checkpoint_folder, resume, saved_states
 from .summary import summarize, warn_of_no_update, warn_of_uniform_choice
 
@@ -88,11 +88,7 @@ class IST(TrainerCallback, ExportableState):
         selector_factory(selector)
         if loss_function is not None and not callable(loss_function):
             raise ValueError(f"loss_function={loss_function!r} is no function: give `(model, batch) -> loss`, or None.")
-        if probe_dataset is not None and (isinstance(probe_dataset, str) or not hasattr(probe_dataset, "__getitem__")):
-            raise ValueError(
-                f"probe_dataset is a {type(probe_dataset).__name__}: give a map-style dataset, prepared as the "
-                "training set is, or None for the training set."
-            )
+        check_probe_dataset(probe_dataset)
         if layers is not None:
             check_stack_names(layers)
         self._layers = layers

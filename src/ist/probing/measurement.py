@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from logging import getLogger
@@ -175,12 +175,28 @@ class Measurement:
 
 
 def with_own_batch(loss_function: LossFunction) -> LossFunction:
-    """The loss of a shallow copy of the batch: a loss may take labels out of it, and the next candidate needs them."""
+    """The loss of a copy of the batch: a loss may take labels out of it or mask them, and the next candidate, or the
+    training itself, needs them.
+    """
 
     def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        return loss_function(model, copy.copy(batch))
+        return loss_function(model, own(batch))
 
     return loss
+
+
+def own(value: Any) -> Any:
+    """A copy of a batch: of its containers, however deep, and of the tensors in them; other objects are shared."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, MutableMapping):
+        copied = copy.copy(value)
+        for name in list(copied):
+            copied[name] = own(copied[name])
+        return copied
+    if type(value) in (list, tuple):
+        return type(value)(map(own, value))
+    return copy.copy(value) if isinstance(value, Mapping) else value
 
 
 def shorten(error: Exception) -> str:

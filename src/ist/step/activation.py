@@ -10,6 +10,9 @@ works too, since its recomputation calls the same modules again.
 Where a gradient reaches a frozen parameter all the same (zeros from DistributedDataParallel, a penalty on the weights),
 it is dropped before an optimizer's step.
 
+Where another tool has replaced the forward of a module that holds adapters, which may read their weights instead of
+calling them (`ist.step.readers`), they are frozen around that forward as well.
+
 Layers that train whole are frozen alike, around the forward of each part of their blocks.
 
 Fused LoRA modules (`ist.step.fused`) take care of the same by themselves, and save more.
@@ -32,6 +35,7 @@ from ..adapters.whole_layers import computing_parts
 from ..runtime.part import Part
 from .fused import FusedLora, Switch, reason_against
 from .gates import AdapterGate, make_gates, remove_earlier_gates, share_switch
+from .readers import adapter_readers
 
 __all__ = ["LayerActivation"]
 
@@ -66,11 +70,13 @@ class LayerActivation(Part):
         self._gates: list[AdapterGate | FusedLora] = []
         self._fused_switches: list[Switch] = []
         self._parts: list[LayerParts] = []
-        for module in (*readers, *(part for layer in layers for part in layer.adapters.values() or (layer.module,))):
+        for module in (*readers, *(layer.module for layer in layers)):
             remove_earlier_gates(module)
         for layer in layers:
             own = {id(parameter) for parameter in layer.parameters}
             gates: list[AdapterGate] = [gate for reader in readers for gate in make_gates(reader, own)]
+            for reader in adapter_readers(layer):
+                gates += make_gates(reader, own)
             for part, weights in computing_parts(layer.module) if not layer.adapters else ():
                 gates += make_gates(part, own & weights)
             one, fused_modules = Switch(), []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import codecs
 import csv
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,7 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str, rows: list
         ("rows.json", b"[" + b"9" * 5000 + b"]", "is not JSON that can be read"),
         ("rows.json", b'{"a": 1}\n{"a": 2}\n{bad\n', r"is not JSON \(.* in line 3\)"),
         ("rows.jsonl", b'[{"a": 1},\n{bad]', r"is not JSON \(.* in line 2\)"),
-        ("rows.json", b'{"instruction": {"0": "a"}}', "is a dict, not a list: .* pandas writes one with orient="),
+        ("rows.json", b'{"instruction": {"0": "a"}}', "is an object, not a list: .* pandas writes one with orient="),
         ("rows.json", b'"text"', "is a str, not a list"),
         ("rows.parquet", b"PAR1", "is not parquet that can be read"),
         ("rows.parquet", b"", "is not parquet that can be read"),
@@ -139,3 +141,39 @@ def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, monkeypatch: pytest
 def test_a_text_loses_its_byte_order_mark_alone(tmp_path: Path) -> None:
     (tmp_path / "story.txt").write_bytes(b"\xef\xbb\xbf\xef\xbb\xbfOnce\r\n")
     assert read_text(tmp_path / "story.txt") == "\ufeffOnce\r\n"
+
+
+def test_what_a_file_holds_counts_and_not_its_name(tmp_path: Path) -> None:
+    """Compressed lines without `.gz`, parquet without its suffix, tables with tabs, files joined with their marks."""
+    rows = [{"instruction": "a", "output": "b"}] * 2
+    line = json.dumps(rows[0]).encode()
+    table = tmp_path / "x.parquet"
+    pytest.importorskip("pyarrow.parquet").write_table(pytest.importorskip("pyarrow").Table.from_pylist(rows), table)
+    contents = {
+        "a.jsonl": gzip.compress(line + b"\n" + line),
+        "b.jsonl": table.read_bytes(),
+        "c.csv": b"instruction\toutput\na\tb\na\tb\n",
+        "d.jsonl": codecs.BOM_UTF8 + line + b"\n" + codecs.BOM_UTF8 + line,
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        assert read_rows(tmp_path / name) == rows, name
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PK\x03\x04rest", "a zip archive or a spreadsheet"),
+        (b"BZh91AY", "compressed by bzip2"),
+        (b"\xfd7zXZ\x00", "compressed by xz"),
+        (b"\x28\xb5\x2f\xfd00", "compressed by Zstandard"),
+        (b"ARROW1\x00", "an Arrow file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of Git LFS, not the data"),
+        (b'{"data": [{"instruction": "a"}], "n": 1}', "an object that holds rows under 'data'"),
+    ],
+)
+def test_another_kind_of_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    for name in ("x.json", "x.csv") if said.startswith("a zip") else ("x.json",):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(f"{name} is {said}")):
+            read_rows(tmp_path / name)

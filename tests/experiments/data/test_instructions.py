@@ -86,7 +86,7 @@ def test_files_are_joined_in_the_order_given(tmp_path):
         ("rows.json", '{"instruction": "a", "output": "b"}\n{bad', r"is not JSON \(.* in line 2\)"),
         ("rows.jsonl", "instruction,output\na,b\n", r"is not JSON .*one object a line \(\.jsonl\)"),
         ("rows.json", "[]", "holds no rows: give a list of objects"),
-        ("rows.json", '{"instruction": "a", "output": "b"}', "is a dict, not a list: give a list of objects"),
+        ("rows.json", '{"instruction": "a", "output": "b"}', "is an object, not a list: give a list of objects"),
         ("rows.jsonl", "\n\n", "holds no rows: give a list of objects"),
         ("rows.json", '[{"instruction": "a"}]', r"row \d lacks output \(it has instruction\): rows need"),
         ("rows.json", '[{"output": "a", "input": "b"}]', r"lacks instruction \(it has output, input\)"),
@@ -284,6 +284,7 @@ def test_a_structured_completion_is_json(tmp_path):
             "has system, for which the format of instructions",
         ),
         ({"instruction": "a", "output": "b", "history": [["a", "b"]]}, "has history, for which the format"),
+        ({"instruction": "a", "output": "b", "context": "c"}, "has context, for which the format"),
         (
             {"prompt": "a", "completion": "b", "system_prompt": "c"},
             "has system_prompt, for which the format of prompts",

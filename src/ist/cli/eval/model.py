@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..loading import load_causal_model, load_tokenizer
 from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
 from ..saved_adapter import check_base, put_adapter, read_config
-from ..sources import ADAPTERS, looked_for_model
+from ..sources import ADAPTERS
 
 __all__ = ["find_base", "load_model"]
 
@@ -65,11 +65,9 @@ def load_model(flags: argparse.Namespace) -> tuple[Any, Any]:
         check_adapter(flags.adapter)
         config = read_config(flags.adapter)
     check_base(source)
-    with looked_for_model(source):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=flags.trust_remote_code)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=flags.dtype, trust_remote_code=flags.trust_remote_code
-        )
+    trust: dict[str, Any] = {"trust_remote_code": flags.trust_remote_code}
+    tokenizer = load_tokenizer(source, **trust)
+    model = load_causal_model(source, dtype=flags.dtype, **trust)
     if config is not None:
         model = put_adapter(model, flags.adapter, config)
     device = flags.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")

@@ -7,13 +7,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import get_quantization_config
 
 from ..expressions import check_expressions
+from ..loading import check_tokens, load_causal_model, load_tokenizer
 from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
 from ..saved_adapter import check_base, holds_adapter, put_adapter, read_config
-from ..sources import looked_for_model
 from .arguments import RunArguments
 from .methods import ADAPTER_FLAGS
 from .targets import check_targets
@@ -49,16 +48,18 @@ def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
             check_expressions(config, model, f"--adapter {run.ist.adapter}")
         if flag := TARGETS_OF.get(str(run.ist.adapter)):  # PEFT itself checks those of a type or a file.
             check_targets(model, config, flag)
-        return model, load_tokenizer(run, source, run.model.model_revision), config
+        tokenizer = padding_tokenizer(run, source, run.model.model_revision)
+        check_tokens(source, model, tokenizer)
+        return model, tokenizer, config
     saved = read_config(source, run.model.model_revision)
     check_saved(saved, source, run)
     base, revision = saved.base_model_name_or_path, saved.revision or "main"
     check_base(base, revision)
     has_tokenizer = (Path(source) / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(run, *((source, "main") if has_tokenizer else (base, revision)))
-    model = put_adapter(
-        load_base(run, base, revision), source, saved, is_trainable=True, revision=run.model.model_revision
-    )
+    tokenizer = padding_tokenizer(run, *((source, "main") if has_tokenizer else (base, revision)))
+    model = load_base(run, base, revision)
+    check_tokens(source, model, tokenizer)
+    model = put_adapter(model, source, saved, is_trainable=True, revision=run.model.model_revision)
     run.ist.adapter = kind_of(saved)
     logger.warning("Training continues from the adapter in %s (%s), on %s.", source, run.ist.adapter, base)
     return model, tokenizer, None
@@ -77,15 +78,12 @@ def load_base(run: RunArguments, source: str, revision: str) -> Any:
         "trust_remote_code": run.training.trust_remote_code,
         **model_options,
     }
-    with looked_for_model(source):
-        return AutoModelForCausalLM.from_pretrained(source, **options)
+    return load_causal_model(source, **options)
 
 
-def load_tokenizer(run: RunArguments, source: str, revision: str) -> Any:
+def padding_tokenizer(run: RunArguments, source: str, revision: str) -> Any:
     """A tokenizer that can pad."""
-    tokenizer = AutoTokenizer.from_pretrained(
-        source, revision=revision, trust_remote_code=run.training.trust_remote_code
-    )
+    tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=run.training.trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

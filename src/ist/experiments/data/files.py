@@ -30,6 +30,19 @@ BYTE_ORDER_MARKS = {
 }
 """The encodings that a file names in its first bytes, the longer marks before those that they begin with."""
 
+GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
+"""How files of these kinds begin, whatever they are called."""
+
+OTHER_KINDS = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet (.xlsx)",
+    b"BZh": "compressed by bzip2",
+    b"\xfd7zXZ\x00": "compressed by xz",
+    b"\x28\xb5\x2f\xfd": "compressed by Zstandard",
+    b"ARROW1": "an Arrow file",
+    b"version https://git-lfs": "a pointer of Git LFS, not the data (`git lfs pull` brings them)",
+}
+"""How files begin that are not read, and what they are."""
+
 SEPARATORS = {".csv": None, ".tsv": "\t"}
 """Suffixes of tables, with what stands between their cells where the suffix tells."""
 
@@ -59,15 +72,31 @@ def read_rows(file: str | Path) -> list[Any]:
             "train on math_10k.json, or give --test_tasks to leave them out.",
             file,
         )
-    rows = read_parquet(file) if file.suffix.lower() == ".parquet" else _parse(file, read_text(file))
+    is_parquet = file.suffix.lower() == ".parquet" or first_bytes(file).startswith(PARQUET)
+    rows = read_parquet(file) if is_parquet else _parse(file, read_text(file))
     if not isinstance(rows, list):
-        raise ValueError(
-            f"{file} is a {type(rows).__name__}, not a list: give a list of objects with instruction and output; "
-            "pandas writes one with orient='records'."
-        )
+        raise ValueError(f"{file} {what_else(rows)}")
     if not rows:
         raise ValueError(f"{file} holds no rows: give a list of objects with instruction and output.")
     return rows
+
+
+def what_else(content: Any) -> str:
+    """What a file holds that holds no list of rows, for the message after its name."""
+    if not isinstance(content, dict):
+        return f"is a {type(content).__name__}, not a list: give a list of objects with instruction and output."
+    within = [name for name, value in content.items() if isinstance(value, list) and value and is_row(value[0])]
+    if len(within) == 1:
+        return f"is an object that holds rows under {within[0]!r}: give that list alone, or one row a line (.jsonl)."
+    return (
+        "is an object, not a list: give a list of objects with instruction and output; pandas writes one with "
+        "orient='records'."
+    )
+
+
+def is_row(value: Any) -> bool:
+    """Whether a value is an object."""
+    return isinstance(value, dict)
 
 
 def check_file(file: Path, wanted: str = WANTED) -> None:
@@ -104,7 +133,9 @@ def read_text(file: Path) -> str:
         ValueError: it is not compressed as its name says, or not in UTF-8 or what its byte order mark names.
     """
     data = file.read_bytes()
-    if file.suffix.lower() == ".gz":
+    if kind := next((kind for mark, kind in OTHER_KINDS.items() if data.startswith(mark)), None):
+        raise ValueError(f"{file} is {kind}: give text in UTF-8, or parquet; of compressed files, .gz is read.")
+    if file.suffix.lower() == ".gz" or data.startswith(GZIP):
         try:
             data = decompress(data, file)
         except (OSError, EOFError, zlib.error) as error:
@@ -117,6 +148,12 @@ def read_text(file: Path) -> str:
             f"{file} is not text in UTF-8 (byte {error.start}{unknown_suffix(file)}): save it in that encoding; of "
             "compressed files, .gz is read."
         ) from error
+
+
+def first_bytes(file: Path) -> bytes:
+    """The first four bytes of a file."""
+    with file.open("rb") as stream:
+        return stream.read(4)
 
 
 def decompress(data: bytes, file: Path) -> bytes:
@@ -173,6 +210,7 @@ def _parse_json(text: str, lines: bool) -> Any:
 def _parse_lines(text: str) -> list[Any]:
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
+        line = line.removeprefix("\ufeff")  # Where files with byte order marks were joined.
         if line.strip():
             try:
                 rows.append(json.loads(line))

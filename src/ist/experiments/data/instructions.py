@@ -26,7 +26,7 @@ FORMS = "instruction and output (and input, if need be), or messages, or prompt 
 CHATS = ("messages", "conversations")
 """Fields that hold a chat."""
 
-CONTEXT = ("system", "system_prompt", "history")
+CONTEXT = ("system", "system_prompt", "history", "context")
 """Fields that stand before what is asked, and that the formats without messages would lose."""
 
 INTRODUCTION = (

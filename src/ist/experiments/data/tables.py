@@ -43,14 +43,14 @@ def parse_table(text: str, separator: str | None = None) -> list[dict[str, str]]
 
     Args:
         text: of the file.
-        separator: between cells; None: a comma, or a semicolon where the line of names has no comma.
+        separator: between cells; None: a comma, or a semicolon or a tab where the line of names has no comma.
 
     Raises:
         csv.Error: a name is missing or comes twice, or a line has more or fewer cells than the first.
     """
     first = text.lstrip("\r\n").partition("\n")[0]
     if separator is None:
-        separator = ";" if ";" in first and "," not in first else ","
+        separator = next((sign for sign in (",", ";", "\t") if sign in first), ",")
     # Where a space follows the separator of the names, it follows those of the rows too, before quotes among others.
     spaced = f"{separator} " in first
     limit = csv.field_size_limit(max(len(text), csv.field_size_limit()))

@@ -1,0 +1,189 @@
+"""A causal language model, its tokenizer and its adapter from their files, which have to be whole and belong together.
+
+Transformers and PEFT load what they find, and put random numbers in the place of what is missing; what they say of it
+is not shown between the lines of a command. The training would begin from a model that nobody has.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from .sources import looked_for_adapter, looked_for_model
+
+__all__ = ["check_tokens", "load_adapter", "load_causal_model", "load_tokenizer", "whole"]
+
+logger = logging.getLogger(__name__)
+
+MISSING = "Found missing adapter keys"
+"""How PEFT begins its warning about weights that an adapter's file lacks."""
+NOT_CAUSAL = re.compile(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'>")
+
+
+def load_causal_model(source: str, **options: Any) -> Any:
+    """A model from a folder or the hub.
+
+    Args:
+        source: its folder or name.
+        options: of transformers' `from_pretrained`.
+
+    Raises:
+        ValueError: it is no causal language model, or its weights are damaged, or are not those of its configuration.
+    """
+    with looked_for_model(source), whole(source, "model"):
+        # Sizes are compared below, where they can be told.
+        options = {"ignore_mismatched_sizes": True, **options, "output_loading_info": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)
+    model, found = loaded
+    check_weights(source, model, found)
+    return model
+
+
+def load_tokenizer(source: str, **options: Any) -> Any:
+    """A tokenizer from a folder or the hub.
+
+    Raises:
+        ValueError: it is not there, or damaged.
+    """
+    with looked_for_model(source), whole(source, "tokenizer"):
+        return AutoTokenizer.from_pretrained(source, **options)
+
+
+def load_adapter(model: Any, source: str, **options: Any) -> Any:
+    """A model with a saved adapter on it.
+
+    Raises:
+        ValueError: the adapter is damaged, or is none of this model.
+    """
+    import peft
+
+    with looked_for_adapter(source), whole(source, "adapter"), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        adapted = peft.PeftModel.from_pretrained(model, source, **options)
+    for warning in said:
+        text = str(warning.message)
+        if text.startswith(MISSING):
+            names = text.partition("[")[2].partition("]")[0].replace("'", "").split(", ")
+            raise ValueError(
+                f"The adapter in {source} lacks {count(len(names))} that this model takes ({some(names)}): it belongs "
+                "to another base, or its file is incomplete."
+            )
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    warn_of_unused(adapted, source, options.get("revision"))
+    return adapted
+
+
+def warn_of_unused(adapted: Any, source: str, revision: str | None) -> None:
+    """Warn of weights in an adapter's file that the model has no place for, which PEFT leaves out."""
+    from peft.utils import get_peft_model_state_dict, load_peft_weights
+
+    held = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    where: dict[str, Any] = {"revision": revision} if revision else {}
+    saved = load_peft_weights(source, device="cpu", **where)
+    unused = sorted(name for name in saved if name not in held and ".layers." in name)
+    if unused:
+        logger.warning(
+            "%s of the adapter in %s are not used (%s): this model has no place for them, so the adapter belongs to "
+            "another base.",
+            count(len(unused)).capitalize(), source, some(unused),
+        )  # fmt: skip
+
+
+@contextmanager
+def whole(source: str, what: str) -> Iterator[None]:
+    """Name the source where a library cannot read what is in it, and what the first line of its error says."""
+    try:
+        yield
+    except (ImportError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        said = first_words(error)
+        if isinstance(error, HFValidationError) and Path(source).is_dir():
+            raise ValueError(
+                f"The {what} in {source} is incomplete: its folder lacks a file, such as the weights. Give the whole "
+                "folder."
+            ) from error
+        if other := NOT_CAUSAL.match(said):
+            raise ValueError(
+                f"The model in {source} is no causal language model (its configuration is a {other[1]}): give one that "
+                "generates text from left to right."
+            ) from error
+        if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
+            raise
+        raise ValueError(
+            f"The {what} in {source} cannot be loaded ({type(error).__name__}: {said}): its files are damaged, do not "
+            "belong together, or do not go with the flags."
+        ) from error
+
+
+def first_words(error: Exception) -> str:
+    """The first line of an error's text, and the next one where the first introduces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    return said.rstrip(" .:") or "no message"
+
+
+def check_weights(source: str, model: Any, found: Mapping[str, Any]) -> None:
+    """Raise ValueError where weights of a model were not in its files, or were of another size.
+
+    Args:
+        source: its folder or name.
+        model: loaded, with random numbers in their place.
+        found: what transformers says of the loading.
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    missing = sorted(set(found.get("missing_keys", ())) & parameters)
+    if missing:
+        raise ValueError(
+            f"The weights in {source} lack {count(len(missing))} that its config.json describes ({some(missing)}), and "
+            "random numbers would take their place: give the whole model, or the config.json that belongs to it."
+        )
+    for name, saved, wanted in sorted(found.get("mismatched_keys", ())):
+        raise ValueError(
+            f"The weights in {source} are not of the sizes in its config.json ({name} is {size(saved)}, and should be "
+            f"{size(wanted)}): give the config.json that belongs to them."
+        )
+    unused = sorted(found.get("unexpected_keys", ()))
+    if unused:
+        logger.warning(
+            "%s of %s are not used (%s): the model of its config.json has no place for them.",
+            count(len(unused)).capitalize(), source, some(unused),
+        )  # fmt: skip
+
+
+def check_tokens(source: str, model: Any, tokenizer: Any) -> None:
+    """Raise ValueError where the token that ends a text, or the one that pads, has no row in the embedding."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    for name in ("eos_token", "pad_token"):
+        number = getattr(tokenizer, f"{name}_id")
+        if isinstance(number, int) and number >= rows:
+            raise ValueError(
+                f"The tokenizer in {source} has {name} {getattr(tokenizer, name)!r} with the number {number}, and the "
+                f"model's embedding has {rows} rows: give the tokenizer that belongs to the model."
+            )
+
+
+def count(number: int) -> str:
+    """A number of weights, in words."""
+    return f"{number} weight{'' if number == 1 else 's'}"
+
+
+def some(names: Collection[str]) -> str:
+    """The first of several names."""
+    first, *others = names
+    return f"{first}, …" if others else first
+
+
+def size(shape: Any) -> str:
+    """A shape as `4 × 8`."""
+    return " × ".join(map(str, shape))

@@ -1,0 +1,196 @@
+"""Models, tokenizers and adapters whose files are damaged or do not belong together: one line, nothing trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ist.cli.failures import describe_missing
+from ist.cli.loading import load_adapter, load_causal_model
+from ist.cli.main import main
+
+WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
+
+
+def changed(name: str, **fields: Any) -> Callable[[Path], None]:
+    """Writes other values into a JSON file of a folder."""
+
+    def change(folder: Path) -> None:
+        file = folder / name
+        file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+    return change
+
+
+def written(name: str, content: bytes | None) -> Callable[[Path], None]:
+    """Replaces a file of a folder, or removes it."""
+
+    def change(folder: Path) -> None:
+        if content is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(content)
+
+    return change
+
+
+def rewritten(name: str, change_weights: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Path], None]:
+    """Changes the weights in a file of a folder."""
+
+    def change(folder: Path) -> None:
+        save_file(change_weights(load_file(folder / name)), folder / name, metadata={"format": "pt"})
+
+    return change
+
+
+CONFIG = "config.json"
+MODELS = [
+    (changed(CONFIG, num_hidden_layers=9), "weights that its config.json describes (model.layers."),
+    (rewritten(WEIGHTS, lambda w: {k: v for k, v in w.items() if "down_proj" not in k}), "mlp.down_proj.weight, …)"),
+    (changed(CONFIG, vocab_size=9999), "are not of the sizes in its config.json (lm_head.weight is "),
+    (changed(CONFIG, num_attention_heads=0), "cannot be loaded (ZeroDivisionError: "),
+    (changed(CONFIG, hidden_act="silly"), "cannot be loaded (KeyError: 'silly'): its files are damaged, do not belong"),
+    (changed(CONFIG, hidden_size="8"), "'hidden_size': TypeError: "),
+    (changed(CONFIG, model_type="t5"), "is no causal language model (its configuration is a T5Config)"),
+    (written(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n"), "cannot be loaded (SafetensorError: "),
+    (written(WEIGHTS, b""), "cannot be loaded (SafetensorError: "),
+    (written("tokenizer.json", b'{"version": "1.0", '), "The tokenizer in "),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), MODELS)
+def test_a_model_whose_files_do_not_fit_is_one_line(
+    tiny_model_folder: Path, tmp_path: Path, capsys: Any, change: Callable[[Path], None], said: str
+) -> None:
+    model = Path(shutil.copytree(tiny_model_folder, tmp_path / "model"))
+    change(model)
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"instruction": "a", "output": "b"}) + "\n")
+    for command in (["train", "--output_dir", str(tmp_path / "run"), "--use_cpu"], ["eval", "--protocol=loss"]):
+        capsys.readouterr()
+        assert main([*command, "--model_name_or_path", str(model), "--data_files", str(data)]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+        assert str(model) in error
+
+
+def test_a_file_is_no_model(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "model.gguf").touch()
+    assert main(["train", "--model_name_or_path", str(tmp_path / "model.gguf"), "--task=word-problems"]) == 2
+    assert f"{tmp_path / 'model.gguf'} is a file, and a model is a folder" in capsys.readouterr().err
+
+
+def test_weights_without_a_place_are_said_and_a_tied_head_is_not_missed(
+    tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Path(shutil.copytree(tiny_model_folder, tmp_path / "model"))
+    changed(CONFIG, num_hidden_layers=2)(model)
+    assert load_causal_model(str(model)).config.num_hidden_layers == 2
+    assert f"weights of {model} are not used (model.layers.2." in caplog.text
+    caplog.clear()
+    changed(CONFIG, tie_word_embeddings=True)(model)
+    rewritten(WEIGHTS, lambda w: {k: v for k, v in w.items() if "lm_head" not in k and "layers.2" not in k})(model)
+    load_causal_model(str(model))
+
+
+def test_a_token_beyond_the_embedding_is_named(tiny_model_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    model = Path(shutil.copytree(tiny_model_folder, tmp_path / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    base: Any = AutoModelForCausalLM.from_pretrained(model)
+    rows = base.get_input_embeddings().weight.shape[0]
+    tokenizer.add_tokens([f"<{number}>" for number in range(rows)])
+    tokenizer.eos_token = f"<{rows - 1}>"
+    tokenizer.save_pretrained(model)
+    assert (
+        main(["train", "--model_name_or_path", str(model), "--task=word-problems", "--output_dir", str(tmp_path)]) == 2
+    )
+    assert f"and the model's embedding has {rows} rows" in capsys.readouterr().err
+
+
+# ---- Adapters
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+    get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(str(folder))
+    return folder
+
+
+def without_layer(weights: dict[str, Any]) -> dict[str, Any]:
+    return {name: weight for name, weight in weights.items() if "layers.1." not in name}
+
+
+def other_names(weights: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("self_attn", "attention"): weight for name, weight in weights.items()}
+
+
+ADAPTERS = [
+    (rewritten(ADAPTER, without_layer), "lacks 2 weights that this model takes (base_model.model.model.layers.1."),
+    (rewritten(ADAPTER, other_names), "it belongs to another base, or its file is incomplete"),
+    (changed("adapter_config.json", r=8), "size mismatch for base_model"),
+    (changed("adapter_config.json", peft_type="NOPE"), "cannot be loaded (KeyError: 'NOPE')"),
+    (written(ADAPTER, b"cut"), "cannot be loaded (SafetensorError: "),
+    (written(ADAPTER, None), "is incomplete: its folder lacks a file, such as the weights"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), ADAPTERS)
+def test_an_adapter_that_does_not_fit_is_one_line(
+    tiny_model_folder: Path, adapter: Path, tmp_path: Path, capsys: Any, change: Callable[[Path], None], said: str
+) -> None:
+    """PEFT trains and evaluates one that lacks weights as if its layers had never been trained."""
+    mine = Path(shutil.copytree(adapter, tmp_path / "mine"))
+    change(mine)
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"instruction": "a", "output": "b"}) + "\n")
+    for command in (
+        ["train", "--model_name_or_path", str(mine), "--output_dir", str(tmp_path / "run"), "--use_cpu"],
+        ["eval", "--adapter", str(mine), "--protocol=loss"],
+    ):
+        capsys.readouterr()
+        assert main([*command, "--data_files", str(data)]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+        assert f"The adapter in {mine}" in error
+
+
+def test_a_whole_adapter_loads_without_a_word_and_one_with_more_layers_is_said(
+    tiny_model_folder: Path, adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = AutoPeftModelForCausalLM.from_pretrained(adapter).state_dict()
+    found = load_adapter(load_causal_model(str(tiny_model_folder)), str(adapter)).state_dict()
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+    assert not caplog.text
+    mine = Path(shutil.copytree(adapter, tmp_path / "mine"))
+    rewritten(ADAPTER, lambda w: {**w, **{k.replace("layers.1.", "layers.91."): v.clone() for k, v in w.items()}})(mine)
+    load_adapter(load_causal_model(str(tiny_model_folder)), str(mine))
+    assert f"2 weights of the adapter in {mine} are not used (base_model.model.model.layers.91." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "command", "way"),
+    [
+        (ModuleNotFoundError("No module named 'trl'", name="trl"), "train", "pip install 'ist-peft[train]'"),
+        (ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib"), "train", "'ist-peft[report]'"),
+        (ModuleNotFoundError("No module named 'flash_attn'", name="flash_attn.x"), "eval", "pip install flash_attn"),
+        (PackageNotFoundError("The 'deepspeed>=0.9.3' distribution was not found."), "train", "found: install it with"),
+    ],
+)
+def test_a_missing_package_is_installed_by_its_own_name(error: ModuleNotFoundError, command: str, way: str) -> None:
+    assert way in describe_missing(error, command)
+    assert "\n" not in describe_missing(error, command)
