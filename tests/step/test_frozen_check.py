@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from ist import SparseTuner
-from ist.step.frozen_check import SAMPLE_INTERVAL
+from ist.step.frozen_check import SAMPLE_INTERVAL, same
 from tests.helpers.tiny import cycle, tiny_batches, tiny_lora, trainable
+
+NAN, INF = float("nan"), float("inf")
 
 
 class Decays(torch.optim.SGD):
@@ -89,3 +91,12 @@ def test_those_that_come_later_are_seen_too() -> None:
 def test_optimizers_that_leave_frozen_layers_alone_pass(kind: Any, selector: str, dtype: torch.dtype) -> None:
     model = tiny_lora().to(dtype)
     assert steps_made(kind(trainable(model), lr=0.01), model, selector, 3 * SAMPLE_INTERVAL) == 3 * SAMPLE_INTERVAL
+
+
+@pytest.mark.parametrize(("one", "other", "expected"), [
+    ([1.0, NAN], [1.0, NAN], True), ([1.0, 2.0], [1.0, 2.0], True), ([INF, NAN], [INF, NAN], True),
+    ([0.0, NAN], [1.0, NAN], False), ([1.0, 0.0], [1.0, NAN], False), ([INF], [-INF], False),
+])  # fmt: skip
+def test_numbers_that_are_nan_have_not_moved(one: list[float], other: list[float], expected: bool) -> None:
+    """What is NaN is said by the check of the weights (`test_finite`), and not blamed on the optimizer."""
+    assert same(torch.tensor(one), torch.tensor(other)) is expected

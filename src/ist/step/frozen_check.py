@@ -95,17 +95,22 @@ class FrozenCheck(Part):
         moved = [
             layer
             for layer, before in zip(self._frozen, self._samples, strict=False)
-            if not torch.equal(sample_of(layer, self._step), before)
+            if not same(sample_of(layer, self._step), before)
         ]
         if suspected and self._suspected:
             both = zip(self._frozen, self._numbers, strict=True)
-            moved += [layer for layer, numbers in both if not all(map(torch.equal, layer.parameters, numbers))]
+            moved += [layer for layer, numbers in both if not all(map(same, layer.parameters, numbers))]
         if moved:
             raise ValueError(
                 f"{type(optimizer).__name__} has moved the adapters in {moved[0].name}, which is frozen in this step: "
                 "give an optimizer that leaves parameters without a gradient alone, as AdamW and SGD do, or "
                 "selector='all', which freezes no layer."
             )
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers; NaN is the same as NaN, since what is NaN has not moved."""
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def version_of(layer: Layer) -> int:
