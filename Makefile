@@ -55,9 +55,9 @@ test-gpu: ## what only a GPU shows, with the Python that has its torch; its log 
 	echo "commit $${COMMIT:-$$(git describe --always --abbrev=12)}, $$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1)" > tests/gpu/LOG.txt
 	PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m pytest -o addopts= -o filterwarnings= -o timeout=300 -p no:cacheprovider -rs -v tests/gpu >> tests/gpu/LOG.txt
 
-test-gpus: ## every engine on two GPUs over NCCL, as test-gpu; its log goes to tests/gpu/LOG-2.txt
+test-gpus: ## every distributed backend on two GPUs over NCCL, as test-gpu; its log goes to tests/gpu/LOG-2.txt
 	echo "commit $${COMMIT:-$$(git describe --always --abbrev=12)}, $$(nvidia-smi --query-gpu=name --format=csv,noheader | paste -s -d,)" > tests/gpu/LOG-2.txt
-	IST_TEST_DEVICE=cuda IST_MATRIX=.matrix OMP_NUM_THREADS=1 PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m pytest -n 4 --dist loadfile -o filterwarnings= --timeout 900 -p no:cacheprovider -rs -v $(addprefix tests/distributed/test_,$(addsuffix .py,backends kill launchers orders sharded stops repeat trainer_backends)) -k "not test_engine or on_gpus" >> tests/gpu/LOG-2.txt
+	IST_TEST_DEVICE=cuda IST_MATRIX=.matrix OMP_NUM_THREADS=1 PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m pytest -n 4 --dist loadfile -o filterwarnings= --timeout 900 -p no:cacheprovider -rs -v $(addprefix tests/distributed/test_,$(addsuffix .py,backends kill launchers orders sharded stops repeat trainer_backends)) -m "not nightly" -k "not test_engine or on_gpus" >> tests/gpu/LOG-2.txt
 
 test-slow: $(VENV)/.dev ## the quickstart in full, compiled layers, the evaluation harness
 	$(BIN)/python -m pytest -m slow --timeout 1800 --durations 5

@@ -63,6 +63,8 @@ class Finding:
         """Name, figure, target, verdict, and where the figure comes from."""
         form = self.target.form
         figure = "–" if self.figure is None else format(self.figure, form)
+        if self.verdict == "not met" and figure == format(self.target.limit, form):  # So that it can be seen.
+            figure = f"{self.figure:.4f}"
         return self.target.name, figure, f"≤ {self.target.limit:{form}}", self.verdict, self.file, self.commit
 
 
@@ -155,14 +157,18 @@ TARGETS: tuple[Target, ...] = (
     *(
         Target(f"{what}, {LONG}, focused quarter, Liger{how}, to {called}", limit, between(LONG, name, other, value))
         for what, how, name, called, other, value, limit in (
-            ("step time", "", QUARTER, "LoRA", "LoRA", "step_ms", 0.48),
+            ("step time", "", QUARTER, "LoRA with dropout, without Liger", "LoRA", "step_ms", 0.48),
             ("step time", "", QUARTER, "the frozen base", "floor, Liger, no dropout", "step_ms", 1.06),
-            ("activations", "", QUARTER, "LoRA", "LoRA", "activation_gib", 0.36),
-            ("activations", ", recomputed", f"{QUARTER}, recomputed", "LoRA", "LoRA", "activation_gib", 0.14),
+            ("activations", "", QUARTER, "the same LoRA", "LoRA", "activation_gib", 0.36),
+            ("activations", ", recomputed", f"{QUARTER}, recomputed", "the same LoRA", "LoRA", "activation_gib", 0.14),
         )
     ),
     *(
-        Target(f"step time, {SHORT}, focused quarter{how}, to LoRA", limit, between(SHORT, name, PLAIN, "step_ms"))
+        Target(
+            f"step time, {SHORT}, focused quarter{how}, to LoRA not compiled",
+            limit,
+            between(SHORT, name, PLAIN, "step_ms"),
+        )
         for how, name, limit in (("", BARE, 0.50), (" compiled by layer", f"{BARE}, compiled by layer", 0.40))
     ),
     Target("the library's own work a step, 80 layers, ms, on a GPU", 1.0, own_work(80, gpu=True)),

@@ -28,6 +28,9 @@ def test_numbers_of_focused_training_are_those_of_its_trainings() -> None:
     focused = [row for row in large if row["method"] == "focused, half"]
     looks, seconds = [row["focus"]["seconds"] for row in focused], [row["train_seconds"] for row in focused]
     assert f"took {min(looks):.1f} to {max(looks):.1f} seconds" in text
+    others = [row for row in small if row["method"] == "focused, half"]
+    looks, slower = [row["focus"]["seconds"] for row in others], [row["train_seconds"] for row in others]
+    assert f"the small one {min(looks):.1f} to {max(looks):.1f} before {min(slower):.0f} to {max(slower):.0f}," in text
     assert f"trainings of {min(seconds):.0f} to {max(seconds):.0f} seconds" in text
     assert {row["steps"] for row in focused} == {250}
     (old,), (new,) = (

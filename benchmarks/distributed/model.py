@@ -95,8 +95,7 @@ def traffic(size: str, method: str, engine: str, processes: int) -> Traffic:
     """Bytes of a step at the collectives.
 
     DDP reduces the gradients of the layers that train. FSDP2 reduces them too, and gathers all weights of a layer for
-    its forward, and again for its backward where that comes by; it gathers the next layer ahead, so the one below the
-    lowest as well. The root's weights stay from forward to backward.
+    its forward, and again for its backward where that comes by. The root's weights stay from forward to backward.
     """
     if processes == 1 or engine == "none":
         return Traffic(0, 0)
@@ -110,9 +109,7 @@ def traffic(size: str, method: str, engine: str, processes: int) -> Traffic:
     if engine == "ddp":
         return Traffic(0, gradients * part)
     *units, root = gathered_bytes(size, method, processes)
-    spared = max(0.0, lowest_layer(size, method) - 1)
-    if method == "sampled":  # The lowest of `k` of `L` layers is the first with a probability of `k / L`.
-        spared = lowest_layer(size, method) - 1 + part
+    spared = lowest_layer(size, method)
     whole = int(spared)
     skipped = sum(units[:whole]) + (spared - whole) * units[whole]
     return Traffic(root + 2 * sum(units) - skipped, padded * part)

@@ -54,6 +54,7 @@ def test_the_line_stands_only_while_steps_are_made() -> None:
         take("after: validation loss 1.2")
     assert "2/2" in shown.getvalue()
     assert "after: validation loss 1.2" in shown.getvalue()
+    assert shown.getvalue().rfind("2/2") < shown.getvalue().rfind("after:"), "the line has gone"
 
 
 def test_a_process_tells_only_where_it_is_asked(
@@ -66,3 +67,4 @@ def test_a_process_tells_only_where_it_is_asked(
     tell_step(line)
     assert read_step(capsys.readouterr().out) == line
     assert read_step("step 3/10") is None
+    assert read_step(f'{STEP_MARK}[3, 10, "■··",W0101 a warning of another process') is None

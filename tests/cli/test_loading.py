@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ist.cli.failures import describe_missing
-from ist.cli.loading import load_adapter, load_causal_model
+from ist.cli.loading import check_weights, load_adapter, load_causal_model
 from ist.cli.main import main
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
@@ -102,6 +103,36 @@ def test_weights_without_a_place_are_said_and_a_tied_head_is_not_missed(
     changed(CONFIG, tie_word_embeddings=True)(model)
     rewritten(WEIGHTS, lambda w: {k: v for k, v in w.items() if "lm_head" not in k and "layers.2" not in k})(model)
     load_causal_model(str(model))
+
+
+@pytest.mark.parametrize(
+    ("quantised", "missing", "said"),
+    [
+        (False, {"proj.weight_zero_point"}, "lack 1 weight "),
+        (True, {"proj.weight_zero_point"}, ""),  # which begins as zero
+        (True, {"proj.weight"}, "lack 1 weight "),
+        (False, {"first.weight"}, ""),  # is tied to the second
+        (False, {"first.weight", "second.weight"}, "lack 1 weight "),
+    ],
+)
+def test_what_is_missing_is_what_would_be_random(quantised: bool, missing: set[str], said: str) -> None:
+    model: Any = torch.nn.ModuleDict({"first": torch.nn.Linear(2, 2), "second": torch.nn.Linear(2, 2)})
+    model["second"].weight = model["first"].weight
+    model["proj"] = torch.nn.Linear(2, 2)
+    model["proj"].weight_zero_point = torch.nn.Parameter(torch.zeros(2))
+    model.hf_quantizer = object() if quantised else None
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
+        check_weights("folder", model, {"missing_keys": missing})
+
+
+def test_a_whole_model_beside_an_adapter_is_not_passed_over(
+    tiny_model_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    both = Path(shutil.copytree(tiny_model_folder, tmp_path / "both"))
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+    get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(str(both))
+    assert main(["eval", "--model_name_or_path", str(both), "--tasks", "word-problems"]) == 2
+    assert f"{both} holds a whole model and an adapter" in capsys.readouterr().err
 
 
 def test_a_token_beyond_the_embedding_is_named(tiny_model_folder: Path, tmp_path: Path, capsys: Any) -> None:

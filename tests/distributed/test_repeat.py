@@ -44,7 +44,8 @@ def differences(folder: Path, pace: str, repeats: int, *variants: str) -> dict[s
 
 @pytest.mark.skipif(not ON_CPUS, reason="on GPUs the others do it")
 def test_a_training_repeats_on_cpus(tmp_path: Path) -> None:
-    assert differences(tmp_path, "slow", 1, "sampled") == {"sampled": []}
+    """Where collectives are never late: whether the worker works."""
+    assert differences(tmp_path, "fast", 1, "sampled") == {"sampled": []}
 
 
 @on_gpus
@@ -56,6 +57,7 @@ def test_late_collectives_change_nothing(variant: str, tmp_path: Path) -> None:
 @on_gpus
 def test_busy_gpus_change_nothing(tmp_path: Path) -> None:
     """Many trainings, while other processes take half of each GPU's time."""
+    burners = []
     with ExitStack() as stack:
         for rank in range(2):
             burner = subprocess.Popen(
@@ -63,10 +65,15 @@ def test_busy_gpus_change_nothing(tmp_path: Path) -> None:
             )
             stack.callback(burner.wait)
             stack.callback(burner.kill)
+            burners.append(burner)
         assert not any(differences(tmp_path, "fast", 20, "sampled", "no tuner").values())
+        assert all(burner.poll() is None for burner in burners), "the GPUs were not busy until the end"
 
 
 @on_gpus
-def test_pytorch_alone_waits_for_what_its_backward_gathers_for_nothing(tmp_path: Path) -> None:
-    if found := differences(tmp_path, "slow", 3, ALONE)[ALONE]:
-        pytest.xfail(f"FSDP2 of PyTorch {torch.__version__} does not: {found[0]}")
+def test_what_pytorch_alone_does_is_noted(tmp_path: Path) -> None:
+    """It may differ, and then what was gathered does: nothing waits for what its backward gathers for nothing."""
+    found = differences(tmp_path, "slow", 3, ALONE)[ALONE]
+    assert all("gathered" in said for said in found)
+    if found:
+        pytest.xfail(f"FSDP2 of PyTorch {torch.__version__} does not wait: {found[0]}")

@@ -27,12 +27,13 @@ def lines_walked() -> int | None:
     coverage: Any = sys.modules.get("coverage")
     current = coverage and coverage.Coverage.current()
     collector = getattr(current, "_collector", None)  # asking `get_data` writes a file each time
-    return collector and sum(map(len, collector.data.values()))
+    return collector and sum(map(len, collector.data.copy().values()))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    before = lines_walked() if hasattr(item, "callspec") else None
+    measured = hasattr(item, "callspec") and item.config.pluginmanager.hasplugin("_cov")
+    before = lines_walked() if measured else None
     if before is None:
         return (yield)
     test = item.nodeid.partition("[")[0]

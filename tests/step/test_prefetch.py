@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.profiler import ProfilerActivity, profile
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -34,9 +35,10 @@ def sharded(**lora: Any) -> tuple[Any, list[Any]]:
 
 def shard(model: Any) -> tuple[Any, list[Any]]:
     blocks = [module for module in model.modules() if isinstance(module, LlamaDecoderLayer)]
+    mesh = init_device_mesh("cpu", (1,))
     for block in blocks:
-        fully_shard(block)
-    fully_shard(model)
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
     return model, blocks
 
 

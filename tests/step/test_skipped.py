@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from ist import IST, SparseTuner
 from ist.integrations.finite import FiniteWeightsCallback
 from ist.step.finite import NotFiniteError
-from ist.step.skipped import MOST_SKIPPED
+from ist.step.skipped import MOST_SKIPPED, SkippedError
 from tests.helpers.tiny import cycle, tiny_batches, tiny_lora, trainable
 from tests.helpers.trainers import make_trainer
 
@@ -65,6 +65,22 @@ def test_a_loop_whose_steps_are_all_skipped_is_told_once(way: str, micro: int) -
     assert len(said) == 1
     assert "\n" not in str(said[0].message)
     assert tuner.num_steps == 0
+
+
+def test_a_fused_optimizer_that_skips_is_believed_whatever_its_gradients_are() -> None:
+    tuner = SparseTuner(tiny_lora(2), selector="all")
+    optimizer, scale = torch.optim.AdamW(trainable(tuner.model), fused=True), scaler()
+
+    def loop() -> None:
+        for batch in cycle(tiny_batches(2, size=1)):
+            with tuner.step(optimizer):
+                optimizer.zero_grad()
+                backward(tuner, scale, batch)
+                scale.step(optimizer)
+                scale.update()
+
+    with pytest.raises(SkippedError, match=rf"in the last {MOST_SKIPPED} steps"):
+        loop()
 
 
 def test_gradients_that_are_set_to_zero_count_too() -> None:
@@ -125,8 +141,9 @@ def test_a_trainer_stops(name: str, optim: str, tmp_path: Path) -> None:
     trainer.accelerator.scaler = scaler()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        with pytest.raises(NotFiniteError, match=rf"NaN or infinite in the last {MOST_SKIPPED} steps"):
+        with pytest.raises(SkippedError, match=rf"NaN or infinite in the last {MOST_SKIPPED} steps") as caught:
             trainer.train()
+    assert "They were not saved" not in str(caught.value), "the weights are good"
     assert trainer.state.global_step == MOST_SKIPPED
 
 

@@ -36,7 +36,7 @@ MATCHES = {
 def check_expressions(config: Any, model: nn.Module, where: str) -> None:
     """Raise ValueError where a text in an adapter's configuration is a regular expression that does not end.
 
-    Names of modules are not tried, and without another text this takes no time; else about 30 ms.
+    Names of modules are not tried. Other texts, such as the base model's name with its slash, take some 30 ms.
 
     Args:
         config: PEFT's, of any type: its texts are found in every setting, at any depth.
@@ -56,8 +56,15 @@ def check_expressions(config: Any, model: nn.Module, where: str) -> None:
     command = [sys.executable, "-I", "-S", __file__]
     try:
         subprocess.run(command, input=asked.encode(), capture_output=True, timeout=seconds, check=True)
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
-        tried = (error.stdout or b"0").split()[-1]
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(f"The regular expressions of {where} could not be tried ({error}).") from error
+    except subprocess.TimeoutExpired as error:
+        if not error.stdout:
+            raise ValueError(
+                f"The regular expressions of {where} could not be tried: Python did not start within {seconds:.0f} s. "
+                "Try it again."
+            ) from None
+        tried = error.stdout.split()[-1]
         raise ValueError(
             f"{where} has the regular expression {expressions[int(tried)]!r}, which did not end within {seconds:.0f} s "
             "on the names of this model's modules: repeat nothing that repeats, as in (.+)+, or name the modules, such "

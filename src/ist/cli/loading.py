@@ -44,7 +44,7 @@ def load_causal_model(source: str, **options: Any) -> Any:
         # Sizes are compared below, where they can be told.
         options = {"ignore_mismatched_sizes": True, **options, "output_loading_info": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)
-    model, found = loaded
+    model, found = loaded if isinstance(loaded, tuple) else (loaded, {})  # Remote code may have a way of its own.
     check_weights(source, model, found)
     return model
 
@@ -90,6 +90,8 @@ def warn_of_unused(adapted: Any, source: str, revision: str | None) -> None:
     held = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     where: dict[str, Any] = {"revision": revision} if revision else {}
     saved = load_peft_weights(source, device="cpu", **where)
+    if not held <= saved.keys():  # PEFT has translated names, as of adapters made with transformers 4.
+        return
     unused = sorted(name for name in saved if name not in held and ".layers." in name)
     if unused:
         logger.warning(
@@ -113,7 +115,7 @@ def whole(source: str, what: str) -> Iterator[None]:
                 f"The {what} in {source} is incomplete: its folder lacks a file, such as the weights. Give the whole "
                 "folder."
             ) from error
-        if other := NOT_CAUSAL.match(said):
+        if what == "model" and (other := NOT_CAUSAL.match(said)):
             raise ValueError(
                 f"The model in {source} is no causal language model (its configuration is a {other[1]}): give one that "
                 "generates text from left to right."
@@ -122,7 +124,7 @@ def whole(source: str, what: str) -> Iterator[None]:
             raise
         raise ValueError(
             f"The {what} in {source} cannot be loaded ({type(error).__name__}: {said}): its files are damaged, do not "
-            "belong together, or do not go with the flags."
+            "belong together, or do not go with the flags or the installed versions."
         ) from error
 
 
@@ -141,8 +143,15 @@ def check_weights(source: str, model: Any, found: Mapping[str, Any]) -> None:
         model: loaded, with random numbers in their place.
         found: what transformers says of the loading.
     """
-    parameters = {name for name, _ in model.named_parameters()}
-    missing = sorted(set(found.get("missing_keys", ())) & parameters)
+    names: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), set()).add(name)
+    absent = set(found.get("missing_keys", ()))
+    missing = sorted(min(tied) for tied in names.values() if tied <= absent)
+    if (
+        getattr(model, "hf_quantizer", None) is not None
+    ):  # Scales and zero points begin with values that change nothing.
+        missing = [name for name in missing if name.rpartition(".")[2] in ("weight", "bias")]
     if missing:
         raise ValueError(
             f"The weights in {source} lack {count(len(missing))} that its config.json describes ({some(missing)}), and "
@@ -163,7 +172,10 @@ def check_weights(source: str, model: Any, found: Mapping[str, Any]) -> None:
 
 def check_tokens(source: str, model: Any, tokenizer: Any) -> None:
     """Raise ValueError where the token that ends a text, or the one that pads, has no row in the embedding."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    weight = getattr(model.get_input_embeddings(), "weight", None)
+    if weight is None:
+        return
+    rows = getattr(weight, "ds_shape", weight.shape)[0]  # ZeRO-3 takes parameters apart.
     for name in ("eos_token", "pad_token"):
         number = getattr(tokenizer, f"{name}_id")
         if isinstance(number, int) and number >= rows:

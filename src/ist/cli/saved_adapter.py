@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from .expressions import check_expressions
@@ -9,13 +10,20 @@ from .loading import load_adapter, whole
 from .quickstart_model import QUICKSTART_MODEL
 from .sources import looked_for_adapter, looked_for_model
 
-__all__ = ["REFUSED", "check_base", "holds_adapter", "put_adapter", "read_config"]
+__all__ = ["REFUSED", "check_alone", "check_base", "holds_adapter", "put_adapter", "read_config"]
 
 REFUSED = {
     "megatron_config": "imports a module that it names",
     "adapters": "loads other adapters",
 }
 """Settings that no adapter's file may have, and why."""
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Files of a whole model."""
 
 
 def holds_adapter(source: str, revision: str | None = None) -> bool:
@@ -26,6 +34,15 @@ def holds_adapter(source: str, revision: str | None = None) -> bool:
         return False
     with looked_for_model(source):
         return find_adapter_config_file(source, revision=revision) is not None
+
+
+def check_alone(source: str) -> None:
+    """Raise ValueError where a whole model is in the folder of an adapter: which of the two is meant cannot be told."""
+    if any((Path(source) / name).is_file() for name in WEIGHTS):
+        raise ValueError(
+            f"{source} holds a whole model and an adapter: put them in folders of their own, and give "
+            "--model_name_or_path and --adapter."
+        )
 
 
 def check_base(source: str, revision: str | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 
@@ -49,12 +50,15 @@ def told_environment() -> Mapping[str, str]:
 def tell_step(line: StepLine) -> None:
     """Tell of a step, where this process is asked to."""
     if VARIABLE in os.environ:
-        print(STEP_MARK + json.dumps(astuple(line)), flush=True)
+        sys.stdout.write(f"{STEP_MARK}{json.dumps(astuple(line))}\n")  # In one piece: others write to the pipe as well.
+        sys.stdout.flush()
 
 
 def read_step(text: str) -> StepLine | None:
-    """What a line of a process tells; None where it is another line."""
+    """What a line of a process tells; None where it is another line, or torn."""
     if not text.startswith(STEP_MARK):
         return None
-    step, total, layers, loss = json.loads(text[1:])
-    return StepLine(step, total, layers, loss)
+    try:
+        return StepLine(*json.loads(text[1:]))
+    except (ValueError, TypeError):
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -61,10 +62,10 @@ def check_probe_dataset(dataset: Any) -> None:
     if dataset is None:
         return
     kind = type(dataset).__name__
-    if isinstance(dataset, Mapping):
+    if isinstance(dataset, Mapping) and not (dataset and all(isinstance(key, int) for key in dataset)):
         raise ValueError(
-            f"probe_dataset is a {kind} of {', '.join(map(str, dataset)) or 'nothing'}: give one dataset, such as one "
-            "of its splits, prepared as the training set is, or None for the training set."
+            f"probe_dataset is a {kind} of {', '.join(map(str, islice(dataset, 5))) or 'nothing'}: give one dataset, such "
+            "as one of its splits, prepared as the training set is, or None for the training set."
         )
     if isinstance(dataset, str) or not hasattr(dataset, "__getitem__"):
         raise ValueError(
@@ -120,6 +121,8 @@ def columns_of(dataset: Any) -> list[str]:
     """The names of what the rows of a dataset have; none where that is not known without reading it."""
     if isinstance(dataset, (list, tuple)):
         return [str(name) for name in dataset[0]] if dataset and isinstance(dataset[0], Mapping) else []
+    if (getattr(dataset, "format", None) or {}).get("type") == "custom":
+        return []  # Of `set_transform`: rows have other names than the columns.
     names = getattr(dataset, "column_names", None)
     return list(names) if isinstance(names, list) else []
 

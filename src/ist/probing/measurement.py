@@ -196,6 +196,8 @@ def own(value: Any) -> Any:
         return copied
     if type(value) in (list, tuple):
         return type(value)(map(own, value))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(own, value))  # type: ignore[call-arg]
     return copy.copy(value) if isinstance(value, Mapping) else value
 
 

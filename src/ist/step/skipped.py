@@ -11,7 +11,7 @@ from ..runtime.part import Part
 from .boundary import Boundary
 from .finite import NotFiniteError, local
 
-__all__ = ["MOST_SKIPPED", "SkippedSteps", "check_skipped"]
+__all__ = ["MOST_SKIPPED", "SkippedError", "SkippedSteps", "check_skipped"]
 
 MOST_SKIPPED = 50
 """Steps in a row. A GradScaler halves its scale at each, from 2¹⁶ to 2⁻³⁴: smaller ones let no gradient overflow."""
@@ -21,11 +21,16 @@ ADVICE = (
 )
 
 
+class SkippedError(NotFiniteError):
+    """A GradScaler skips every step: the weights are as good as they were before."""
+
+
 class SkippedSteps(Part):
     """Counts the steps that were begun, lost their gradients, and got no update.
 
     Fused optimizers and Accelerate's say so themselves, and the training stops. Elsewhere a loop may drop gradients for
-    reasons of its own, and a warning is given, once.
+    reasons of its own, and a warning is given, once. A loop that clears gradients where the next step begins, and not
+    after the optimizer, looks like one that accumulates: there only fused optimizers are seen to skip.
 
     Args:
         layers: those that train.
@@ -49,13 +54,14 @@ class SkippedSteps(Part):
         """A step is begun or begun once more: the micro-batch before it ended without an update.
 
         Raises:
-            NotFiniteError: too many were skipped.
+            SkippedError: too many were skipped.
         """
         self._num_begun += 1
-        if self._num_begun == 1 or not self._cleared():
+        told, self._boundary.skipped = self._boundary.skipped, False  # Each is counted once.
+        if self._num_begun == 1 or not (told or self._cleared()):
             return
         self._num_skipped += 1
-        if self._boundary.skipped or getattr(self.optimizer, "step_was_skipped", False):
+        if told or getattr(self.optimizer, "step_was_skipped", False):
             check_skipped(self._num_skipped)
         elif self._num_skipped >= MOST_SKIPPED and not self._warned:
             self._warned = True
@@ -80,17 +86,18 @@ class SkippedSteps(Part):
     def _cleared(self) -> bool:
         """Whether the gradients are gone that an update would take. To see zeros waits for the device: only late."""
         gradients = [parameter.grad for parameter in self._layers[max(self._active)].parameters]
-        if all(gradient is None for gradient in gradients):
+        present = [local(gradient) for gradient in gradients if gradient is not None]
+        if not present:
             return True
         if self._num_begun < MOST_SKIPPED:
             return False
-        return not any(bool(local(gradient).any()) for gradient in gradients if gradient is not None)
+        return not any(bool(gradient.any()) for gradient in present)
 
 
 def check_skipped(num_skipped: int) -> None:
-    """Raise NotFiniteError where so many steps in a row were skipped that no more will be made."""
+    """Raise SkippedError where so many steps in a row were skipped that no more will be made."""
     if num_skipped >= MOST_SKIPPED:
-        raise NotFiniteError(
+        raise SkippedError(
             f"The gradients were NaN or infinite in the last {num_skipped} steps, which the GradScaler has skipped: "
             f"the weights are as they were before. {ADVICE}"
         )

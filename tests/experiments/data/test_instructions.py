@@ -259,6 +259,15 @@ def test_a_structured_input_is_json(tmp_path):
     assert '### Input:\n{"name": "Ann", "known": true, "age": null}\n\n' in read["prompt"]
 
 
+def test_a_context_that_stands_in_the_text_is_not_lost(tmp_path):
+    rows = [
+        {"prompt": "Ann is 7. How old is she?", "completion": "7", "context": "Ann is 7."},
+        {"instruction": "How old?", "input": "Ann is 7.", "output": "7", "context": " Ann is 7. "},
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert [row["completion"] for row in read_instructions([tmp_path / "rows.json"])] == ["7", "7"]
+
+
 def test_a_structured_completion_is_json(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([{"prompt": "a", "completion": {"b": [1, None]}}]), encoding="utf-8")
     assert read_instructions([tmp_path / "rows.json"]) == [{"prompt": "a", "completion": '{"b": [1, null]}'}]

@@ -21,7 +21,7 @@ from ..display import device_name
 from ..metric import load_metric
 from ..printable import printable
 from ..quiet import quiet_libraries
-from ..saved_adapter import holds_adapter
+from ..saved_adapter import check_alone, holds_adapter
 from ..task_data import load_task
 from .arguments import evaluation_settings, parse_eval_arguments
 from .model import find_base, load_model
@@ -47,6 +47,7 @@ def evaluate_command(arguments: Sequence[str]) -> dict[str, Any]:
     settings = evaluation_settings(flags)
     metric = load_metric(flags.metric_function) if flags.metric_function else None
     if not flags.adapter and holds_adapter(flags.model_name_or_path):
+        check_alone(flags.model_name_or_path)
         flags.adapter, flags.model_name_or_path = flags.model_name_or_path, None
     flags.model_name_or_path = flags.model_name_or_path or find_base(flags.adapter)
     tasks: Any = flags.tasks if flags.protocol == "lm-eval" else load_tasks(flags)

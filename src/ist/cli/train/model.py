@@ -56,9 +56,10 @@ def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
     base, revision = saved.base_model_name_or_path, saved.revision or "main"
     check_base(base, revision)
     has_tokenizer = (Path(source) / "tokenizer_config.json").is_file()
-    tokenizer = padding_tokenizer(run, *((source, "main") if has_tokenizer else (base, revision)))
+    place = (source, "main") if has_tokenizer else (base, revision)
+    tokenizer = padding_tokenizer(run, *place)
     model = load_base(run, base, revision)
-    check_tokens(source, model, tokenizer)
+    check_tokens(place[0], model, tokenizer)
     model = put_adapter(model, source, saved, is_trainable=True, revision=run.model.model_revision)
     run.ist.adapter = kind_of(saved)
     logger.warning("Training continues from the adapter in %s (%s), on %s.", source, run.ist.adapter, base)

@@ -143,9 +143,11 @@ def chat_row(prompt: Sequence[Mapping[str, str]], completion: Sequence[Mapping[s
 
 
 def check_context(given: Mapping[str, Any]) -> None:
-    """Raise ValueError where a row of texts has what only a chat has a place for."""
+    """Raise ValueError where a row of texts has what only a chat has a place for, and does not have it in its text."""
+    asked = " ".join(str(given.get(name) or "") for name in ("prompt", "instruction", "input"))
     for name in CONTEXT:
-        if given.get(name):
+        value = given.get(name)
+        if value and not (name == "context" and isinstance(value, str) and value.strip() in asked):
             raise ValueError(
                 f"has {name}, for which the format of {'instructions' if 'instruction' in given else 'prompts'} has no "
                 "place: give messages, or write it into the text"
