@@ -64,8 +64,8 @@ def check_probe_dataset(dataset: Any) -> None:
     kind = type(dataset).__name__
     if isinstance(dataset, Mapping) and not (dataset and all(isinstance(key, int) for key in dataset)):
         raise ValueError(
-            f"probe_dataset is a {kind} of {', '.join(map(str, islice(dataset, 5))) or 'nothing'}: give one dataset, such "
-            "as one of its splits, prepared as the training set is, or None for the training set."
+            f"probe_dataset is a {kind} of {', '.join(map(str, islice(dataset, 5))) or 'nothing'}: give one dataset, "
+            "such as one of its splits, prepared as the training set is, or None for the training set."
         )
     if isinstance(dataset, str) or not hasattr(dataset, "__getitem__"):
         raise ValueError(
