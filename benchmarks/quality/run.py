@@ -156,7 +156,7 @@ def load_plans(options: argparse.Namespace) -> list[Plan]:
     """The plans, with the ratios of time that were measured.
 
     Raises:
-        ValueError: no plan has a method that is to be left out.
+        ValueError: no plan has a method of `--without`.
     """
     plans = [load_plan(argument, options.tasks, options.methods, options.without) for argument in options.plans]
     methods = dict.fromkeys(name for plan in plans for name in (*plan["methods"], *plan["left_out"]))

@@ -14,7 +14,7 @@ __all__ = ["BACKEND", "DEVICE", "ON_CPUS", "join", "moved", "on_one_gpu"]
 DEVICE = torch.device(os.environ.get("IST_TEST_DEVICE", "cpu"))
 ON_CPUS = DEVICE.type == "cpu"
 BACKEND = "gloo" if ON_CPUS else "nccl"
-if not ON_CPUS:  # What is compared to the bit is to be trained alike each time.
+if not ON_CPUS:  # Trainings are compared to the bit.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ist import IST, SparseTuner, read_history
+from ist.integrations.probe_data import columns_of
 from tests.helpers.tiny import snapshot, tiny_batches, tiny_lora, tiny_rows, trainable
 
 STEPS = 6
@@ -137,6 +139,37 @@ def test_raw_rows_are_refused_with_the_columns_that_they_lack(tmp_path: Path) ->
 def test_raw_rows_in_a_list_are_refused_likewise(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has the columns text, and none .*\(input_ids, labels\)"):
         train(tmp_path, IST(probe_dataset=[{"text": "a"}] * 8))
+
+
+def transformed() -> Any:
+    dataset = datasets.Dataset.from_list([{"text": "a"}])
+    dataset.set_transform(lambda rows: {"input_ids": [[1]] * len(rows["text"])})
+    return dataset
+
+
+class WithFormat(list[Any]):
+    """A user's dataset, whose `format` is another thing than that of a Dataset."""
+
+    format = "csv"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        (datasets.Dataset.from_list([{"a": 1, "b": 2}]), ["a", "b"]),
+        (transformed(), []),
+        ([{"a": 1}], ["a"]),
+        (WithFormat([{"a": 1}]), ["a"]),
+        (SimpleNamespace(format="csv"), []),
+        ([], []),
+    ],
+)
+def test_columns_are_those_of_the_rows(dataset: Any, expected: list[str]) -> None:
+    assert columns_of(dataset) == expected
+
+
+def test_a_dict_of_rows_by_number_is_a_dataset() -> None:
+    IST(probe_dataset={0: {"input_ids": [1]}, 1: {"input_ids": [2]}})
 
 
 def test_several_datasets_are_refused_with_their_names() -> None:

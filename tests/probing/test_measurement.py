@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ist import SparseTuner
+from ist.probing.measurement import own
 from tests.helpers.tiny import snapshot, tiny_batches, tiny_lora, trainable
 
 
@@ -90,3 +91,19 @@ def test_an_error_of_the_users_loss_is_not_hidden() -> None:
 
     with warnings.catch_warnings(), pytest.raises(RuntimeError, match="a mistake"):
         train(tiny_lora(), probe_batches=tiny_batches(1), loss_function=wrong)
+
+
+class Pair(NamedTuple):
+    ids: Tensor
+    labels: list[Tensor]
+
+
+def test_a_batch_is_copied_at_any_depth() -> None:
+    batch = {"pair": Pair(torch.ones(2), [torch.ones(3)]), "name": "rows"}
+    copied = own(batch)
+    assert isinstance(copied["pair"], Pair)
+    copied["pair"].ids.zero_()
+    copied["pair"].labels[0].zero_()
+    assert batch["pair"].ids.sum() == 2
+    assert batch["pair"].labels[0].sum() == 3
+    assert copied["name"] == "rows"

@@ -98,5 +98,5 @@ def test_optimizers_that_leave_frozen_layers_alone_pass(kind: Any, selector: str
     ([0.0, NAN], [1.0, NAN], False), ([1.0, 0.0], [1.0, NAN], False), ([INF], [-INF], False),
 ])  # fmt: skip
 def test_numbers_that_are_nan_have_not_moved(one: list[float], other: list[float], expected: bool) -> None:
-    """What is NaN is said by the check of the weights (`test_finite`), and not blamed on the optimizer."""
+    """The check of the weights reports NaN (`test_finite`); this one does not blame the optimizer for it."""
     assert same(torch.tensor(one), torch.tensor(other)) is expected

@@ -121,7 +121,8 @@ def columns_of(dataset: Any) -> list[str]:
     """The names of what the rows of a dataset have; none where that is not known without reading it."""
     if isinstance(dataset, (list, tuple)):
         return [str(name) for name in dataset[0]] if dataset and isinstance(dataset[0], Mapping) else []
-    if (getattr(dataset, "format", None) or {}).get("type") == "custom":
+    form = getattr(dataset, "format", None)
+    if isinstance(form, Mapping) and form.get("type") == "custom":
         return []  # Of `set_transform`: rows have other names than the columns.
     names = getattr(dataset, "column_names", None)
     return list(names) if isinstance(names, list) else []

@@ -1,4 +1,4 @@
-"""`ist train --method focused`: the look at the data before there are adapters, and the configuration that it gives."""
+"""`ist train --method focused`: the measurement before there are adapters, and the configuration that it gives."""
 
 from __future__ import annotations
 
