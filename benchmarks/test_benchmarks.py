@@ -106,6 +106,14 @@ def test_a_case_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest
     assert len(rows["LoRA"]["step_ms"]) == len(rows["floor"]["step_ms"]) == 1
 
 
+def test_what_is_kept_above_a_part_of_the_depth_is_spread_over_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept_layers = load("step_time/run.py", monkeypatch).kept_layers
+    assert kept_layers(32, 1.0) is None
+    assert kept_layers(8, 0.5) == [0, 2, 4, 6]
+    assert kept_layers(8, 0.5, 0.25) == [2, 3, 5, 6]
+    assert kept_layers(32, 0.75, 0.25) == [*range(8, 32)]
+
+
 def test_iterations_are_timed_lisa_among_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = "--size tiny --layers 4 --shapes 1x8 2x8 --steps 2 3 --warm 1"
     result = run("step_time/iterations.py", arguments, tmp_path, monkeypatch)

@@ -37,7 +37,7 @@ AGAINST = ("LoRA", "random", "fixed, at random")
 
 
 PLANS = ("main", "ablations", "focused", "focused-sets", "focused-criteria", "focused-init", "focused-depth")
-PLANS += ("focused-second", "focused-normalised")
+PLANS += ("focused-upper", "focused-second", "focused-normalised")
 
 
 @cache

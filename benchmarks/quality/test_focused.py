@@ -11,11 +11,13 @@ import pytest
 PATH = [*sys.path]
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from quality import figures, focused, plan  # noqa: E402
+from quality import figures, focused, plan, settings  # noqa: E402
+from step_time.cases import GROUPS, PARTS, UPPER  # noqa: E402
 from step_time.shares import time_shares  # noqa: E402
 
 sys.path[:] = PATH  # as other tests expect it
 
+PLANS = Path(__file__).parent / "plans"
 LOSS, SHARE = "test loss, nats a token", "exact match, %"
 
 
@@ -129,3 +131,22 @@ def test_the_time_of_a_step_is_to_the_faster_lora() -> None:
     }
     assert time_shares({"rows": rows}) == {"half": 0.8}
     assert time_shares({"rows": {}}) == {}
+
+
+def test_each_part_above_the_lowest_has_its_time() -> None:
+    rows = {case.name: {"step_ms": [200.0 * (1 - case.above / 2)]} for case in GROUPS["focused-upper"]}
+    rows["LoRA in our step, Liger, no dropout"] = {"step_ms": [250.0]}
+    assert time_shares({"rows": rows}) == {
+        "half above an eighth": 0.75,
+        "half above a quarter": 0.7,
+        "third above a quarter": 0.7,
+        "all above a quarter": 0.7,
+    }
+
+
+def test_plans_of_the_upper_part_have_the_times_that_are_measured() -> None:
+    names = {*PARTS, *UPPER}
+    for file in ("focused-upper", "focused-upper-small", "focused-upper-five", "focused-commonsense"):
+        made = settings.read_plan(PLANS / f"{file}.yaml")
+        used = {method["time_share"] for method in made["methods"].values() if "time_share" in method}
+        assert used <= names & set(made["time_shares"]), file

@@ -54,6 +54,8 @@ QUESTIONS = (
     Question("focused half, equal parameters − LoRA", "focused, half", "LoRA"),
     Question("focused half − LoRA, equal time", "focused, half", "LoRA, time of half"),
     Question("focused third − LoRA, equal time", "focused, third", "LoRA, time of third"),
+    Question("half above the lowest eighth − LoRA, equal time", "above an eighth, half", "LoRA, time above an eighth"),
+    Question("half above the lowest quarter − LoRA, equal time", "above a quarter, half", "LoRA, time above a quarter"),
     Question("focused half − even half", "focused, half", "even, half"),
     Question("focused half − random half that stays", "focused, half", "random fixed, half"),
     Question("focused half − the most important half anywhere", "focused, half", "top, half"),

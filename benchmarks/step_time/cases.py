@@ -35,6 +35,8 @@ class Case:
     """Tokens of a row of a probe batch where these are fewer, as of a `probe_dataset` of shorter rows."""
     kept: float = 1.0
     """The part of the layers that have adapters, evenly spread, with the rank of all moved to them."""
+    above: float = 0.0
+    """The lowest part of the depth that has none, where the backward ends."""
 
     @property
     def measures(self) -> bool:
@@ -44,7 +46,9 @@ class Case:
     @property
     def adapter(self) -> tuple[Any, ...] | None:
         """What has to be on the model: equal for cases that share adapters; None is nothing."""
-        return None if self.floor else (self.modules, self.dropout, self.precision == "bfloat16", self.kept)
+        if self.floor:
+            return None
+        return self.modules, self.dropout, self.precision == "bfloat16", self.kept, self.above
 
 
 ALL = {"selector": "all"}
@@ -53,11 +57,25 @@ RECOMPUTED = {**ALL, "recompute": "frozen"}
 """The same, with the blocks that have no adapters recomputed."""
 FAST: dict[str, Any] = {"dropout": 0.0, "liger": True}
 PARTS = {"half": 1 / 2, "third": 1 / 3, "quarter": 1 / 4}
+UPPER = {
+    "half above an eighth": (1 / 2, 1 / 8),
+    "half above a quarter": (1 / 2, 1 / 4),
+    "third above a quarter": (1 / 3, 1 / 4),
+    "all above a quarter": (3 / 4, 1 / 4),
+}
+"""Parts of the layers, all of them above the lowest part of the depth."""
 
 
 def focused(options: dict[str, Any] | None, name: str, **more: Any) -> tuple[Case, ...]:
     """A half, a third and a quarter of the layers; `name` has a place for the part's."""
     return tuple(Case(name.format(part), options, kept=kept, **more) for part, kept in PARTS.items())
+
+
+def upper(options: dict[str, Any] | None, name: str, **more: Any) -> tuple[Case, ...]:
+    """The parts of `UPPER`; `name` has a place for the part's."""
+    return tuple(
+        Case(name.format(part), options, kept=kept, above=above, **more) for part, (kept, above) in UPPER.items()
+    )
 
 
 SHORT: dict[str, Any] = {"dropout": 0.0, "precision": "bfloat16"}
@@ -124,6 +142,7 @@ GROUPS: dict[str, tuple[Case, ...]] = {
         *focused(ALL, "focused {}, Liger, no dropout", **FAST),
         *focused(RECOMPUTED, "focused {}, Liger, no dropout, recomputed", **FAST),
     ),
+    "focused-upper": upper(ALL, "focused {}, Liger, no dropout", **FAST),
     "focused-peft": focused(None, "focused {} in PEFT's step, Liger, no dropout", **FAST),
     "focused-autocast": focused(ALL, "focused {}, Liger, no dropout, autocast", precision="autocast", **FAST),
     "seven-liger": (Case("IST, Liger, seven modules, no dropout", {}, modules=SEVEN, dropout=0.0, liger=True),),

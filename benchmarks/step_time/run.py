@@ -161,7 +161,7 @@ def make_lora(base: Any, case: Case) -> Any:
         lora_alpha=64 / case.kept**0.5,
         lora_dropout=case.dropout,
         target_modules=list(case.modules),
-        layers_to_transform=kept_layers(base.config.num_hidden_layers, case.kept),
+        layers_to_transform=kept_layers(base.config.num_hidden_layers, case.kept, case.above),
         task_type="CAUSAL_LM",
     )
     model = peft.get_peft_model(base, config, autocast_adapter_dtype=case.precision != "bfloat16").train()
@@ -171,10 +171,12 @@ def make_lora(base: Any, case: Case) -> Any:
     return model
 
 
-def kept_layers(num_layers: int, kept: float) -> list[int] | None:
-    """The first layer of each equal part of the depth; None for all layers."""
-    num = max(1, round(kept * num_layers))
-    return None if num == num_layers else [part * num_layers // num for part in range(num)]
+def kept_layers(num_layers: int, kept: float, above: float = 0.0) -> list[int] | None:
+    """The first layer of each equal part of the depth, or of what is above its lowest part; None for all layers."""
+    num, lowest = max(1, round(kept * num_layers)), round(above * num_layers)
+    if num == num_layers:
+        return None
+    return [lowest + part * (num_layers - lowest) // num for part in range(num)]
 
 
 @contextmanager

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
+from .cases import PARTS, UPPER
+
 __all__ = ["LORA", "time_shares"]
 
 LORA = ("LoRA, Liger, no dropout", "LoRA in our step, Liger, no dropout")
@@ -23,5 +25,5 @@ def time_shares(result: Mapping[str, Any]) -> dict[str, float]:
     lora = min((found[name] for name in LORA if name in found), default=None)
     if lora is None:
         return {}
-    parts = {part: found.get(FOCUSED.format(part)) for part in ("half", "third", "quarter")}
+    parts = {part: found.get(FOCUSED.format(part)) for part in (*PARTS, *UPPER)}
     return {part: round(value / lora, 3) for part, value in parts.items() if value is not None}

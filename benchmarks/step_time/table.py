@@ -9,7 +9,9 @@ from statistics import median
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from cases import UPPER  # noqa: E402
 
 from pages import load_results, markdown, source, write_section  # noqa: E402
 
@@ -53,7 +55,7 @@ def focused_list(setting: str, compiled: str = "") -> dict[str, str]:
             f"focused {part} in PEFT's step, {setting}{compiled}": f"focused {part}, by PEFT{compiled}"
             for part in parts
         },
-        **{f"focused {part}, {setting}{compiled}": f"focused {part}, fused{compiled}" for part in parts},
+        **{f"focused {part}, {setting}{compiled}": f"focused {part}, fused{compiled}" for part in (*parts, *UPPER)},
         **{f"focused {part}, {setting}, recomputed": f"focused {part}, fused, recomputed" for part in parts},
     }
 
