@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from ist.step.fused import choice, modules, recorded
+
 BENCHMARKS = Path(__file__).parents[0]
 GIB = 2**30
 
@@ -104,6 +106,28 @@ def test_a_case_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest
     rows = run("step_time/run.py", arguments, tmp_path, monkeypatch, GROUPS={"plain": cases})["rows"]
     assert "beta=7" in rows["bad"]["error"]
     assert len(rows["LoRA"]["step_ms"]) == len(rows["floor"]["step_ms"]) == 1
+
+
+def test_few_rows_are_computed_in_each_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    original = recorded.recorded_lora_linear, recorded.RECORDED_ROWS, choice.in_kernels
+    monkeypatch.setattr(modules, "recorded_lora_linear", lambda *args: seen.append(args) or original[0](*args))
+    cases = load("step_time/cases.py", monkeypatch).few_rows("all", 1.0)
+    number = {}
+    for case in cases:
+        seen.clear()
+        arguments = "--size tiny --layers 2 --rows 1 --tokens 8 --rounds 1 --warm-steps 1 --groups plain"
+        rows = run("step_time/run.py", arguments, tmp_path, monkeypatch, GROUPS={"plain": (case,)})["rows"]
+        assert len(rows[case.name]["step_ms"]) == 1
+        number[case.name] = len(seen)
+    assert (recorded.RECORDED_ROWS, choice.in_kernels) == original[1:]
+    modules_of_steps = 2 * 5 * (1 + 10)
+    assert number == {
+        "all, PEFT's step": 0,
+        "all, recorded": modules_of_steps,
+        "all, function": 0,
+        "all, function without kernels": 0,
+    }
 
 
 def test_iterations_are_timed_lisa_among_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
