@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from ist.step.fused import choice, modules, recorded
+
 BENCHMARKS = Path(__file__).parents[0]
 GIB = 2**30
 
@@ -112,6 +114,28 @@ def test_what_is_kept_above_a_part_of_the_depth_is_spread_over_the_rest(monkeypa
     assert kept_layers(8, 0.5) == [0, 2, 4, 6]
     assert kept_layers(8, 0.5, 0.25) == [2, 3, 5, 6]
     assert kept_layers(32, 0.75, 0.25) == [*range(8, 32)]
+
+
+def test_few_rows_are_computed_in_each_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    original = recorded.recorded_lora_linear, recorded.RECORDED_ROWS, choice.in_kernels
+    monkeypatch.setattr(modules, "recorded_lora_linear", lambda *args: seen.append(args) or original[0](*args))
+    cases = load("step_time/cases.py", monkeypatch).few_rows("all", 1.0)
+    number = {}
+    for case in cases:
+        seen.clear()
+        arguments = "--size tiny --layers 2 --rows 1 --tokens 8 --rounds 1 --warm-steps 1 --groups plain"
+        rows = run("step_time/run.py", arguments, tmp_path, monkeypatch, GROUPS={"plain": (case,)})["rows"]
+        assert len(rows[case.name]["step_ms"]) == 1
+        number[case.name] = len(seen)
+    assert (recorded.RECORDED_ROWS, choice.in_kernels) == original[1:]
+    modules_of_steps = 2 * 5 * (1 + 10)
+    assert number == {
+        "all, PEFT's step": 0,
+        "all, recorded": modules_of_steps,
+        "all, function": 0,
+        "all, function without kernels": 0,
+    }
 
 
 def test_iterations_are_timed_lisa_among_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,8 @@ def main() -> None:
         for name in options.cases:
             try:
                 prepare(bench.base, CASES[name], done)
-                result["rows"][name] = busy(bench, CASES[name], options.steps, options.top)
+                with CASES[name].constants():
+                    result["rows"][name] = busy(bench, CASES[name], options.steps, options.top)
             except Exception as error:
                 result["rows"][name] = {"error": shorten(error)}
             print(name, {key: value for key, value in result["rows"][name].items() if key != "top"}, flush=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from harness import FIVE, SEVEN
+from ist.step.fused import choice, recorded
 
 __all__ = ["GROUPS", "Case"]
 
@@ -37,6 +41,19 @@ class Case:
     """The part of the layers that have adapters, evenly spread, with the rank of all moved to them."""
     above: float = 0.0
     """The lowest part of the depth that has none, where the backward ends."""
+
+    recorded_rows: int | None = None
+    """Up to how many rows autograd records an active module's operations; None is as the library has it."""
+    kernels: bool = True
+    """Whether kernels of the library's own serve where there are any."""
+
+    @contextmanager
+    def constants(self) -> Iterator[None]:
+        """Within the context the library has what the case says."""
+        rows = recorded.RECORDED_ROWS if self.recorded_rows is None else self.recorded_rows
+        in_kernels = choice.in_kernels if self.kernels else lambda *_: None
+        with patch.object(recorded, "RECORDED_ROWS", rows), patch.object(choice, "in_kernels", in_kernels):
+            yield
 
     @property
     def measures(self) -> bool:
@@ -93,6 +110,17 @@ def short(suffix: str = "", **more: Any) -> tuple[Case, ...]:
     )
 
 
+def few_rows(part: str, kept: float) -> tuple[Case, ...]:
+    """The ways to compute active modules without dropout, of which the library takes one by the number of rows."""
+    settings: dict[str, Any] = {**SHORT, "kept": kept}
+    return (
+        Case(f"{part}, PEFT's step", **settings),
+        Case(f"{part}, recorded", ALL, recorded_rows=2**31, **settings),
+        Case(f"{part}, function", ALL, recorded_rows=0, **settings),
+        Case(f"{part}, function without kernels", ALL, recorded_rows=0, kernels=False, **settings),
+    )
+
+
 GROUPS: dict[str, tuple[Case, ...]] = {
     "lora": (Case("LoRA"),),
     "plain": (
@@ -124,6 +152,8 @@ GROUPS: dict[str, tuple[Case, ...]] = {
         *short(),
         Case("focused quarter, bfloat16 adapters, no dropout, recomputed", RECOMPUTED, kept=1 / 4, **SHORT),
     ),
+    "few-rows": (*few_rows("quarter", 1 / 4), *few_rows("half", 1 / 2)),
+    "few-rows-all": few_rows("all", 1.0),
     "compiled-focused-short": (
         Case("floor, no dropout, compiled by layer", floor=True, dropout=0.0, compiled=True),
         *short(", compiled by layer", compiled=True),

@@ -247,7 +247,8 @@ def measure(bench: Bench, cases: tuple[Case, ...], options: Any, recorder: Recor
 def run_round(bench: Bench, case: Case, steps: int, figures: Figures, counts: bool) -> None:
     """A round, or the reason that there is none."""
     try:
-        bench.round(case, steps, figures if counts else None)
+        with case.constants():
+            bench.round(case, steps, figures if counts else None)
     except Exception as error:
         figures.error = shorten(error)
         print(case.name, traceback.format_exc(limit=-4), flush=True)

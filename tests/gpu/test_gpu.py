@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ist import SparseTuner
 from ist.probing.batched import batched_losses
 from ist.probing.suppression import can_skip_logits, candidate_losses
-from ist.step.fused import FusedLora
+from ist.step.fused import FusedLora, recorded
 from ist.step.fused.choice import products
 from ist.step.fused.function import lora_linear
 from ist.step.fused.precision import Split
@@ -195,9 +195,16 @@ def errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
     return [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
 
 
-@pytest.mark.parametrize("adapter_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
-def test_error_is_no_larger_than_that_of_peft(adapter_dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("adapter_dtype", "recorded_rows"),
+    [(torch.float32, 2048), (torch.bfloat16, 2048), (torch.bfloat16, 0)],
+    ids=["float32", "bf16", "bf16 in kernels"],
+)
+def test_error_is_no_larger_than_that_of_peft(
+    adapter_dtype: torch.dtype, recorded_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At sizes of a real model, for a response that is a twentieth of the output: see benchmarks/LOG.md for larger."""
+    monkeypatch.setattr(recorded, "RECORDED_ROWS", recorded_rows)
     found = module(adapter_dtype, width=2048, out=1536)
     for name, parameter in found.named_parameters():
         if "lora_B" in name:
@@ -379,6 +386,45 @@ def test_an_active_module_launches_few_kernels() -> None:
     own = [name for name in names if any(kind in name for kind in ("down_kernel", "up_kernel", "grad_kernel"))]
     assert len(own) == 6
     assert len(names) <= 12, names  # with the two products of the module itself, and the sum of dx
+
+
+def launched(found: Any) -> int:
+    """How many kernels a forward and its backward take, once everything is compiled."""
+    x, dy = torch.randn(4, 64, 512, device="cuda").bfloat16().requires_grad_(), torch.randn(4, 64, 384, device="cuda")
+    found(x).backward(dy.bfloat16())
+    found.zero_grad()
+    x.grad = None
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        found(x).backward(dy.bfloat16())
+    return sum(event.device_type != DeviceType.CPU for event in profiled.events() or ())
+
+
+def test_of_few_rows_an_active_module_launches_no_more_kernels_than_peft() -> None:
+    pefts, ours = module(torch.bfloat16), module(torch.bfloat16)
+    FusedLora(ours, nullcontext())
+    assert launched(ours) <= launched(pefts)
+
+
+def test_of_few_rows_no_more_is_kept_than_by_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    for rows in (0, 2048):
+        monkeypatch.setattr(recorded, "RECORDED_ROWS", rows)
+        model = llama()
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.bfloat16()
+        before = after = 0
+        with SparseTuner(model, selector="all") as tuner:
+            for _ in range(2):  # The first one also fills what libraries keep.
+                tuner.begin_step()
+                before = torch.cuda.memory_allocated()
+                loss = model(**batches(1)[0], use_cache=False).loss
+                after = torch.cuda.memory_allocated()
+                loss.backward()
+                model.zero_grad()
+                tuner.end_step()
+        held.append(after - before)
+    assert held[1] <= held[0]
 
 
 def test_training_of_float32_adapters_is_that_of_peft() -> None:

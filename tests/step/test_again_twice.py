@@ -14,10 +14,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from ist.step.fused import FusedLora, again
+from ist.step.fused import FusedLora, again, recorded
 
 SHAPE = (2, 3)
 WIDE = 5
+WAYS = pytest.mark.parametrize("recorded_rows", [0, 2048], ids=["one function", "autograd's operations"])
 
 
 class Swiglu(torch.autograd.Function):
@@ -109,7 +110,11 @@ def gradients(model: Any, names: tuple[str, ...], retain_last: bool) -> list[lis
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("product", [plain, liger])
-def test_gradients_in_any_order(product: Any, dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@WAYS
+def test_gradients_in_any_order(
+    product: Any, dropout: float, recorded_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorded, "RECORDED_ROWS", recorded_rows)
     monkeypatch.setitem(again.RECIPES, "SwigluBackward", again.gated)
     model, fused = make(product, dropout)
     for names, retain_last in itertools.product(ORDERS, (False, True)):
@@ -120,7 +125,11 @@ def test_gradients_in_any_order(product: Any, dropout: float, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("product", [plain, liger])
-def test_a_graph_that_was_freed_is_an_error_as_with_peft(product: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@WAYS
+def test_a_graph_that_was_freed_is_an_error_as_with_peft(
+    product: Any, recorded_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorded, "RECORDED_ROWS", recorded_rows)
     monkeypatch.setitem(again.RECIPES, "SwigluBackward", again.gated)
     for model in make(product, 0.0):
         loss = model(torch.randn(*SHAPE, 4)).sum()
@@ -129,8 +138,10 @@ def test_a_graph_that_was_freed_is_an_error_as_with_peft(product: Any, monkeypat
             torch.autograd.grad(loss, a_of(model))
 
 
-def test_a_forward_without_a_backward_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@WAYS
+def test_a_forward_without_a_backward_leaves_nothing(recorded_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even until the garbage collector comes."""
+    monkeypatch.setattr(recorded, "RECORDED_ROWS", recorded_rows)
     monkeypatch.setitem(again.RECIPES, "SwigluBackward", again.gated)
     _, fused = make(liger, 0.0)
     kept: list[Any] = []
