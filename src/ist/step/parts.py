@@ -57,9 +57,10 @@ class StepParts:
         self.interruption = Interruption(view.model, on_interruption)
         """Whether the training that began the step is over."""
         frozen_check = FrozenCheck(view)  # Its hooks come before the boundary's, which end the step.
-        self.boundary = Boundary(view.layers, on_update, self.interruption.updated)
+        own = (parameter for layer in view.layers for parameter in layer.parameters)
+        self.boundary = Boundary(own, on_update, self.interruption.updated)
         """Whether the optimizer has stepped."""
-        self.skipped = SkippedSteps(view.layers, self.boundary)
+        self.skipped = SkippedSteps(view, self.boundary)
         """How many steps in a row a GradScaler has skipped."""
         self.tied_outputs = TiedOutputs(view.model, self.activation.frozen_parameters)
         """What DDP reduces."""
