@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 import torch.optim.optimizer as optimizers
+from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from ist import IST, SparseTuner, last_checkpoint
