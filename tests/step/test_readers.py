@@ -228,10 +228,10 @@ def test_a_gate_without_a_gradient_is_no_score(forward: Callable[..., Tensor], r
         layers = view_model(model, None, "adapters").layers
         return gate_scores(model, layers, tiny_batches(2), model_loss)
 
-    mlps = {"target_modules": ["up_proj", "down_proj"]}
-    model = replace_mlps(tiny_lora(**mlps), forward)
+    mlps = ["up_proj", "down_proj"]
+    model = replace_mlps(tiny_lora(target_modules=mlps), forward)
     if refused:
         with pytest.raises(UnsuppressedError, match=REFUSED):
             scores(model)
     else:
-        assert scores(model) == pytest.approx(scores(tiny_lora(**mlps)), rel=1e-4)
+        assert scores(model) == pytest.approx(scores(tiny_lora(target_modules=mlps)), rel=1e-4)

@@ -62,9 +62,16 @@ def gate_scores(
             with scaled_layers(list(zip(layers, gates, strict=True))):
                 loss = loss_function(model, to_device(batch, device))
             check_scalar(loss)
+            if not loss.requires_grad:
+                check_gates(layers, gates)
             loss.backward()
+    check_gates(layers, gates)
+    return [-(1 - BETA) * (0.0 if gate.grad is None else gate.grad.item()) / len(batches) for gate in gates]
+
+
+def check_gates(layers: Sequence[Layer], gates: Sequence[torch.Tensor]) -> None:
+    """Raise UnsuppressedError where a gate has no gradient since a kernel takes the factor for a constant."""
     for layer, gate in zip(layers, gates, strict=True):
-        if gate.grad is None:  # A kernel may take the factor for a constant.
+        if gate.grad is None:
             for adapter in layer.adapters.values():
                 check_not_read(layer, adapter)
-    return [-(1 - BETA) * (0.0 if gate.grad is None else gate.grad.item()) / len(batches) for gate in gates]
