@@ -19,7 +19,7 @@ from ..config import Suppression
 from . import adapterhub
 from .blending import blend
 
-__all__ = ["has_exact_factor", "response_factors", "scaled_response"]
+__all__ = ["active_names", "has_exact_factor", "response_factors", "scaled_response"]
 
 
 @contextmanager

@@ -40,7 +40,8 @@ class Boundary(Part):
         self.num_outcomes = 0
         """Updates and skipped steps so far."""
         self._own = {id(parameter) for parameter in parameters}
-        self._known: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]] = weakref.WeakKeyDictionary()
+        """Of each optimizer, its number of groups when they were last looked through, and whether they hold one."""
         notice = weakref.WeakMethod(self._notice)
         self._on_update = on_update and weakref.WeakMethod(on_update)
         self._on_step = on_step and weakref.WeakMethod(on_step)
@@ -81,10 +82,12 @@ class Boundary(Part):
 
     def _holds(self, optimizer: Any) -> bool:
         """Whether an optimizer holds one of the parameters."""
-        if optimizer not in self._known:
-            held = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
-            self._known[optimizer] = any(map(self._own.__contains__, held))
-        return self._known[optimizer]
+        groups = optimizer.param_groups
+        num, holds = self._known.get(optimizer, (0, False))
+        if num != len(groups):
+            holds = any(id(parameter) in self._own for group in groups for parameter in group["params"])
+            self._known[optimizer] = len(groups), holds
+        return holds
 
 
 def has_skipped(optimizer: Any) -> bool:
