@@ -64,7 +64,7 @@ def test_another_optimizer_takes_the_place_of_the_first(way: str) -> None:
     """Its moments are forgotten as those of the first were."""
     model, tuner = make(optimizer_state="reset")
     for optimizer in (torch.optim.AdamW(trainable(model)), torch.optim.AdamW(trainable(model))):
-        active: tuple[int, ...] = ()
+        active: tuple[int, ...] = (0,)
         for _ in range(6):
             active = whole_step(model, tuner, optimizer, way)
         own = {id(parameter) for parameter in tuner.layers[active[0]].parameters}
