@@ -1,8 +1,8 @@
 """Why FSDP2's backward must gather nothing that it does not get to: PyTorch's own stream passes over CUDA's events.
 
 At the end of a backward FSDP2 calls `torch.accelerator.current_stream().wait_event(event)` for a gather that nobody
-came to use (`FSDPParamGroup.finalize_backward`, of a mistargeted prefetch). The event is a `torch.cuda.Event`, the stream a
-`torch.Stream`, and the buffer is given back at once. `ist.step.prefetch` leaves no such gather.
+came to use (`FSDPParamGroup.finalize_backward`, of a mistargeted prefetch). The event is a `torch.cuda.Event`, the
+stream a `torch.Stream`, and the buffer is given back at once. `ist.step.prefetch` leaves no such gather.
 """
 
 from __future__ import annotations
