@@ -138,7 +138,7 @@ class Pool:
             process.join(GRACE)
         for process, *_ in [*self._busy.values(), *self._idle]:
             process.kill()
-            process.join()
+            process.join(GRACE)
         self._idle, self._busy = [], {}
 
     def _discard(self, process: Any, connection: Connection, place: int) -> None:

@@ -144,6 +144,9 @@ def test_the_class_of_scalers_is_wrapped_once_and_steps_as_before() -> None:
     loop.run(1)
     assert [tuner._parts.boundary.num_skipped for tuner in tuners] == [1, 0]
     tuners[0].close()
+    bare = SimpleNamespace(_step_supports_amp_scaling=True, step=lambda grad_scaler=None: 5.0)
+    with pytest.warns(FutureWarning, match="GradScaler is going to stop passing itself"):
+        assert loop.scaler.step(bare) == 5.0
     with pytest.raises(AssertionError, match="No inf checks were recorded"):
         loop.scaled_update(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]), 0)
 

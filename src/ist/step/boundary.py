@@ -60,7 +60,7 @@ class Boundary(Part):
 
     def not_updated(self, optimizer: Any) -> None:
         """A step of an optimizer was skipped."""
-        if self._holds(optimizer):
+        if hasattr(optimizer, "param_groups") and self._holds(optimizer):  # A scaler steps whatever has a `step`.
             self.num_skipped += 1
             self.num_outcomes += 1
 
