@@ -18,10 +18,13 @@ from typing import Any
 
 from commit import versions
 
-from .forking import LIBRARIES, start_method
+from .forking import GRACE, LIBRARIES, end, start_method
 from .plan import WHOLE
 
-__all__ = ["Home", "Inline", "Pool"]
+__all__ = ["KILLED", "Home", "Inline", "Pool"]
+
+KILLED = "the process ended with status -9"
+"""The error of a training whose process was killed, which is not the training's own fault."""
 
 Training = Mapping[str, Any]
 
@@ -111,8 +114,10 @@ class Pool:
                 line = connection.recv()
                 self._device = line["device"]
             except (EOFError, OSError):
-                process.join()
-                error = f"the process ended with status {process.exitcode}"
+                status = end(process)
+                error = (
+                    "the process hung when it ended" if status is None else f"the process ended with status {status}"
+                )
                 line = {**training, "error": error, "wall_seconds": round(time.perf_counter() - begin, 2)}
                 line.update(origin(self._home, self._device))
             if "error" in line:
@@ -130,18 +135,17 @@ class Pool:
         """End all processes, also those at work: their trainings leave nothing behind."""
         for process, connection, _ in self._idle:
             connection.close()
-            process.join(10)
+            process.join(GRACE)
         for process, *_ in [*self._busy.values(), *self._idle]:
             process.kill()
-            process.join()
+            process.join(GRACE)
         self._idle, self._busy = [], {}
 
     def _discard(self, process: Any, connection: Connection, place: int) -> None:
         """End a process that nothing can be given to any more; another takes its place when it is needed."""
         self._compiled.pop(connection, None)
         connection.close()
-        process.join(10)
-        process.kill()
+        end(process)
         self._places.append(place)
 
     def _launch(self) -> tuple[Any, Connection, int]:

@@ -169,12 +169,35 @@ def load_plans(options: argparse.Namespace) -> list[Plan]:
     return plans
 
 
+def read_seeds(seeds: Sequence[int] | None, plans: Sequence[Plan]) -> frozenset[int] | None:
+    """The seeds that `--seeds` names; None without it.
+
+    Raises:
+        ValueError: one is named twice, or no plan has it.
+    """
+    if seeds is None:
+        return None
+    known = sorted({seed for plan in plans for seed in plan.get("seeds", [0])})
+    if unknown := [seed for seed in dict.fromkeys(seeds) if seed not in known]:
+        raise ValueError(f"The plans have no seed {listed(unknown)}: give --seeds of {listed(known)}.")
+    if twice := [seed for seed in dict.fromkeys(seeds) if list(seeds).count(seed) > 1]:
+        raise ValueError(f"--seeds names {listed(twice)} more than once: give each seed once.")
+    return frozenset(seeds)
+
+
+def listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is left; 0 where nothing is."""
     begin = time.monotonic()
     options = parse(arguments)
-    plans = load_plans(options)
-    part = Part(None if options.seeds is None else frozenset(options.seeds), read_share(options.share))
+    try:
+        plans = load_plans(options)
+        part = Part(read_seeds(options.seeds, plans), read_share(options.share))
+    except ValueError as error:
+        sys.exit(str(error))
     files = [file for folder in options.results for file in sorted(folder.glob("*.jsonl"))]
     name = options.name or Path(options.model).name
     lines = read_lines([*files, *([options.output] if options.output.is_file() else [])], name)

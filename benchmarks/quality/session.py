@@ -12,13 +12,15 @@ from typing import Any
 from .memory import Memory
 from .part import Part
 from .plan import Expansion, Training, expand
-from .pool import Inline, Pool
+from .pool import KILLED, Inline, Pool
 
 __all__ = ["KINDS", "Plan", "Session", "expand_all", "finite"]
 
 Plan = dict[str, Any]
 KINDS = ("importance", "speed", "training")
 NO_MEMORY = "OutOfMemoryError"
+MOST_KILLED = 3
+"""So often a training whose process was killed is tried again in one call."""
 ALIKE = 5
 """So many trainings that fail alike, and none that succeeds, end a call: the reason is then not the trainings'."""
 
@@ -77,6 +79,8 @@ class Session:
         beside its steps."""
         self.works = False
         """Whether a training has succeeded."""
+        self.num_killed: dict[str, int] = {}
+        """How often the process of a training was killed, by its id."""
         self.failed: list[dict[str, Any]] = []
         """Lines of failed trainings, which are not in the file while none has succeeded."""
 
@@ -98,13 +102,15 @@ class Session:
                 return
             for line in self.pool.collect(min(5.0, self.limit - self.elapsed)):
                 self.alone = False
-                if self.pool.running and line.get("error", "").startswith(NO_MEMORY):
-                    self.pool.shrink()
-                    print(
-                        f"{self.elapsed:5.0f} s  {line['id']}  no memory: put back, with one process less", flush=True
-                    )
-                else:
+                if not self.put_back(line):
                     self.write(line)
+            if len(self.left_alone()) >= ALIKE and not self.works:
+                print(
+                    f"stopped: the processes of {len(self.left_alone())} trainings were killed again and again and "
+                    "none succeeded: free memory of this host, or give fewer --processes, and call again",
+                    flush=True,
+                )
+                return
             if alike := self.failed_alike():
                 self.failed = [line for line in self.failed if line not in alike]
                 for line in alike:
@@ -115,6 +121,30 @@ class Session:
                     flush=True,
                 )
                 return
+
+    def put_back(self, line: Mapping[str, Any]) -> bool:
+        """Whether a training failed for a reason that is not its own, so that it is tried again and has no line: for
+        want of the device's memory beside others, or since its process was killed, as a host does that has no memory.
+        From then on there is one process less.
+        """
+        error = line.get("error", "")
+        if error == KILLED:
+            num = self.num_killed[line["id"]] = self.num_killed.get(line["id"], 0) + 1
+            said = "its process was killed: "
+            said += "put back" if num <= MOST_KILLED else f"{num} times, and is left for the next call"
+        elif self.pool.running and error.startswith(NO_MEMORY):
+            said = "no memory: put back"
+        else:
+            return False
+        if self.pool.num_free + len(self.pool.running) > 1:
+            self.pool.shrink()
+            said += ", with one process less"
+        print(f"{self.elapsed:5.0f} s  {line['id']}  {said}", flush=True)
+        return True
+
+    def left_alone(self) -> set[str]:
+        """The ids of trainings whose process was killed too often in this call."""
+        return {name for name, num in self.num_killed.items() if num > MOST_KILLED}
 
     def failed_alike(self) -> list[dict[str, Any]]:
         """The lines of the failures that end the call, of which the trainings are not the reason: too many with one
@@ -136,7 +166,7 @@ class Session:
 
     def left(self) -> list[Training]:
         """What can be started now."""
-        running = {training["id"] for training in self.pool.running}
+        running = {training["id"] for training in self.pool.running} | self.left_alone()
         trainings = expand_all(self.plans, self.lines, self.num_rows, self.part).trainings
         left = [t for t in trainings if t["id"] not in self.lines and t["id"] not in running]
         return [t for t in left if t["kind"] in self.kinds]

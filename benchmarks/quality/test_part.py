@@ -142,3 +142,21 @@ def test_a_call_starts_its_share_alone(tmp_path: Path) -> None:
         assert pool.begun
         begun.append({t["id"] for t in pool.begun})
     assert not begun[0] & begun[1]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        (["7"], "The plans have no seed 7: give --seeds of 0, 1, 2."),
+        (["0", "-1", "5", "5"], "The plans have no seed -1, 5: give --seeds of 0, 1, 2."),
+        (["2", "0", "2"], "--seeds names 2 more than once: give each seed once."),
+    ],
+)
+def test_seeds_that_are_no_seeds_of_the_plans(seeds: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text(json.dumps(PLAN))
+    call = [str(tmp_path / "one.yaml"), "--model", "m", "--data", "d", "--output", "o", "--seeds", *seeds]
+    with pytest.raises(SystemExit) as caught:
+        run.main(call)
+    assert caught.value.code == message
+    assert run.read_seeds(None, [PLAN]) is None
+    assert run.read_seeds([2, 0], [PLAN, {**PLAN, "seeds": [3]}]) == {0, 2}

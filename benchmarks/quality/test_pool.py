@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ PATH = [*sys.path]
 sys.path.insert(0, str(BENCHMARKS))
 
 from quality import plan, pool, session, tasks  # noqa: E402
-from quality.forking import LIBRARIES  # noqa: E402
+from quality.forking import LIBRARIES, end, start_method  # noqa: E402
 
 sys.path[:] = PATH  # as other tests expect it
 
@@ -103,6 +104,8 @@ def test_libraries_to_fork_from_do_not_initialise_cuda(modules: list[str], fault
         (("quality.plan", "poison"), "spawn False", "importing the libraries before has initialised CUDA"),
         (("quality.plan", "deadly"), "spawn False", "the first one ended with status 3"),
         (("no_such_module", "quality.plan"), "forkserver True", ""),
+        (("broken", "quality.plan"), "spawn False", "the process that imports the libraries before has ended"),
+        (("quality.plan", "silent"), "spawn False", "this release of PyTorch does not say whether"),
     ],
 )
 def test_processes_are_forked_where_they_can_be(
@@ -110,6 +113,8 @@ def test_processes_are_forked_where_they_can_be(
 ) -> None:
     (tmp_path / "poison.py").write_text(POISON)
     (tmp_path / "deadly.py").write_text("import os\nos.register_at_fork(after_in_child=lambda: os._exit(3))\n")
+    (tmp_path / "broken.py").write_text("raise RuntimeError('no driver')\n")
+    (tmp_path / "silent.py").write_text("import torch\ndel torch.cuda._is_in_bad_fork\n")
     done = python(STARTED, tmp_path, *libraries)
     *said, last = done.stdout.splitlines()
     assert last == started, done.stderr
@@ -140,7 +145,7 @@ class Killing(pool.Pool):
         process.join()
 
 
-def test_a_killed_process_is_one_failed_training(
+def test_what_a_killed_process_trained_is_trained_again(
     home: pool.Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])  # which the processes inherit
@@ -155,16 +160,41 @@ def test_a_killed_process_is_one_failed_training(
     assert len({*killing.pids}) == 3, "a new process after each that was killed"
     written = [json.loads(text) for text in out.read_text().splitlines()]
     assert [line["id"] for line in written] == [*lines]
-    dead, *good = written
-    assert dead["error"] == "the process ended with status -9"
-    assert len(good) == 3
-    assert not any("error" in line for line in good), "one that is killed between two trainings costs none"
-    assert {*good[0]} - {*dead} <= {
-        *("train_seconds", "curve", "test", "rows", "peak_memory_bytes", "compiled", "trainable"),
-    }
-    assert 0 < dead["wall_seconds"] < 200
-    assert dead["model"] == "tiny"
-    assert "  the process ended with status -9\n" in capsys.readouterr().out
+    assert len(written) == 4
+    assert not any("error" in line for line in written)
+    assert {line["model"] for line in written} == {"tiny"}
+    assert capsys.readouterr().out.count("its process was killed: put back\n") == 1, "there is no process less than one"
+
+
+class Dying(pool.Pool):
+    """A pool whose processes end by themselves, with a status."""
+
+    status = 7
+
+    def _launch(self) -> Any:
+        self._context = self._context or start_method(())
+        here, there = self._context.Pipe()
+        process = self._context.Process(target=os._exit, args=(self.status,))
+        process.start()
+        there.close()
+        return process, here, self._places.pop(0)
+
+
+def test_a_process_that_ends_by_itself_is_a_failed_training(home: pool.Home) -> None:
+    dying = Dying(1, home)
+    (training, *_) = plan.expand(PLAN, {}, {}).trainings
+    dying.start(training)
+    (line,) = dying.collect(200)
+    dying.close()
+    assert line["error"] == "the process ended with status 7"
+    assert dying.num_free == 1
+
+
+def test_a_process_that_hangs_when_it_ends_is_killed() -> None:
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(10_000,), daemon=True)
+    process.start()
+    assert end(process, 0.1) is None
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_a_pool_whose_processes_cannot_be_forked_trains(home: pool.Home, tmp_path: Path) -> None:

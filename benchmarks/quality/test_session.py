@@ -181,3 +181,61 @@ def test_failures_of_one_method_are_its_own(
         again: Any = Pool(1)
         session.Session([wanted], again, lines, out, {}, 60, 60, time.monotonic()).run()
         assert again.begun == [], "what failed by its own fault is not tried again"
+
+
+class Killed(Pool):
+    """One of whose processes the host kills some: each time that so many run, or a training's first so many times."""
+
+    def __init__(self, num: int, beside: int = 99, times: dict[str, int] | None = None) -> None:
+        super().__init__(num)
+        self.beside, self.times = beside, times or {}
+
+    def collect(self, seconds: float) -> list[dict[str, Any]]:
+        crowded = len(self.running) >= self.beside
+        (line,) = super().collect(seconds)
+        left = self.times.get(line["method"], 0)
+        self.times[line["method"]] = max(0, left - 1)
+        return [{**line, "error": pool.KILLED, "curve": []} if crowded or left else line]
+
+    def shrink(self) -> None:
+        self.num -= 1
+
+
+def test_what_a_host_without_memory_kills_is_put_back_with_one_process_less(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    some: Any = Killed(4, beside=3)
+    lines = go([plan_of()], some, out)
+    assert some.num == 2
+    assert len(lines) == len(out.read_text().splitlines()) == 10
+    assert not any("error" in line for line in lines.values())
+    assert capsys.readouterr().out.count("its process was killed: put back, with one process less\n") == 2
+
+
+@pytest.mark.parametrize(("times", "left"), [(session.MOST_KILLED, 0), (session.MOST_KILLED + 1, 1)])
+def test_a_training_that_is_killed_again_and_again_is_left_for_the_next_call(
+    times: int, left: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    wanted = plan_of(methods={"LoRA": {"selector": "all"}, "other": {"selector": "all"}}, rates=[1e-3], seeds=[0])
+    some: Any = Killed(1, times={"LoRA": times})
+    lines = go([wanted], some, out)
+    assert some.num == 1
+    assert len(lines) == len(out.read_text().splitlines()) == 4 - left
+    assert capsys.readouterr().out.count(f"{times} times, and is left for the next call\n") == left
+    again: Any = Pool(1)
+    session.Session([wanted], again, lines, out, {}, 60, 60, time.monotonic()).run()
+    assert len(again.begun) == left
+
+
+def test_a_call_whose_every_training_is_killed_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.jsonl"
+    wanted = plan_of(methods={"LoRA": {"selector": "all"}}, rates=[1e-3, 2e-3, 4e-3])
+    some: Any = Killed(2, beside=1)
+    assert go([wanted], some, out) == {}
+    assert not out.exists()
+    assert len(some.begun) <= session.ALIKE * (session.MOST_KILLED + 1) + 1
+    assert (
+        capsys.readouterr().out.splitlines()[-1].startswith("stopped: the processes of 5 trainings were killed again")
+    )

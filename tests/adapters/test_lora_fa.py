@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from peft.optimizers import create_lorafa_optimizer
 
 from ist import SparseTuner
 from ist.adapters.lora_fa import pair_name
-from tests.helpers.tiny import layer_of, moved_layers, snapshot, tiny_batches, tiny_lora
+from tests.helpers.tiny import layer_of, moved_layers, snapshot, tiny_batches, tiny_lora, traces
 
 
 def make_optimizer(model: Any) -> torch.optim.Optimizer:
@@ -87,3 +88,26 @@ def test_groups_are_whole_after_a_step_and_after_one_that_raised() -> None:
 )
 def test_what_makes_a_pair(name: str, expected: str) -> None:
     assert pair_name(name) == expected
+
+
+def test_a_tuner_that_is_dropped_in_a_step_leaves_the_optimizer_and_the_model_as_they_were() -> None:
+    """Nobody closed it, and the optimizer lives on."""
+    model = tiny_lora()
+    optimizer = make_optimizer(model)
+    before = traces(model)
+    names = list(optimizer.param_groups[0]["names"])
+    tuner = SparseTuner(model, num_active_layers=1, probe_batches=tiny_batches(1))
+    tuner.attach_optimizer(optimizer)
+    tuner.begin_step()
+
+    def fail() -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        optimizer.step(fail)  # type: ignore[arg-type]
+    del tuner
+    gc.collect()
+    assert optimizer.param_groups[0]["names"] == names
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    assert traces(model) == before

@@ -39,3 +39,20 @@ def test_a_gradient_that_ends_between_two_layers(engine: str, said: list[dict[st
     seen = [errors[f"gradient:{engine}"] for errors in said]
     assert all(line.startswith("The gradient ends ") and "\n" not in line for line in seen), seen
     assert any("layers.1" in line and "layers.0" in line for line in seen)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_a_grad_scaler_that_skips_every_step_stops_all_ranks_at_one_step(
+    engine: str, said: list[dict[str, str]]
+) -> None:
+    """Also one that holds nothing of a tensor."""
+    first, second = (errors[f"skipped:{engine}"] for errors in said)
+    assert first == second
+    assert first.startswith(
+        "50 steps: The gradients were NaN or infinite in the last 50 steps, which the GradScaler has"
+    )
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_micro_batches_that_are_not_synchronised_are_no_skipped_steps(engine: str, said: list[dict[str, str]]) -> None:
+    assert [errors[f"accumulated:{engine}"] for errors in said] == ["2 steps, 0 warnings"] * 2

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.optim.optimizer as optimizers
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from ist import IST, SparseTuner, last_checkpoint
-from ist.integrations.finite import FiniteWeightsCallback, checked_weights
+from ist.integrations.finite import FiniteWeightsCallback
 from ist.step.finite import CHECK_INTERVAL, NotFiniteError, all_finite
+from ist.step.scaling import listeners
 from tests.helpers.tiny import cycle, tiny_batches, tiny_lora, traces, trainable
 from tests.helpers.trainers import make_trainer
 
@@ -111,7 +114,7 @@ class WithoutIST(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         (watch,) = (c for c in self.callback_handler.callbacks if isinstance(c, FiniteWeightsCallback))
-        with checked_weights(self, watch.check):
+        with watch.watching(self):
             return super().train(*args, **kwargs)
 
 
@@ -170,3 +173,42 @@ def test_a_trainer_stops_at_a_log_at_its_end_or_from_time_to_time(
     with pytest.raises(NotFiniteError, match=r"They were not saved\.$"):
         trainer.train()
     assert trainer.state.global_step == step
+
+
+class Interrupted(TrainerCallback):
+    """Ends a training in its second step, or after it."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.how in ("an error", "Ctrl-C") and state.global_step == 2:
+            raise KeyboardInterrupt if self.how == "Ctrl-C" else OSError
+
+
+def hooks_of(optimizer: Any) -> list[int]:
+    """How many hooks are on an optimizer, and on all optimizers."""
+    own = getattr(optimizer, "optimizer", optimizer)
+    kinds = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_optimizer_state_dict_pre_hooks")
+    everywhere = (optimizers._global_optimizer_pre_hooks, optimizers._global_optimizer_post_hooks)
+    return [*(len(getattr(own, kind)) for kind in kinds), *map(len, everywhere)]
+
+
+@pytest.mark.parametrize("how", ["regularly", "an error", "Ctrl-C", "NaN"])
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_nothing_stays_on_optimizers_or_the_model_after_any_end(name: str, how: str, tmp_path: Path) -> None:
+    """The Trainer lives on, as a traceback keeps it."""
+    model = tiny_lora()
+    before, hooks = traces(model), hooks_of(torch.optim.SGD(trainable(model)))
+    options: dict[str, Any] = {"learning_rate": 1e38, "max_grad_norm": 0.0, "optim": "sgd"} if how == "NaN" else {}
+    trainer = make_trainer(tmp_path, CALLBACKS[name](), Interrupted(how), model=model, max_steps=4, **options)
+    if name == "none":
+        trainer.__class__ = WithoutIST
+    listening = len(listeners)
+    with suppress(KeyboardInterrupt, OSError, NotFiniteError):
+        trainer.train()
+    assert trainer.state.global_step == (4 if how == "regularly" else 3 if how == "NaN" else 2)
+    assert hooks_of(trainer.optimizer) == hooks
+    assert len(listeners) == listening
+    assert traces(model) == before
+    assert "_save_checkpoint" not in vars(trainer)

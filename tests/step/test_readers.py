@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import pytest
 import torch
+from peft import OFTConfig, get_peft_model
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from ist import SparseTuner
+from ist import IST, SparseTuner
 from ist.adapters.view import view_model
+from ist.probing.suppression import UnsuppressedError, candidate_losses, model_loss
+from ist.probing.trained import gate_scores
 from ist.step.readers import adapter_readers
-from tests.helpers.tiny import checkpoint_activations, layer_of, tiny_batches, tiny_lora, traces, trainable
+from tests.helpers.tiny import (
+    checkpoint_activations,
+    layer_of,
+    tiny_batches,
+    tiny_llama,
+    tiny_lora,
+    traces,
+    trainable,
+)
+from tests.helpers.trainers import make_trainer
 
 ACTIVE = (1, 2)
 
@@ -110,3 +124,114 @@ def test_a_forward_that_holds_no_adapter_or_is_the_classes_own_costs_nothing() -
         block.input_layernorm.forward = MethodType(type(block.input_layernorm).forward, block.input_layernorm)
         block.post_attention_layernorm.forward = partial(reading_mlp, block)
     assert not any(adapter_readers(layer) for layer in view_model(model, None, "adapters").layers)
+
+
+def adapted(method: str) -> Any:
+    """A tiny Llama with adapters, of which only LoRA's have a factor that their response is proportional to."""
+    if method in ("lora", "dora"):
+        return tiny_lora(use_dora=method == "dora")
+    config = OFTConfig(oft_block_size=4, target_modules=["up_proj", "down_proj"], init_weights=False)
+    return get_peft_model(tiny_llama(), config)
+
+
+def reading_any(module: Any, x: Tensor) -> Tensor:
+    """An MLP that computes with what the adapters hold, in some way, and calls none of them."""
+
+    def one(part: Any, value: Tensor) -> Tensor:
+        own = sum(weight.float().mean() for weight in part.parameters() if weight.requires_grad)
+        return part.base_layer(value) * (1 + own)
+
+    return one(module.down_proj, module.act_fn(module.gate_proj(x)) * one(module.up_proj, x))
+
+
+def calling_mlp(module: Any, x: Tensor) -> Tensor:
+    """An MLP of a user's own, which calls its adapters."""
+    return module.down_proj(module.act_fn(module.gate_proj(x)) * module.up_proj(x))
+
+
+def replace_mlps(model: Any, forward: Callable[..., Tensor]) -> Any:
+    for block in model.get_base_model().model.layers:
+        block.mlp.forward = MethodType(forward, block.mlp)
+    return model
+
+
+CANDIDATES = [(0, 1), (1, 3), (0, 1, 2, 3)]
+REFUSED = r"The forward of a LlamaMLP in \S+layers\.\d was replaced by one that reads the weights of its adapters"
+
+
+def measured(model: Any, suppression: Any = "response") -> Tensor:
+    layers = view_model(model, None, "adapters").layers
+    return candidate_losses(model, layers, CANDIDATES, tiny_batches(1)[0], 0.25, suppression=suppression)
+
+
+def test_the_factor_of_lora_is_read_and_so_suppresses() -> None:
+    torch.testing.assert_close(measured(replace_mlps(adapted("lora"), reading_mlp)), measured(adapted("lora")))
+
+
+@pytest.mark.parametrize("method", ["dora", "oft"])
+def test_what_has_no_factor_and_is_not_called_is_not_measured(method: str) -> None:
+    model = replace_mlps(adapted(method), reading_any)
+    before = traces(model)
+    with pytest.raises(UnsuppressedError, match=REFUSED) as caught:
+        measured(model)
+    assert "\n" not in str(caught.value)
+    assert traces(model) == before
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "oft"])
+def test_a_replaced_forward_that_calls_its_adapters_is_measured(method: str) -> None:
+    assert torch.equal(measured(replace_mlps(adapted(method), calling_mlp)), measured(adapted(method)))
+
+
+def test_a_factor_that_is_scaled_as_the_authors_do_needs_no_call() -> None:
+    losses = measured(replace_mlps(adapted("dora"), reading_mlp), "scaling")
+    assert len({round(loss, 6) for loss in losses.tolist()}) == len(CANDIDATES)
+
+
+@pytest.mark.parametrize("method", ["dora", "oft"])
+def test_a_loop_is_told_at_its_first_measurement_and_trains_without_one(method: str) -> None:
+    for selector, options in {"random": {}, "ist": {"update_interval": 1}}.items():
+        model = replace_mlps(adapted(method), reading_any)
+        optimizer = torch.optim.SGD(trainable(model))
+        tuner = SparseTuner(model, selector=selector, num_active_layers=2, probe_batches=tiny_batches(1), **options)
+        tuner.begin_step()
+        model(**tiny_batches(1)[0]).loss.backward()
+        optimizer.step()
+        with pytest.raises(UnsuppressedError, match=REFUSED) if selector == "ist" else nullcontext():
+            tuner.end_step(optimizer)
+        tuner.close()
+
+
+def test_a_trainer_is_told_before_its_first_step(tmp_path: Path) -> None:
+    model = replace_mlps(adapted("dora"), reading_any)
+    before = traces(model)
+    trainer = make_trainer(tmp_path, IST(update_interval=2), model=model)
+    with pytest.raises(ValueError, match=f"^{REFUSED}"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert traces(model) == before
+
+
+def constant_mlp(module: Any, x: Tensor) -> Tensor:
+    """As a kernel does that takes the factor for a number."""
+
+    def one(part: Any, value: Tensor) -> Tensor:
+        a, b = part.lora_A["default"].weight, part.lora_B["default"].weight
+        return part.base_layer(value) + value @ a.T @ b.T * torch.as_tensor(part.scaling["default"]).item()
+
+    return one(module.down_proj, module.act_fn(module.gate_proj(x)) * one(module.up_proj, x))
+
+
+@pytest.mark.parametrize(("forward", "refused"), [(constant_mlp, True), (reading_mlp, False), (calling_mlp, False)])
+def test_a_gate_without_a_gradient_is_no_score(forward: Callable[..., Tensor], refused: bool) -> None:
+    def scores(model: Any) -> list[float]:
+        layers = view_model(model, None, "adapters").layers
+        return gate_scores(model, layers, tiny_batches(2), model_loss)
+
+    mlps = ["up_proj", "down_proj"]
+    model = replace_mlps(tiny_lora(target_modules=mlps), forward)
+    if refused:
+        with pytest.raises(UnsuppressedError, match=REFUSED):
+            scores(model)
+    else:
+        assert scores(model) == pytest.approx(scores(tiny_lora(target_modules=mlps)), rel=1e-4)

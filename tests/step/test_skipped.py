@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.amp.grad_scaler import GradScaler
 
 from ist import IST, SparseTuner
 from ist.integrations.finite import FiniteWeightsCallback
+from ist.step.boundary import Boundary
 from ist.step.finite import NotFiniteError
-from ist.step.skipped import MOST_SKIPPED, SkippedError
+from ist.step.skipped import MOST_SKIPPED, SkippedError, SkippedSteps
 from tests.helpers.tiny import cycle, tiny_batches, tiny_lora, trainable
 from tests.helpers.trainers import make_trainer
 
 NAN = float("nan")
-SKIPPED = rf"The last {MOST_SKIPPED} steps ended without an update"
+LOST = rf"The last {MOST_SKIPPED} steps ended without an update"
+STOPPED = rf"NaN or infinite in the last {MOST_SKIPPED} steps, which the GradScaler has skipped"
+CLEARED = ("after the update", "before the block", "in its beginning", "before the backward", "never")
+"""Where a loop clears the gradients."""
 
 
 def scaler(skips: bool = True) -> Any:
@@ -28,75 +36,151 @@ def scaler(skips: bool = True) -> Any:
     return torch.amp.GradScaler("cpu", scale, backoff_factor=backoff)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def train(tuner: SparseTuner, steps: int, way: str, skips: bool = True, micro: int = 1, to_none: bool = True) -> None:
-    """Steps with a GradScaler, in one of the ways that loops are written in."""
-    optimizer = torch.optim.SGD(trainable(tuner.model), lr=1e-3)
-    scale = scaler(skips)
-    for number, batch in enumerate(itertools.islice(cycle(tiny_batches(2, size=1)), steps * micro), 1):
-        if way == "begin_step":
-            tuner.begin_step()
-            backward(tuner, scale, batch)
-            update(scale, optimizer, number % micro == 0, to_none)
-            tuner.end_step(optimizer)
-        else:
-            with tuner.step(optimizer):
-                backward(tuner, scale, batch)
-                update(scale, optimizer, number % micro == 0, to_none)
+def by_hand(optimizer: torch.optim.Optimizer, number: int) -> None:
+    """A loop that skips every update by itself."""
 
 
-def backward(tuner: SparseTuner, scale: Any, batch: Any) -> None:
-    scale.scale(tuner.model(**batch).loss).backward()
+class Loop:
+    """Steps in one of the ways that loops are written in.
+
+    Args:
+        cleared: where gradients are cleared, in the first micro-batch of a step.
+        update: what is done after the last one.
+    """
+
+    def __init__(
+        self,
+        tuner: SparseTuner,
+        way: str = "step",
+        cleared: str = CLEARED[0],
+        update: Callable[[torch.optim.Optimizer, int], None] | None = None,
+        micro: int = 1,
+        to_none: bool = True,
+        fused: bool = False,
+    ) -> None:
+        self.tuner, self.way, self.cleared, self.micro, self.to_none = tuner, way, cleared, micro, to_none
+        kind: Any = partial(torch.optim.AdamW, fused=True) if fused else torch.optim.SGD
+        self.optimizer = kind(trainable(tuner.model), lr=1e-3)
+        self.scaler = scaler()
+        self.update = update or self.scaled_update
+        self.num_updates = 0
+        """Calls of `update`."""
+
+    def scaled_update(self, optimizer: torch.optim.Optimizer, number: int) -> None:
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def run(self, steps: int, skips: bool = True) -> None:
+        self.scaler = scaler(skips)
+        for number, batch in enumerate(itertools.islice(cycle(tiny_batches(2, size=1)), steps * self.micro)):
+            self.first, self.last = number % self.micro == 0, (number + 1) % self.micro == 0
+            self.clear("before the block")
+            if self.way == "begin_step":
+                self.tuner.begin_step()
+                self.within(batch, number)
+                self.tuner.end_step(self.optimizer)
+            else:
+                with self.tuner.step(self.optimizer):
+                    self.within(batch, number)
+
+    def within(self, batch: Any, number: int) -> None:
+        self.clear("in its beginning")
+        loss = self.scaler.scale(self.tuner.model(**batch).loss)
+        self.clear("before the backward")
+        loss.backward()
+        if self.last:
+            self.num_updates += 1
+            self.update(self.optimizer, number)
+        self.clear("after the update")
+
+    def clear(self, place: str) -> None:
+        if place == self.cleared and (self.last if place == "after the update" else self.first):
+            self.optimizer.zero_grad(set_to_none=self.to_none)
 
 
-def update(scale: Any, optimizer: Any, whole: bool, to_none: bool) -> None:
-    if whole:
-        scale.step(optimizer)
-        scale.update()
-        optimizer.zero_grad(set_to_none=to_none)
-
-
-@pytest.mark.parametrize("micro", [1, 3])
+@pytest.mark.parametrize(
+    ("micro", "to_none", "fused"), [(1, True, False), (3, True, False), (1, False, False), (2, True, True)]
+)
+@pytest.mark.parametrize("cleared", CLEARED)
 @pytest.mark.parametrize("way", ["begin_step", "step"])
-def test_a_loop_whose_steps_are_all_skipped_is_told_once(way: str, micro: int) -> None:
+def test_a_loop_whose_steps_are_all_skipped_stops(
+    way: str, cleared: str, micro: int, to_none: bool, fused: bool
+) -> None:
+    """Wherever it clears its gradients; fused optimizers skip by themselves."""
     tuner = SparseTuner(tiny_lora(2), selector="random", num_active_layers=1)
-    train(tuner, MOST_SKIPPED, way, micro=micro)
-    with pytest.warns(UserWarning, match=SKIPPED) as said:
-        train(tuner, MOST_SKIPPED, way, micro=micro)
+    loop = Loop(tuner, way, cleared, micro=micro, to_none=to_none, fused=fused)
+    with pytest.raises(SkippedError, match=STOPPED) as caught:
+        loop.run(2 * MOST_SKIPPED)
+    assert loop.num_updates == MOST_SKIPPED
+    assert "\n" not in str(caught.value)
+    assert tuner.num_steps == 0
+    loop.optimizer.zero_grad()
+    loop.run(2, skips=False)
+    assert tuner.num_steps == 2, "a loop that mends it may continue"
+
+
+def test_an_update_in_between_counts_anew_and_other_optimizers_are_none_of_ours() -> None:
+    tuner = SparseTuner(tiny_lora(2), selector="all")
+    for cleared in CLEARED[:-1]:
+        loop = Loop(tuner, cleared=cleared)
+        for _ in range(2):
+            loop.run(MOST_SKIPPED - 1)
+            loop.run(1, skips=False)
+    assert tuner.num_steps == 2 * (len(CLEARED) - 1)
+    weight = torch.nn.Parameter(torch.ones(1))
+    other, scale = torch.optim.SGD([weight]), scaler()
+    for _ in range(MOST_SKIPPED + 1):
+        scale.scale(weight.sum() * 1e5).backward()
+        scale.step(other)
+        scale.update()
+    assert tuner._parts.boundary.num_skipped == 0
+
+
+def test_the_class_of_scalers_is_wrapped_once_and_steps_as_before() -> None:
+    tuners = [SparseTuner(tiny_lora(2), selector="all") for _ in range(2)]
+    assert hasattr(GradScaler.step, "__wrapped__")
+    assert not hasattr(GradScaler.step.__wrapped__, "__wrapped__")  # pyright: ignore[reportFunctionMemberAccess]
+    loop = Loop(tuners[0])
+    loop.run(1)
+    assert [tuner._parts.boundary.num_skipped for tuner in tuners] == [1, 0]
+    tuners[0].close()
+    bare = SimpleNamespace(_step_supports_amp_scaling=True, step=lambda grad_scaler=None: 5.0)
+    with pytest.warns(FutureWarning, match="GradScaler is going to stop passing itself"):
+        assert loop.scaler.step(bare) == 5.0
+    with pytest.raises(AssertionError, match="No inf checks were recorded"):
+        loop.scaled_update(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]), 0)
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("way", ["begin_step", "step"])
+def test_a_loop_that_skips_by_itself_is_told_once(way: str, to_none: bool) -> None:
+    tuner = SparseTuner(tiny_lora(2), selector="all")
+    loop = Loop(tuner, way, update=by_hand, to_none=to_none)
+    with pytest.warns(UserWarning, match=LOST if to_none else "steps ended without an update") as said:
+        loop.run(3 * MOST_SKIPPED)
     assert len(said) == 1
     assert "\n" not in str(said[0].message)
     assert tuner.num_steps == 0
 
 
-def test_a_fused_optimizer_that_skips_is_believed_whatever_its_gradients_are() -> None:
+def test_of_sharded_gradients_nothing_is_concluded() -> None:
+    """A rank may hold nothing of a tensor, and gradients that are not synchronised yet are elsewhere."""
     tuner = SparseTuner(tiny_lora(2), selector="all")
-    optimizer, scale = torch.optim.AdamW(trainable(tuner.model), fused=True), scaler()
-
-    def loop() -> None:
-        for batch in cycle(tiny_batches(2, size=1)):
-            with tuner.step(optimizer):
-                optimizer.zero_grad()
-                backward(tuner, scale, batch)
-                scale.step(optimizer)
-                scale.update()
-
-    with pytest.raises(SkippedError, match=rf"in the last {MOST_SKIPPED} steps"):
-        loop()
-
-
-def test_gradients_that_are_set_to_zero_count_too() -> None:
-    tuner = SparseTuner(tiny_lora(2), selector="all")
-    with pytest.warns(UserWarning, match=SKIPPED):
-        train(tuner, 2 * MOST_SKIPPED + 2, "step", to_none=False)
+    view = SimpleNamespace(layers=tuner._view.layers, sharded=True)
+    skipped = SkippedSteps(view, Boundary([]))  # pyright: ignore[reportArgumentType]
+    for step in range(2 * MOST_SKIPPED):
+        skipped.begin((0, 1), step)
 
 
 @pytest.mark.parametrize("way", ["begin_step", "step"])
 def test_accumulation_and_a_few_skipped_steps_are_nothing_to_tell(way: str) -> None:
     tuner = SparseTuner(tiny_lora(2), selector="all")
-    train(tuner, 2, way, skips=False, micro=2 * MOST_SKIPPED)
+    Loop(tuner, way, micro=2 * MOST_SKIPPED).run(2, skips=False)
     assert tuner.num_steps == 2
+    loop = Loop(tuner, way)
     for _ in range(3):
-        train(tuner, MOST_SKIPPED // 2, way)
-        train(tuner, 1, way, skips=False)
+        loop.run(MOST_SKIPPED // 2)
+        loop.run(1, skips=False)
     assert tuner.num_steps == 5
 
 
@@ -116,7 +200,7 @@ def test_accelerates_optimizer_says_so_and_the_loop_stops() -> None:
                 optimizer.zero_grad()
             done.append(batch)
 
-    with pytest.raises(NotFiniteError, match=rf"NaN or infinite in the last {MOST_SKIPPED} steps, which the GradScal"):
+    with pytest.raises(NotFiniteError, match=STOPPED):
         loop()
     assert len(done) == MOST_SKIPPED
 

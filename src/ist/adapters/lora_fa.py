@@ -7,7 +7,8 @@ TypeError.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import weakref
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,28 +17,31 @@ from ..runtime.part import Part
 
 __all__ = ["FrozenPairs"]
 
+Hidden = tuple[dict[str, Any], dict[str, Any]]
+"""A group of an optimizer, and lists of it as they were."""
+
 
 class FrozenPairs(Part):
     """Hides the pairs of frozen layers from LoRA-FA's optimizer while it steps; their moments stay where they are.
 
     Args:
-        optimizer: PEFT's `LoraFAOptimizer`; it is as before after `close`.
+        optimizer: PEFT's `LoraFAOptimizer`; it is as before after `close`, and without this object.
         frozen: gives the ids of the parameters of frozen layers.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, frozen: Callable[[], Collection[int]]) -> None:
         self._idle = frozen
-        self._hidden: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._handles = (
-            optimizer.register_step_pre_hook(lambda *_: self._hide(optimizer)),
-            optimizer.register_step_post_hook(lambda *_: self._show()),
+        self._hidden: list[Hidden] = []
+        hide, show = weakref.WeakMethod(self._hide), weakref.WeakMethod(self._show)
+        handles = (
+            optimizer.register_step_pre_hook(lambda stepped, *_: (alive := hide()) and alive(stepped)),
+            optimizer.register_step_post_hook(lambda *_: (alive := show()) and alive()),
         )
+        self._remove = weakref.finalize(self, leave, handles, self._hidden)
 
     def close(self) -> None:
         """Leave the optimizer as PEFT made it."""
-        self._show()
-        for handle in self._handles:
-            handle.remove()
+        self._remove()
 
     def _hide(self, optimizer: torch.optim.Optimizer) -> None:
         """Before a step: take out of each group the pairs with a parameter of a frozen layer."""
@@ -54,9 +58,21 @@ class FrozenPairs(Part):
 
     def _show(self) -> None:
         """After a step, or before the next where one raised: the very same lists come back."""
-        for group, lists in self._hidden:
-            group.update(lists)
-        self._hidden.clear()
+        show_all(self._hidden)
+
+
+def show_all(hidden: list[Hidden]) -> None:
+    """Give groups their lists back."""
+    for group, lists in hidden:
+        group.update(lists)
+    hidden.clear()
+
+
+def leave(handles: Sequence[Any], hidden: list[Hidden]) -> None:
+    """Take the hooks off an optimizer, and give it back what a step that raised has left hidden."""
+    show_all(hidden)
+    for handle in handles:
+        handle.remove()
 
 
 def pair_name(name: str) -> str:

@@ -8,7 +8,7 @@ adapters off: `base + β·(full − base)`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -19,11 +19,13 @@ from ..config import Suppression
 from . import adapterhub
 from .blending import blend
 
-__all__ = ["has_exact_factor", "response_factors", "scaled_response"]
+__all__ = ["active_names", "has_exact_factor", "response_factors", "scaled_response"]
 
 
 @contextmanager
-def scaled_response(adapter: nn.Module, beta: float, suppression: Suppression = "response") -> Iterator[None]:
+def scaled_response(
+    adapter: nn.Module, beta: float, suppression: Suppression = "response"
+) -> Iterator[Callable[[], bool]]:
     """Within the context, `adapter` returns `base + β·(full − base)`; afterwards it is as it was.
 
     Args:
@@ -31,9 +33,12 @@ def scaled_response(adapter: nn.Module, beta: float, suppression: Suppression = 
         beta: factor on the response of its active adapters, in [0, 1].
         suppression: `response` is the above. `scaling` multiplies the factor `scaling` wherever a module has one, as
             the paper's authors' code does, whether or not the response follows; modules without one follow the above.
+
+    Yields:
+        Whether the response was scaled: not where it takes a call of `adapter`, and nobody has called it.
     """
     if beta == 1:
-        yield
+        yield always
         return
     factors, names = response_factors(adapter), active_names(adapter)
     if factors is not None:
@@ -43,9 +48,16 @@ def scaled_response(adapter: nn.Module, beta: float, suppression: Suppression = 
     elif suppression == "scaling" and has_factor(adapter):
         scaled = scaled_factors(adapter.scaling, beta, names)  # type: ignore[arg-type]
     else:
-        scaled = blended_output(adapter, beta)
+        with blended_output(adapter, beta) as was_called:
+            yield was_called
+        return
     with scaled:
-        yield
+        yield always
+
+
+def always() -> bool:
+    """What reads a factor needs no call."""
+    return True
 
 
 def has_exact_factor(adapter: nn.Module) -> bool:
@@ -137,12 +149,15 @@ def scaled_factors(factors: dict[str, Any], beta: float, names: Collection[str] 
 
 
 @contextmanager
-def blended_output(adapter: nn.Module, beta: float) -> Iterator[None]:
-    """Blend the output with what the module computes with its adapters off."""
+def blended_output(adapter: nn.Module, beta: float) -> Iterator[Callable[[], bool]]:
+    """Blend the output with what the module computes with its adapters off; yields whether it was called."""
 
     names = active_names(adapter)
+    called = False
 
     def blend_with_base(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], full: Any) -> Any:
+        nonlocal called
+        called = True
         if active_names(module) != names:
             return full
         with disabled(module):
@@ -151,7 +166,7 @@ def blended_output(adapter: nn.Module, beta: float) -> Iterator[None]:
 
     handle = adapter.register_forward_hook(blend_with_base, with_kwargs=True)
     try:
-        yield
+        yield lambda: called
     finally:
         handle.remove()
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch.optim.optimizer import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..runtime.distributed import current_ranks
-from ..step.boundary import has_skipped
+from ..step.boundary import Boundary
 from ..step.finite import CHECK_INTERVAL, FiniteWeights, NotFiniteError
 from ..step.skipped import SkippedError, check_skipped
 
@@ -58,36 +57,48 @@ class FiniteWeightsCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self._weights: FiniteWeights | None = None
-        self._step = self._num_skipped = 0
-        self._skipped = False
-        self._stop_watching: Callable[[], None] = nothing
+        self._boundary: Boundary | None = None
+        self._step = 0
+
+    @contextmanager
+    def watching(self, trainer: Any) -> Iterator[None]:
+        """Around a training of a Trainer that has this callback: see `checked_weights`. Optimizers are let alone after
+        any end of it; a Trainer tells a callback of none but the regular one.
+        """
+        try:
+            with checked_weights(trainer, self.check):
+                yield
+        finally:
+            self.close()
 
     def check(self) -> None:
         """Raise NotFiniteError, on every rank, where the weights are not finite."""
         if self._weights is not None:
             self._weights.check(self._step)
 
+    def close(self) -> None:
+        """Let optimizers and weights alone."""
+        if self._boundary is not None:
+            self._boundary.close()
+        self._boundary = self._weights = None
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Get to know the weights."""
+        self.close()
         model = kwargs["model"]
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._weights, self._step = FiniteWeights(model, trained, current_ranks()), state.global_step
-        self._num_skipped, self._skipped = 0, False
-        optimizer = kwargs.get("optimizer")
-        optimizer = getattr(optimizer, "optimizer", optimizer)
-        if isinstance(optimizer, Optimizer):
-            self._stop_watching()
-            self._stop_watching = optimizer.register_step_post_hook(self._stepped).remove
+        groups = getattr(kwargs.get("optimizer"), "param_groups", ())
+        self._boundary = Boundary(parameter for group in groups for parameter in group["params"])
         self.check()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Check the weights from time to time, and whether steps are made."""
         self._step = state.global_step
-        skipped = self._skipped or getattr(kwargs.get("optimizer"), "step_was_skipped", False)
-        self._num_skipped, self._skipped = self._num_skipped + 1 if skipped else 0, False
-        check_skipped(self._num_skipped)
+        if self._boundary is not None:
+            check_skipped(self._boundary)
         if self._step % CHECK_INTERVAL == 0 or logs_at(state, args):
             self.check()
 
@@ -100,15 +111,9 @@ class FiniteWeightsCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the optimizer alone."""
-        self._stop_watching()
-
-    def _stepped(self, optimizer: Optimizer, *_: Any) -> None:
-        self._skipped = has_skipped(optimizer)
-
-
-def nothing() -> None:
-    """Nothing is watched."""
+        """Let the optimizer alone; a last checkpoint's weights are checked all the same."""
+        if self._boundary is not None:
+            self._boundary.close()
 
 
 def logs_at(state: TrainerState, args: TrainingArguments) -> bool:

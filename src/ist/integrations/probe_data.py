@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 from transformers import default_data_collator
 
 from ..probing.probes import DatasetProbes, IterableProbes, ProbeStream
-from ..probing.suppression import LossFunction, check_scalar, model_loss
+from ..probing.suppression import LossFunction, UnsuppressedError, check_scalar, model_loss, suppress
 from ..runtime.distributed import current_ranks
 from ..runtime.modes import evaluation_mode, to_device
 from ..runtime.randomness import keyed_seed, private_randomness
@@ -134,7 +134,8 @@ def check_probe(stream: ProbeStream | None, tuner: SparseTuner, loss_function: L
     Nothing is reported of a batch that cannot be read: it costs that update alone.
 
     Raises:
-        ValueError: no loss comes of such a batch, or the weights in training are not finite.
+        ValueError: no loss comes of such a batch, a layer cannot be suppressed, or the weights in training are not
+            finite.
     """
     tuner.check_weights()
     if stream is None or tuner._view.sharded:
@@ -149,9 +150,13 @@ def check_probe(stream: ProbeStream | None, tuner: SparseTuner, loss_function: L
         if not current_ranks().all(batch is not None):
             return
         try:
-            check_scalar((loss_function or model_loss)(tuner.model, to_device(batch, device)))
+            # Suppressed, so that it is seen before the training where a layer cannot be.
+            with suppress(tuner.layers, (), tuner.config.beta, tuner.config.suppression):
+                check_scalar((loss_function or model_loss)(tuner.model, to_device(batch, device)))
         except torch.OutOfMemoryError:
             return
+        except UnsuppressedError:
+            raise
         except Exception as error:
             if isinstance(error, ValueError) and "loss_function" in str(error):
                 raise ValueError(f"{error} Or choose without measuring: {WITHOUT}") from error

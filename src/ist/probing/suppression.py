@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,13 +15,28 @@ from ..adapters.layers import Layer
 from ..adapters.responses import Suppression, scaled_response
 from ..runtime.modes import evaluation_mode
 from ..runtime.wrappers import base_model
+from ..step.readers import adapter_readers
 
-__all__ = ["LossFunction", "candidate_losses", "check_batch", "factors_of", "model_loss", "suppress"]
+__all__ = [
+    "LossFunction",
+    "UnsuppressedError",
+    "candidate_losses",
+    "check_batch",
+    "check_not_read",
+    "factors_of",
+    "model_loss",
+    "scaled_layers",
+    "suppress",
+]
 
 LossFunction = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 """`(model, batch) -> loss`, a scalar in nats."""
 TOKENS = ("input_ids", "attention_mask", "labels")
 """Fields of a batch that every model takes as tensors of numbers."""
+
+
+class UnsuppressedError(ValueError):
+    """A layer's response cannot be suppressed, so that nothing measured with it would be right."""
 
 
 def factors_of(layers: Sequence[Layer], unsuppressed: Collection[int], beta: float) -> list[float]:
@@ -40,13 +55,48 @@ def suppress(
         unsuppressed: indices of the layers that keep their full response.
         beta: factor on the other layers' response, in [0, 1].
         suppression: what beta multiplies, see `ist.adapters.responses.scaled_response`.
+
+    Raises:
+        UnsuppressedError: at the end, where the forward of a block has read an adapter's weights past its suppression.
     """
-    with ExitStack() as stack:
-        for layer, factor in zip(layers, factors_of(layers, unsuppressed, beta), strict=True):
-            if factor != 1:
-                for adapter in layer.adapters.values():
-                    stack.enter_context(scaled_response(adapter, factor, suppression))
+    factors = factors_of(layers, unsuppressed, beta)
+    with scaled_layers([pair for pair in zip(layers, factors, strict=True) if pair[1] != 1], suppression):
         yield
+
+
+@contextmanager
+def scaled_layers(factors: Iterable[tuple[Layer, Any]], suppression: Suppression = "response") -> Iterator[None]:
+    """Within the context, the responses of layers are multiplied by a factor each, a number or a tensor of one.
+
+    Raises:
+        UnsuppressedError: as `suppress`.
+    """
+    scaled = []
+    with ExitStack() as stack:
+        for layer, factor in factors:
+            for adapter in layer.adapters.values():
+                scaled.append((layer, adapter, stack.enter_context(scaled_response(adapter, factor, suppression))))
+        yield
+    for layer, adapter, was_scaled in scaled:
+        if not was_scaled():
+            check_not_read(layer, adapter)
+
+
+def check_not_read(layer: Layer, adapter: nn.Module) -> None:
+    """Raise UnsuppressedError where another tool has replaced the forward around an adapter that is not called."""
+    for reader in adapter_readers(layer):
+        if any(module is adapter for module in reader.modules()):
+            raise UnsuppressedError(unsuppressed(layer, reader, adapter))
+
+
+def unsuppressed(layer: Layer, reader: nn.Module, adapter: nn.Module) -> str:
+    """That a layer cannot be measured, in one line."""
+    return (
+        f"The forward of a {type(reader).__name__} in {layer.name} was replaced by one that reads the weights of its "
+        f"adapters ({type(adapter).__name__}) and calls none, so that their response cannot be suppressed and no "
+        "importance be measured: switch that tool's kernels off (Axolotl's lora_mlp_kernel and the like), train plain "
+        "LoRA, whose factor such kernels read, or give selector='random', which measures nothing."
+    )
 
 
 def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

@@ -10,12 +10,11 @@ from torch import nn
 
 from ..adapters.adalora import without_orthogonality_loss
 from ..adapters.layers import Layer
-from ..adapters.responses import scaled_response
 from ..runtime.modes import evaluation_mode, to_device
 from ..runtime.sharding import compute_device
 from .passes import without_gradients
 from .probes import Batch
-from .suppression import LossFunction, candidate_losses, check_scalar
+from .suppression import LossFunction, candidate_losses, check_not_read, check_scalar, scaled_layers
 
 __all__ = ["gate_scores", "removal_scores"]
 
@@ -47,6 +46,9 @@ def gate_scores(
 
     The factors `g_i` of all layers are `(1 + β)/2`, the midpoint: at 1, training has driven the gradient to zero. One
     forward and one backward a batch, for all layers at once.
+
+    Raises:
+        UnsuppressedError: the forward of a block reads the adapters' weights, and no gradient comes to their factor.
     """
     device = compute_device(model)
     middle = (1 + BETA) / 2
@@ -57,11 +59,19 @@ def gate_scores(
         stack.enter_context(without_gradients(model))
         stack.enter_context(torch.enable_grad())
         for batch in batches:
-            with ExitStack() as gated:
-                for layer, gate in zip(layers, gates, strict=True):
-                    for adapter in layer.adapters.values():
-                        gated.enter_context(scaled_response(adapter, gate))  # type: ignore[arg-type]
+            with scaled_layers(list(zip(layers, gates, strict=True))):
                 loss = loss_function(model, to_device(batch, device))
             check_scalar(loss)
+            if not loss.requires_grad:
+                check_gates(layers, gates)
             loss.backward()
+    check_gates(layers, gates)
     return [-(1 - BETA) * (0.0 if gate.grad is None else gate.grad.item()) / len(batches) for gate in gates]
+
+
+def check_gates(layers: Sequence[Layer], gates: Sequence[torch.Tensor]) -> None:
+    """Raise UnsuppressedError where a gate has no gradient since a kernel takes the factor for a constant."""
+    for layer, gate in zip(layers, gates, strict=True):
+        if gate.grad is None:
+            for adapter in layer.adapters.values():
+                check_not_read(layer, adapter)

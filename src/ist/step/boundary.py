@@ -3,43 +3,51 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from ..adapters.layers import Layer
 from ..runtime.part import Part
+from .scaling import listen, unlisten
 
-__all__ = ["Boundary", "has_skipped"]
+__all__ = ["Boundary"]
 
 
 class Boundary(Part):
-    """Notices when an optimizer of PyTorch's kind has updated the layers since the step began.
+    """Notices when an optimizer of PyTorch's kind has updated some parameters, and when a GradScaler skips that.
 
     Micro-batches without an update and steps that a GradScaler skips are no optimizer steps. It calls fused optimizers
     all the same, which skip by themselves: their flag is read then, which waits for the device.
 
     Args:
-        layers: an optimizer counts that holds a parameter of one of them.
-        on_update: called after each update, while the gradients are still there.
-        on_step: called with the optimizer after that.
+        parameters: an optimizer counts that holds one of them.
+        on_update: a method that is called after each update, while the gradients are still there.
+        on_step: a method that is called with the optimizer after that.
     """
 
     def __init__(
-        self, layers: Sequence[Layer], on_update: Callable[[], None], on_step: Callable[[Optimizer], None]
+        self,
+        parameters: Iterable[Tensor],
+        on_update: Callable[[], None] | None = None,
+        on_step: Callable[[Optimizer], None] | None = None,
     ) -> None:
         self.updated = False
-        """Whether an optimizer has updated the layers since the step began."""
-        self.skipped = False
-        """Whether a fused optimizer has skipped its last update."""
-        self._own = {id(parameter) for layer in layers for parameter in layer.parameters}
-        self._known: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
+        """Whether an optimizer has updated the parameters since the step began."""
+        self.num_skipped = 0
+        """Steps that were skipped since the last update."""
+        self.num_outcomes = 0
+        """Updates and skipped steps so far."""
+        self._own = {id(parameter) for parameter in parameters}
+        self._known: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]] = weakref.WeakKeyDictionary()
+        """Of each optimizer, its number of groups when they were last looked through, and whether they hold one."""
         notice = weakref.WeakMethod(self._notice)
-        self._on_update = weakref.WeakMethod(on_update)  # type: ignore[arg-type]
-        self._on_step = weakref.WeakMethod(on_step)
+        self._on_update = on_update and weakref.WeakMethod(on_update)
+        self._on_step = on_step and weakref.WeakMethod(on_step)
         handle = register_optimizer_step_post_hook(lambda optimizer, *_: (alive := notice()) and alive(optimizer))
         self._remove = weakref.finalize(self, handle.remove)
+        listen(self)
 
     def begin(self, active: Collection[int], step: int) -> None:
         """Nothing has been updated in this step."""
@@ -47,23 +55,39 @@ class Boundary(Part):
 
     def close(self) -> None:
         """Watch optimizers no more."""
+        unlisten(self)
         self._remove()
 
+    def not_updated(self, optimizer: Any) -> None:
+        """A step of an optimizer was skipped."""
+        if hasattr(optimizer, "param_groups") and self._holds(optimizer):  # A scaler steps whatever has a `step`.
+            self.num_skipped += 1
+            self.num_outcomes += 1
+
     def _notice(self, optimizer: Any) -> None:
-        if optimizer not in self._known:
-            held = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
-            self._known[optimizer] = any(map(self._own.__contains__, held))
-        if self._known[optimizer]:
-            self.skipped = has_skipped(optimizer)
-            if self.skipped:
-                return
-            self.updated = True
-            on_update = self._on_update()
-            if on_update is not None:
-                on_update()
-            on_step = self._on_step()
-            if on_step is not None:
-                on_step(optimizer)
+        if not self._holds(optimizer):
+            return
+        if has_skipped(optimizer):
+            self.not_updated(optimizer)
+            return
+        self.num_skipped = 0
+        self.num_outcomes += 1
+        self.updated = True
+        on_update = self._on_update and self._on_update()
+        if on_update:
+            on_update()
+        on_step = self._on_step and self._on_step()
+        if on_step:
+            on_step(optimizer)
+
+    def _holds(self, optimizer: Any) -> bool:
+        """Whether an optimizer holds one of the parameters."""
+        groups = optimizer.param_groups
+        num, holds = self._known.get(optimizer, (0, False))
+        if num != len(groups):
+            holds = any(id(parameter) in self._own for group in groups for parameter in group["params"])
+            self._known[optimizer] = len(groups), holds
+        return holds
 
 
 def has_skipped(optimizer: Any) -> bool:

@@ -19,12 +19,22 @@ from ..adapters.layers import Layer
 from ..runtime.hooks import WeakHook
 from ..runtime.part import Part
 
-__all__ = ["GAVE_UP", "Interruption", "close_earlier", "open_steps"]
+__all__ = ["GAVE_UP", "MANY_STEPS", "NOT_BEGUN", "NOT_ENDED", "Interruption", "close_earlier", "open_steps"]
 
 GAVE_UP = (
     "A step of a SparseTuner that was begun and not ended has been given up, and every layer trains again: where its "
     "training has ended, call tuner.close(), or use `with SparseTuner(…) as tuner:` or `with tuner.step(optimizer):`, "
     "which see an exception; where it continues, call begin_step() before and end_step(optimizer) after each step."
+)
+MANY_STEPS = 10
+"""So many steps begun and none ended are no longer steps that a loop skips."""
+NOT_ENDED = (
+    f"begin_step was called {MANY_STEPS} times and end_step never in between, so the same layers train at every step "
+    "and nothing is learned of the others: call end_step(optimizer) after optimizer.step()."
+)
+NOT_BEGUN = (
+    "end_step was called and no step had begun since the last one ended, so it counts none and every layer trains in "
+    "between: call begin_step() before the forward of each optimizer step."
 )
 open_steps: weakref.WeakSet[Any] = weakref.WeakSet()
 """The `SparseSteps` that were not closed, perhaps since their training ended with an exception."""

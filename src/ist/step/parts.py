@@ -22,6 +22,7 @@ from .interrupted import Interruption
 from .optimizer_state import OptimizerState
 from .prefetch import BackwardPrefetch
 from .recompute import Recompute
+from .same_adapters import SameAdapters
 from .skipped import SkippedSteps
 
 __all__ = ["StepParts"]
@@ -57,14 +58,17 @@ class StepParts:
         self.interruption = Interruption(view.model, on_interruption)
         """Whether the training that began the step is over."""
         frozen_check = FrozenCheck(view)  # Its hooks come before the boundary's, which end the step.
-        self.boundary = Boundary(view.layers, on_update, self.interruption.updated)
+        own = (parameter for layer in view.layers for parameter in layer.parameters)
+        self.boundary = Boundary(own, on_update, self.interruption.updated)
         """Whether the optimizer has stepped."""
-        self.skipped = SkippedSteps(view.layers, self.boundary)
+        self.skipped = SkippedSteps(view, self.boundary)
         """How many steps in a row a GradScaler has skipped."""
         self.tied_outputs = TiedOutputs(view.model, self.activation.frozen_parameters)
         """What DDP reduces."""
+        self._same_adapters = SameAdapters(view)
         make_room_for_graphs(view)
         self._parts = (
+            self._same_adapters,
             self.activation,
             self._recompute,
             BackwardDepth(view, self.activation),
@@ -85,8 +89,9 @@ class StepParts:
             optimizer: unwrapped.
 
         Raises:
-            ValueError: its state cannot be offloaded.
+            ValueError: its state cannot be offloaded, or it is of adapters that are not those of the layers.
         """
+        self._same_adapters.check()
         self.detach()
         state = OptimizerState(optimizer, self._view, self._config.optimizer_state)
         pairs = (FrozenPairs(optimizer, self.activation.frozen_ids),) if is_lora_fa(optimizer) else ()

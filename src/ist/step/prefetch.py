@@ -5,7 +5,7 @@ so the layer below that one would be gathered for nothing, which costs a collect
 (read in 2.11 and 2.13) gives the buffer back at the end of the backward and does not wait for the collective that
 writes to it, since a `torch.Stream` passes over an event of class `torch.cuda.Event`. The reduction of the gradients
 hides that. Where gradients accumulate there is none, the next forward takes the buffer at once, and a late collective
-overwrites the weights which that forward gathers.
+overwrites the weights which that forward gathers. `tests/gpu/test_stream_events.py` shows the call alone.
 """
 
 from __future__ import annotations

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection
 
-from ..adapters.layers import Layer
+from ..adapters.view import ModelView
 from ..runtime.part import Part
 from .boundary import Boundary
-from .finite import NotFiniteError, local
+from .finite import NotFiniteError
 
 __all__ = ["MOST_SKIPPED", "SkippedError", "SkippedSteps", "check_skipped"]
 
@@ -26,22 +25,21 @@ class SkippedError(NotFiniteError):
 
 
 class SkippedSteps(Part):
-    """Counts the steps that were begun, lost their gradients, and got no update.
+    """Counts the steps that were begun and got no update.
 
-    Fused optimizers and Accelerate's say so themselves, and the training stops. Elsewhere a loop may drop gradients for
-    reasons of its own, and a warning is given, once. A loop that clears gradients where the next step begins, and not
-    after the optimizer, looks like one that accumulates: there only fused optimizers are seen to skip.
+    Those that a GradScaler skips are seen at its `step`, and the training stops. A loop may also skip steps by itself,
+    or drop gradients for reasons of its own: where they are gone when the next step begins, a warning is given, once.
 
     Args:
-        layers: those that train.
-        boundary: sees what fused optimizers do.
+        view: the model in training. Gradients that are sharded are not looked at: a rank may hold nothing of a tensor,
+            and without synchronisation there are none before the last micro-batch.
+        boundary: sees updates and skipped steps.
     """
 
-    def __init__(self, layers: Sequence[Layer], boundary: Boundary) -> None:
-        self.optimizer: Any = None
-        """As the user gave it, perhaps wrapped by Accelerate."""
-        self._layers, self._boundary = layers, boundary
-        self._num_begun = self._num_skipped = 0
+    def __init__(self, view: ModelView, boundary: Boundary) -> None:
+        self._layers = () if view.sharded else view.layers
+        self._boundary = boundary
+        self._num_begun = self._num_lost = 0
         self._warned = False
         self._active: Collection[int] = ()
 
@@ -57,36 +55,33 @@ class SkippedSteps(Part):
             SkippedError: too many were skipped.
         """
         self._num_begun += 1
-        told, self._boundary.skipped = self._boundary.skipped, False  # Each is counted once.
-        if self._num_begun == 1 or not (told or self._cleared()):
+        check_skipped(self._boundary)
+        if self._num_begun == 1 or self._boundary.num_skipped or not self._cleared():
             return
-        self._num_skipped += 1
-        if told or getattr(self.optimizer, "step_was_skipped", False):
-            check_skipped(self._num_skipped)
-        elif self._num_skipped >= MOST_SKIPPED and not self._warned:
+        self._num_lost += 1
+        if self._num_lost >= MOST_SKIPPED and not self._warned:
             self._warned = True
             warnings.warn(
-                f"The last {self._num_skipped} steps ended without an update by the optimizer, and without gradients: "
-                f"a GradScaler skips steps whose gradients are NaN or infinite. Nothing trains. {ADVICE}",
+                f"The last {self._num_lost} steps ended without an update by the optimizer, and without gradients, so "
+                "nothing trains: loops that clear gradients without optimizer.step() do so, and those that skip steps "
+                f"whose gradients are NaN or infinite. {ADVICE}",
                 stacklevel=2,
             )
 
     def end(self) -> None:
         """The optimizer has stepped."""
-        self._num_begun = self._num_skipped = 0
+        self._num_begun = self._num_lost = 0
 
     def give_up(self) -> None:
         """An exception is no skipped step."""
         self._num_begun = 0
 
-    def close(self) -> None:
-        """Leave the optimizer alone."""
-        self.optimizer = None
-
     def _cleared(self) -> bool:
         """Whether the gradients are gone that an update would take. To see zeros waits for the device: only late."""
+        if not self._layers or not self._active:
+            return False
         gradients = [parameter.grad for parameter in self._layers[max(self._active)].parameters]
-        present = [local(gradient) for gradient in gradients if gradient is not None]
+        present = [gradient for gradient in gradients if gradient is not None]
         if not present:
             return True
         if self._num_begun < MOST_SKIPPED:
@@ -94,9 +89,11 @@ class SkippedSteps(Part):
         return not any(bool(gradient.any()) for gradient in present)
 
 
-def check_skipped(num_skipped: int) -> None:
-    """Raise SkippedError where so many steps in a row were skipped that no more will be made."""
+def check_skipped(boundary: Boundary) -> None:
+    """Raise SkippedError where so many steps in a row were skipped that no more will be made; it counts anew then."""
+    num_skipped = boundary.num_skipped
     if num_skipped >= MOST_SKIPPED:
+        boundary.num_skipped = 0
         raise SkippedError(
             f"The gradients were NaN or infinite in the last {num_skipped} steps, which the GradScaler has skipped: "
             f"the weights are as they were before. {ADVICE}"

@@ -17,13 +17,10 @@ from ..adapters.view import ModelView
 from ..method.selectors.base import ImportanceUpdate
 from ..runtime.sharding import DEEPSPEED, is_deepspeed
 from .announce import warn_of_missing_parameters
-from .interrupted import GAVE_UP, open_steps
+from .interrupted import GAVE_UP, MANY_STEPS, NOT_BEGUN, NOT_ENDED, open_steps
 from .parts import StepParts
 
 __all__ = ["SparseSteps"]
-
-MANY_STEPS = 10
-"""So many steps begun and none ended are no longer steps that a loop skips."""
 
 
 class SparseSteps:
@@ -48,8 +45,8 @@ class SparseSteps:
         """Steps begun since one was ended."""
         self._in_block = False
         """Whether a `step` block is being run."""
-        self._waiting = self._ended = False
-        """Whether the step ends as soon as the optimizer has stepped."""
+        self._waiting = self._ended = self._warned = False
+        """Whether the step ends as soon as the optimizer has stepped; whether it has; whether `NOT_BEGUN` was shown."""
 
     def _choose(self) -> tuple[int, ...]:
         """The layers that the next step trains, in ascending order."""
@@ -116,7 +113,6 @@ class SparseSteps:
         Raises:
             ValueError: it is DeepSpeed's, or its state cannot be offloaded.
         """
-        self._parts.skipped.optimizer = optimizer
         while hasattr(optimizer, "optimizer") and not is_deepspeed(optimizer):
             optimizer = optimizer.optimizer
         if is_deepspeed(optimizer):
@@ -185,7 +181,8 @@ class SparseSteps:
             self._parts.give_up()
             raise
         self._in_block = False
-        self._end_if_updated()
+        if self.active_layers is not None:
+            self._end_if_updated()
         self._parts.interruption.inside = not self._waiting  # Outside of blocks nothing is computed.
 
     def begin_step(self) -> tuple[int, ...]:
@@ -200,11 +197,7 @@ class SparseSteps:
         self._check_open()
         self._num_begun += 1
         if self._num_begun == MANY_STEPS:
-            warnings.warn(
-                f"begin_step was called {MANY_STEPS} times and end_step never in between, so the same layers train at "
-                "every step and nothing is learned of the others: call end_step(optimizer) after optimizer.step().",
-                stacklevel=2,
-            )
+            warnings.warn(NOT_ENDED, stacklevel=2)
         continues = self.active_layers is not None
         if not continues:
             self._step_start = time.perf_counter()
@@ -234,7 +227,7 @@ class SparseSteps:
         same layers, and ends as soon as it does. Optimizers that are not of PyTorch's kind count as having stepped.
 
         Args:
-            optimizer: see `attach_optimizer`; needed at the first call, and without effect where one is attached.
+            optimizer: see `attach_optimizer`; needed at the first call, and where another one takes its place.
 
         Returns:
             What was measured and learned; None where it was not time to, or the step continues.
@@ -244,8 +237,13 @@ class SparseSteps:
         """
         self._check_open()
         self._num_begun = 0
-        if optimizer is not None and self._optimizer is None:
+        if optimizer is not None:
             self.attach_optimizer(optimizer)
+        if self.active_layers is None:
+            if not (self._ended or self._in_block or self._warned):
+                self._warned = True
+                warnings.warn(NOT_BEGUN, stacklevel=2)
+            return None
         if isinstance(self._optimizer, Optimizer):
             return self._end_if_updated()
         return self._finish()
@@ -277,10 +275,10 @@ class SparseSteps:
 
     def _end_if_updated(self) -> ImportanceUpdate | None:
         """End the step if the optimizer has stepped since it began; else when it does."""
-        if self.active_layers is not None and not self._parts.boundary.updated:
-            self._waiting = True
-            return None
-        return None if self._ended else self._finish()
+        if self._parts.boundary.updated:
+            return self._finish()
+        self._waiting = True
+        return None
 
     def _finish(self) -> ImportanceUpdate | None:
         """End the step, which counts; measure and learn if it is time to."""

@@ -16,7 +16,7 @@ from transformers import PrinterCallback
 from trl import SFTTrainer
 
 from ...experiments.evaluation import exact_answers
-from ...integrations.finite import FiniteWeightsCallback, checked_weights
+from ...integrations.finite import FiniteWeightsCallback
 from ...integrations.trainer import IST
 from ...runs.files import RESULT_FILE, write_json
 from ...runs.history import HISTORY_FILE
@@ -163,7 +163,7 @@ def stopped_at_not_finite(trainer: SFTTrainer) -> AbstractContextManager[None]:
         return nullcontext()
     watch = FiniteWeightsCallback()
     trainer.add_callback(watch)
-    return checked_weights(trainer, watch.check)
+    return watch.watching(trainer)
 
 
 def load_seeded(run: RunArguments) -> tuple[Any, Any, Any]:

@@ -1,0 +1,188 @@
+"""What a loop changes in the middle of a training, its optimizer or adapters: seen, or refused with one line."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from peft.optimizers import create_lorafa_optimizer
+from transformers import TrainerCallback
+
+from ist import IST, SparseTuner
+from tests.helpers.tiny import moved_layers, snapshot, tiny_batches, tiny_lora, traces, trainable
+from tests.helpers.trainers import make_trainer
+
+BATCH = tiny_batches(1)[0]
+
+
+def make(**options: Any) -> tuple[Any, SparseTuner]:
+    model = tiny_lora()
+    model.train()
+    return model, SparseTuner(model, selector="random", num_active_layers=1, **options)
+
+
+def whole_step(model: Any, tuner: SparseTuner, optimizer: Any, way: str) -> tuple[int, ...]:
+    """A step in one of the two ways; the layers that trained."""
+    if way == "block":
+        with tuner.step(optimizer) as active:
+            model(**BATCH).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return active
+    active = tuner.begin_step()
+    model(**BATCH).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    tuner.end_step(optimizer)
+    return active
+
+
+WAYS = ("block", "begin and end")
+
+# ---- The optimizer
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_optimizer_that_gets_its_groups_later_is_seen_to_step(way: str) -> None:
+    model, tuner = make()
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    optimizer.step()
+    optimizer.add_param_group({"params": trainable(model)})
+    for number in range(1, 4):
+        before = snapshot(model)
+        active = whole_step(model, tuner, optimizer, way)
+        assert moved_layers(before, snapshot(model)) == set(active)
+        assert tuner.num_steps == number
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_another_optimizer_takes_the_place_of_the_first(way: str) -> None:
+    """Its moments are forgotten as those of the first were."""
+    model, tuner = make(optimizer_state="reset")
+    for optimizer in (torch.optim.AdamW(trainable(model)), torch.optim.AdamW(trainable(model))):
+        active: tuple[int, ...] = (0,)
+        for _ in range(6):
+            active = whole_step(model, tuner, optimizer, way)
+        own = {id(parameter) for parameter in tuner.layers[active[0]].parameters}
+        assert {id(parameter) for parameter in optimizer.state} == own
+    assert tuner.num_steps == 12
+
+
+def test_another_lora_fa_optimizer_takes_the_place_of_the_first() -> None:
+    model, tuner = make()
+    for _ in range(2):
+        optimizer = create_lorafa_optimizer(model=model, r=4, lora_alpha=8, lr=1e-2)
+        for _ in range(2):
+            before = snapshot(model)
+            active = whole_step(model, tuner, optimizer, "block")
+            assert moved_layers(before, snapshot(model)) == set(active)
+
+
+# ---- Steps that are ended and were not begun
+
+
+def test_ending_a_step_twice_counts_it_once_and_is_told_once() -> None:
+    model, tuner = make()
+    optimizer = torch.optim.SGD(trainable(model))
+    whole_step(model, tuner, optimizer, "begin and end")
+    with pytest.warns(UserWarning, match="no step had begun since the last one ended") as said:
+        updates = [tuner.end_step(optimizer), tuner.end_step()]
+    assert updates == [None, None]
+    assert len(said) == 1
+    assert tuner.num_steps == 1
+
+
+def test_a_step_that_is_begun_and_ended_in_a_block_counts_once() -> None:
+    model, tuner = make()
+    optimizer = torch.optim.SGD(trainable(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number in range(1, 3):
+            with tuner.step(optimizer) as active:
+                assert tuner.begin_step() == active
+                model(**BATCH).loss.backward()
+                optimizer.step()
+                tuner.end_step(optimizer)
+                tuner.end_step(optimizer)
+            assert tuner.num_steps == number
+
+
+# ---- The adapters
+
+
+def add(model: Any) -> None:
+    model.add_adapter("second", LoraConfig(r=4, target_modules=["q_proj", "up_proj"]))
+
+
+def replace(model: Any) -> None:
+    add(model)
+    model.set_adapter("second")
+    model.delete_adapter("default")
+
+
+def switch(model: Any) -> None:
+    add(model)
+    model.set_adapter("second")
+
+
+CHANGED = (
+    r"^The active adapter is 'second' and was 'default' when this tuner was made, so that every layer of 'second' "
+)
+
+
+@pytest.mark.parametrize("change", [switch, replace])
+@pytest.mark.parametrize("way", WAYS)
+def test_another_adapter_is_not_trained_in_every_layer(way: str, change: Any) -> None:
+    model, tuner = make()
+    whole_step(model, tuner, torch.optim.SGD(trainable(model)), way)
+    change(model)
+    optimizer, before = torch.optim.SGD(trainable(model), lr=0.1), snapshot(model)
+    with pytest.raises(ValueError, match=CHANGED) as caught:
+        whole_step(model, tuner, optimizer, way)
+    assert "\n" not in str(caught.value)
+    assert not moved_layers(before, snapshot(model))
+    assert tuner.active_layers is None
+    if change is switch:
+        model.set_adapter("default")
+        whole_step(model, tuner, torch.optim.SGD(trainable(model)), way)
+        assert tuner.num_steps == 2
+    tuner.close()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_adapter_that_is_added_or_is_active_for_a_while_changes_nothing(way: str) -> None:
+    found = []
+    for changes in (False, True):
+        model, tuner = make()
+        optimizer = torch.optim.SGD(trainable(model), lr=0.1)
+        for _ in range(3):
+            if changes and "second" not in model.peft_config:
+                add(model)
+            whole_step(model, tuner, optimizer, way)
+            if changes:
+                model.set_adapter("second")
+                with torch.no_grad(), model.disable_adapter():
+                    model(**BATCH)
+                model.set_adapter("default")
+        found.append({name: value for name, value in snapshot(model).items() if "second" not in name})
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_a_trainer_stops_where_a_callback_changes_the_adapter(tmp_path: Any) -> None:
+    class Switch(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                model.set_adapter("second")
+
+    model = tiny_lora()
+    add(model)
+    before = traces(model)
+    trainer = make_trainer(tmp_path, IST(selector="random"), Switch(), model=model, max_steps=4, save_strategy="no")
+    with pytest.raises(ValueError, match=CHANGED):
+        trainer.train()
+    assert trainer.state.global_step == 2
+    assert traces(model)["hooks"] == before["hooks"]
