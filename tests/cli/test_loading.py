@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ist.cli.failures import describe_missing
-from ist.cli.loading import check_weights, load_adapter, load_causal_model
+from ist.cli.loading import load_adapter, load_causal_model
 from ist.cli.main import main
+from ist.cli.weights import check_weights
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 
@@ -96,13 +97,104 @@ def test_weights_without_a_place_are_said_and_a_tied_head_is_not_missed(
     tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = Path(shutil.copytree(tiny_model_folder, tmp_path / "model"))
-    changed(CONFIG, num_hidden_layers=2)(model)
-    assert load_causal_model(str(model)).config.num_hidden_layers == 2
-    assert f"weights of {model} are not used (model.layers.2." in caplog.text
+    rewritten(WEIGHTS, lambda w: {**w, "vision.layers.7.weight": torch.ones(2)})(model)
+    load_causal_model(str(model))
+    assert f"1 weight of {model} are not used (vision.layers.7.weight): the model of its config.json" in caplog.text
     caplog.clear()
     changed(CONFIG, tie_word_embeddings=True)(model)
-    rewritten(WEIGHTS, lambda w: {k: v for k, v in w.items() if "lm_head" not in k and "layers.2" not in k})(model)
+    rewritten(WEIGHTS, lambda w: {k: v for k, v in w.items() if "lm_head" not in k and "vision" not in k})(model)
     load_causal_model(str(model))
+    assert not caplog.text
+
+
+def test_a_model_with_fewer_layers_than_its_files_is_refused_unless_it_is_asked_for(
+    tiny_model_folder: Path, tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Path(shutil.copytree(tiny_model_folder, tmp_path / "model"))
+    made = json.loads((model / CONFIG).read_text())["num_hidden_layers"]
+    changed(CONFIG, num_hidden_layers=2)(model)
+    said = (
+        f"The weights in {model} have {made} layers in model.layers, and its config.json makes 2: give the config.json "
+        "that belongs to them. If fewer layers are meant, save the smaller model with save_pretrained, or give ist "
+        "train --model_init_kwargs '{\"num_hidden_layers\": 2}'.\n"
+    )
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"instruction": "a", "output": "b"}) + "\n")
+    for command in (["train", "--output_dir", str(tmp_path / "run"), "--use_cpu"], ["eval", "--protocol=loss"]):
+        capsys.readouterr()
+        assert main([*command, "--model_name_or_path", str(model), "--data_files", str(data)]) == 2
+        assert capsys.readouterr().err.endswith(said)
+    cut = load_causal_model(str(tiny_model_folder), num_hidden_layers=2)
+    assert len(cut.model.layers) == 2
+    assert f"weights of {tiny_model_folder} are not used (model.layers.2." in caplog.text
+
+
+class Config:
+    num_nextn_predict_layers = 1
+
+
+@pytest.mark.parametrize(
+    ("unused", "further", "said"),
+    [
+        (["stack.2.weight", "stack.3.weight"], False, r"have 4 layers in stack, and its config.json makes 2"),
+        (["stack.2.weight"], True, ""),  # which predicts a further token
+        (["stack.2.weight", "stack.3.weight"], True, "have 4 layers in stack"),
+        (["stack.2.other"], False, ""),
+        (["stack.1.weight", "first.0.weight", "stack.x.weight"], False, ""),
+        (["inner.stack.0.2.weight"], False, ""),
+        (["2.weight", "blocks.2.weight"], False, "have 3 layers in model.blocks"),  # saved without its prefix
+    ],
+)
+def test_layers_beyond_the_last_are_those_named_as_the_others(unused: list[str], further: bool, said: str) -> None:
+    model: Any = torch.nn.ModuleDict({
+        "stack": torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(2)]),
+        "first": torch.nn.Linear(2, 2),
+        "model": torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(2)])}),
+    })  # fmt: skip
+    model.base_model_prefix = "model"
+    if further:
+        model.config = Config
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
+        check_weights("folder", model, {"unexpected_keys": unused})
+
+
+RESIZED = "--model_init_kwargs", '{"ignore_mismatched_sizes": true, "vocab_size": 999}'
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_weights_of_other_sizes_begin_anew_where_that_is_asked_for_and_they_train(
+    tiny_model_folder: Path, tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text((json.dumps({"instruction": "a", "output": "b"}) + "\n") * 8)
+    train = [
+        "train", "--model_name_or_path", str(tiny_model_folder), "--data_files", str(data), "--use_cpu", "--bf16=false",
+        "--max_steps=1", "--num_test_problems=0", "--save_strategy=no", *RESIZED,
+    ]  # fmt: skip
+    capsys.readouterr()
+    assert main([*train, "--output_dir", str(tmp_path / "frozen")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ignore_mismatched_sizes starts 2 weights of " in line
+    assert "neither trains nor saves: add --lora_modules_to_save embed_tokens lm_head, or take --method full" in line
+    said = f"2 weights of {tiny_model_folder} are newly initialised, since their sizes differ (lm_head.weight is "
+    for number, flags in enumerate((["--lora_modules_to_save", "embed_tokens", "lm_head"], ["--method=full"])):
+        caplog.clear()
+        assert main([*train, "--output_dir", str(tmp_path / str(number)), *flags]) == 0, capsys.readouterr().err
+        assert said in caplog.text
+    saved = load_file(tmp_path / "0" / ADAPTER)
+    assert {len(weight) for name, weight in saved.items() if "lm_head" in name or "embed" in name} == {999}
+
+
+def test_nothing_that_does_not_train_begins_anew(tiny_model_folder: Path) -> None:
+    options: dict[str, Any] = {"vocab_size": 999}
+    with pytest.raises(ValueError, match=r"are not of the sizes in its config\.json"):
+        load_causal_model(str(tiny_model_folder), **options)
+    with pytest.raises(ValueError, match="starts 2 weights"):
+        load_causal_model(str(tiny_model_folder), ignore_mismatched_sizes=True, **options)
+    with pytest.raises(ValueError, match=r"starts 1 weight of .*: add --lora_modules_to_save lm_head, or"):
+        load_causal_model(
+            str(tiny_model_folder), ignore_mismatched_sizes=True, trains=lambda name: "embed" in name, **options
+        )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..runtime.distributed import current_ranks
 from ..step.boundary import has_skipped
-from ..step.finite import CHECK_INTERVAL, FiniteWeights, NotFiniteError
+from ..step.finite import CHECK_INTERVAL, BrokenStartError, FiniteWeights, NotFiniteError
 from ..step.skipped import SkippedError, check_skipped
 
 __all__ = ["FiniteWeightsCallback", "checked_weights", "logs_at"]
@@ -41,7 +41,7 @@ def checked_weights(trainer: Any, check: Callable[[], object]) -> Iterator[None]
     vars(trainer)["_save_checkpoint"] = check_and_save
     try:
         yield
-    except SkippedError:
+    except (BrokenStartError, SkippedError):
         raise
     except NotFiniteError as error:
         left = f": the last good checkpoint is {saved}." if saved else "."

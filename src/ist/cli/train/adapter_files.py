@@ -11,7 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from ... import bottleneck  # noqa: F401  (PEFT learns of series and parallel adapters)
 from ..recipes.safety import is_module
-from ..saved_adapter import REFUSED
+from ..saved_adapter import REFUSED, check_numbers
 from .methods import ADAPTERS
 
 __all__ = ["check_adapter", "check_names", "config_from_file", "config_of_type", "peft_types"]
@@ -115,6 +115,7 @@ def make_config(where: str, settings: dict[str, Any]) -> Any:
     if settings["peft_type"] == "ADALORA":
         raise ValueError(f"{where} is of ADALORA, whose schedule follows from the training: give --adapter adalora.")
     given = {name: value for name, value in settings.items() if name not in NOT_SETTINGS}
+    check_numbers(given, where)
     given["task_type"] = given.get("task_type") or "CAUSAL_LM"
     fields = {field.name for field in dataclasses.fields(kind) if field.init}
     for name in given:
