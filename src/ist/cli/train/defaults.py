@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from ...runtime.packages import distribution_of, how_to_install
+
 __all__ = [
     "DEFAULTS",
     "check_mappings",
@@ -61,8 +63,8 @@ def check_reporters(names: Any) -> None:
             raise ValueError(f"report_to={name!r} is unknown: choose some of {', '.join(REPORTERS)}, or none.")
         if find_spec(REPORTERS[name]) is None:
             raise ValueError(
-                f"--report_to {name} needs the package {REPORTERS[name]}, which is not installed: run `pip install "
-                f"{REPORTERS[name].replace('_', '-')}`, or leave --report_to out."
+                f"--report_to {name} needs the package {distribution_of(REPORTERS[name])}, which is not installed: run "
+                f"`{how_to_install(REPORTERS[name])}`, or leave --report_to out."
             )
 
 
