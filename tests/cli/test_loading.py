@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ist.cli.failures import describe_missing
-from ist.cli.loading import load_adapter, load_causal_model
+from ist.cli.loading import check_tokens, load_adapter, load_causal_model
 from ist.cli.main import main
 from ist.cli.weights import check_weights
 
@@ -239,6 +241,72 @@ def test_a_token_beyond_the_embedding_is_named(tiny_model_folder: Path, tmp_path
         main(["train", "--model_name_or_path", str(model), "--task=word-problems", "--output_dir", str(tmp_path)]) == 2
     )
     assert f"and the model's embedding has {rows} rows" in capsys.readouterr().err
+
+
+def partitioned(rows: int, columns: int) -> Any:
+    """A parameter as ZeRO-3 leaves it on a process: empty, with its whole shape beside it."""
+    weight = torch.nn.Parameter(torch.zeros(0))
+    weight.ds_shape = torch.Size((rows, columns))  # type: ignore[attr-defined]
+    return weight
+
+
+class Tokenizer:
+    """Of which the last token ends a text."""
+
+    eos_token, pad_token = "</s>", None
+    eos_token_id, pad_token_id = 7, None
+
+
+def with_embedding(weight: Any) -> Any:
+    class Model:
+        def get_input_embeddings(self) -> Any:
+            return SimpleNamespace() if weight is None else SimpleNamespace(weight=weight)
+
+    return Model()
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        (torch.zeros(8, 2), ""),
+        (torch.zeros(7, 2), "the model's embedding has 7 rows"),
+        (None, ""),  # of parts, or computed: how many rows it has cannot be told
+        (partitioned(8, 2), ""),
+        (partitioned(7, 2), "has eos_token '</s>' with the number 7, and the model's embedding has 7 rows"),
+    ],
+    ids=["fits", "too small", "no weight", "ZeRO-3, fits", "ZeRO-3, too small"],
+)
+def test_tokens_of_any_embedding(weight: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
+        check_tokens("folder", with_embedding(weight), Tokenizer())
+
+
+REMOTE = """
+from transformers import LlamaForCausalLM
+
+class Mine(LlamaForCausalLM):
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        kwargs.pop("output_loading_info", None)
+        return super().from_pretrained(*args, **kwargs)
+"""
+
+
+def test_a_model_with_code_of_its_own_that_says_nothing_of_its_loading(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.path", [*sys.path])  # transformers adds the folder of such code
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = Path(shutil.copytree(tiny_model_folder, tmp_path / "model"))
+    (model / "mine.py").write_text(REMOTE)
+    changed(CONFIG, auto_map={"AutoModelForCausalLM": "mine.Mine"}, architectures=["Mine"])(model)
+    found = load_causal_model(str(model), trust_remote_code=True)
+    assert type(found).__name__ == "Mine"
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model_folder).state_dict()
+    assert all(torch.equal(weight, plain[name]) for name, weight in found.state_dict().items())
+    rewritten(WEIGHTS, lambda w: {**w, "model.norm.weight": w["model.norm.weight"] * float("nan")})(model)
+    with pytest.raises(ValueError, match=r"hold NaN .*model\.norm\.weight"):
+        load_causal_model(str(model), trust_remote_code=True)
 
 
 # ---- Adapters
