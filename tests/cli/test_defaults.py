@@ -104,9 +104,7 @@ def test_reporters_that_are_there_or_not(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("ist.cli.train.defaults.find_spec", lambda name: None)
     for name, module in REPORTERS.items():
         package = distribution_of(module)
-        with pytest.raises(
-            ValueError, match=f"{name} needs the package {package}, .* run `pip install {package}`"
-        ):
+        with pytest.raises(ValueError, match=f"{name} needs the package {package}, .* run `pip install {package}`"):
             check_reporters([name])
     with pytest.raises(ValueError, match="report_to='wandbb' is unknown: choose some of azure_ml, "):
         check_reporters(["wandbb"])

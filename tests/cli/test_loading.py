@@ -160,6 +160,32 @@ def test_layers_beyond_the_last_are_those_named_as_the_others(unused: list[str],
         check_weights("folder", model, {"unexpected_keys": unused})
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            '{"num_layers": 3}',
+            "--model_init_kwargs sets num_layers, which neither transformers nor the config.json of ",
+        ),
+        (
+            '{"num_hidden_layers": 9}',
+            "that its config.json, with num_hidden_layers of --model_init_kwargs, describes (",
+        ),
+        (
+            '{"vocab_size": 9}',
+            "of the sizes in its config.json, with vocab_size of --model_init_kwargs, (lm_head.weight ",
+        ),
+    ],
+)
+def test_what_the_flags_change_is_not_laid_to_the_files(
+    flags: str, said: str, tiny_model_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    train = ["train", "--model_name_or_path", str(tiny_model_folder), "--task=word-problems", "--use_cpu"]
+    assert main([*train, "--output_dir", str(tmp_path / "run"), "--model_init_kwargs", flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
 RESIZED = "--model_init_kwargs", '{"ignore_mismatched_sizes": true, "vocab_size": 999}'
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ MISSING = "Found missing adapter keys"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 """Names of an adapter's weights, the one that PEFT prefers first."""
 NOT_CAUSAL = re.compile(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'>")
+UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 def load_causal_model(source: str, *, trains: Callable[[str], bool] | None = None, **options: Any) -> Any:
@@ -51,7 +52,7 @@ def load_causal_model(source: str, *, trains: Callable[[str], bool] | None = Non
     Raises:
         ValueError: it is no causal language model, or its weights are damaged, or are not those of its configuration.
     """
-    with looked_for_model(source), whole(source, "model"):
+    with looked_for_model(source), whole(source, "model", options):
         # Sizes are compared below, where they can be told.
         told = {"ignore_mismatched_sizes": True, "output_loading_info": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **{**options, **told})
@@ -130,8 +131,14 @@ def warn_of_unused(adapted: Any, source: str, saved: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def whole(source: str, what: str) -> Iterator[None]:
-    """Name the source where a library cannot read what is in it, and what the first line of its error says."""
+def whole(source: str, what: str, options: Collection[str] = ()) -> Iterator[None]:
+    """Name the source where a library cannot read what is in it, and what the first line of its error says.
+
+    Args:
+        source: the folder or name.
+        what: is in it.
+        options: names of what the user gives to the library beside it.
+    """
     try:
         yield
     except (ImportError, OSError, MemoryError, torch.OutOfMemoryError):
@@ -147,6 +154,11 @@ def whole(source: str, what: str) -> Iterator[None]:
             raise ValueError(
                 f"The model in {source} is no causal language model (its configuration is a {other[1]}): give one that "
                 "generates text from left to right."
+            ) from error
+        if (unknown := UNKNOWN.search(said)) and unknown[1] in options:
+            raise ValueError(
+                f"--model_init_kwargs sets {unknown[1]}, which neither transformers nor the config.json of {source} "
+                "knows: give names of that file, such as num_hidden_layers, or options of from_pretrained."
             ) from error
         if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
             raise

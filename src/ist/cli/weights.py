@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of a model's weights in one file; with `.index.json` the list of several."""
+NO_SHAPES = {"dtype", "torch_dtype", "attn_implementation", "quantization_config"}
+"""Options of `from_pretrained` that a configuration has too, and that change no shape."""
 
 
 def check_weights(
@@ -39,8 +41,10 @@ def check_weights(
         trains: whether a weight, by its name, is trained and saved. None for a model that does not train.
     """
     options = options or {}
-    check_missing(source, model, found)
-    check_sizes(source, found, bool(options.get("ignore_mismatched_sizes")), trains or no_weight)
+    changed = [name for name in options if name not in NO_SHAPES and hasattr(getattr(model, "config", None), name)]
+    described = "its config.json" + (f", with {', '.join(changed)} of --model_init_kwargs," if changed else "")
+    check_missing(source, model, found, described)
+    check_sizes(source, found, described, bool(options.get("ignore_mismatched_sizes")), trains or no_weight)
     unused = sorted(found.get("unexpected_keys", ()))
     if not any("layer" in name for name in names_in(options)):
         check_layers(source, model, unused)
@@ -57,7 +61,7 @@ def no_weight(name: str) -> bool:
     return False
 
 
-def check_missing(source: str, model: Any, found: Mapping[str, Any]) -> None:
+def check_missing(source: str, model: Any, found: Mapping[str, Any], described: str) -> None:
     """Raise ValueError where weights were not in the files of a model."""
     names: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -68,17 +72,20 @@ def check_missing(source: str, model: Any, found: Mapping[str, Any]) -> None:
         missing = [name for name in missing if name.rpartition(".")[2] in ("weight", "bias")]
     if missing:
         raise ValueError(
-            f"The weights in {source} lack {count(len(missing))} that its config.json describes ({some(missing)}), and "
+            f"The weights in {source} lack {count(len(missing))} that {described} describes ({some(missing)}), and "
             "random numbers would take their place: give the whole model, or the config.json that belongs to it."
         )
 
 
-def check_sizes(source: str, found: Mapping[str, Any], resizes: bool, trains: Callable[[str], bool]) -> None:
+def check_sizes(
+    source: str, found: Mapping[str, Any], described: str, resizes: bool, trains: Callable[[str], bool]
+) -> None:
     """Raise ValueError where weights are of another size than in the files, unless that is wanted and they train.
 
     Args:
         source: the model's folder or name.
         found: what transformers says of the loading.
+        described: where the sizes come from, in words.
         resizes: whether the user has asked for `ignore_mismatched_sizes`.
         trains: whether a weight, by its name, is trained and saved.
     """
@@ -88,7 +95,7 @@ def check_sizes(source: str, found: Mapping[str, Any], resizes: bool, trains: Ca
     first, saved, wanted = mismatched[0]
     if not resizes:
         raise ValueError(
-            f"The weights in {source} are not of the sizes in its config.json ({first} is {size(saved)}, and should be "
+            f"The weights in {source} are not of the sizes in {described} ({first} is {size(saved)}, and should be "
             f"{size(wanted)}): give the config.json that belongs to them."
         )
     frozen = [name for name, *_ in mismatched if not trains(name)]

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ...runtime.packages import distribution_of, how_to_install
+from ..parsing import check_commas
 
 __all__ = [
     "DEFAULTS",
@@ -58,6 +59,7 @@ def check_reporters(names: Any) -> None:
     Args:
         names: the value of `--report_to`, as transformers has settled it.
     """
+    check_commas("--report_to", [*(names or ())])
     for name in names or ():
         if name not in REPORTERS:
             raise ValueError(f"report_to={name!r} is unknown: choose some of {', '.join(REPORTERS)}, or none.")

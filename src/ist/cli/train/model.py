@@ -15,7 +15,7 @@ from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
 from ..saved_adapter import check_base, holds_adapter, put_adapter, read_config
 from .arguments import RunArguments
 from .methods import ADAPTER_FLAGS
-from .targets import check_targets
+from .targets import check_named, check_targets
 
 __all__ = ["load_model"]
 
@@ -46,6 +46,7 @@ def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
         model = load_base(run, source, run.model.model_revision, config)
         if config is not None:
             check_expressions(config, model, f"--adapter {run.ist.adapter}")
+            check_named(model, config, f"--adapter {run.ist.adapter}")
         if flag := TARGETS_OF.get(str(run.ist.adapter)):  # PEFT itself checks those of a type or a file.
             check_targets(model, config, flag)
         tokenizer = padding_tokenizer(run, source, run.model.model_revision)
