@@ -58,9 +58,10 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
     changes["trusted"] = options.trust_recipe
     changes["evaluation"] = dict(read_pair(text) for text in options.evaluation)
     recipe = read_comparison(find_comparison(options.recipe), more_flags, **changes)
-    check_evaluation_data(recipe)
     folder = Path(options.output_dir or f"runs/compare-{recipe.name}")
     comparison = Comparison(recipe, folder)
+    if not (folder / COMPARE_FILE).is_file():  # What is judged already needs no data.
+        check_evaluation_data(recipe)
     comparison.run()
     return comparison.summary()
 
