@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from ist.cli.analyse.command import load_adapter
 from ist.cli.loading import load_causal_model
 from ist.cli.main import main
-from ist.cli.weights import file_of, list_non_finite
+from ist.cli.weights import check_finite, file_of, list_non_finite
 from ist.runs.checkpoints import checkpoints
 from tests.helpers.task_rows import write_collection
 
@@ -154,6 +155,20 @@ def test_a_weight_that_float16_cannot_hold(model: Path, rows: Path, capsys: pyte
     )
     assert f"{name} in model.safetensors): give --dtype float32 or bfloat16, since float16 ends at 65504" in line
     load_causal_model(str(model))
+
+
+@pytest.mark.parametrize(("rank", "refused"), [("0", True), ("1", False)])
+def test_a_process_that_fsdp_sends_the_weights_to_looks_at_none(
+    rank: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.modeling_utils.is_fsdp_enabled", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    model = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(model.weight, NAN)
+    with pytest.raises(ValueError, match=r"hold NaN .*: weight\)") if refused else nullcontext():
+        check_finite("folder", model)
+    with torch.device("meta"):
+        check_finite("folder", torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float64, torch.complex64])

@@ -186,6 +186,27 @@ def test_what_the_flags_change_is_not_laid_to_the_files(
     assert said in line
 
 
+@pytest.mark.parametrize("method", ["peft", "focused"])
+def test_chats_without_a_template_are_refused_before_anything_is_measured(
+    method: str, tiny_model_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    data = tmp_path / "chats.json"
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    data.write_text(json.dumps([{"messages": chat}] * 4))
+    train = ["train", "--model_name_or_path", str(tiny_model_folder), "--data_files", str(data), "--use_cpu"]
+    train += ["--bf16=false", "--max_steps=1", "--save_strategy=no", f"--method={method}"]
+    assert main([*train, "--output_dir", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "ist train: error: The rows are chats, and this model's tokenizer has no chat template: give"
+    )
+    assert not (tmp_path / "run").exists()
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}")
+    given = ["--chat_template_path", str(template), "--output_dir", str(tmp_path / "given")]
+    assert main([*train, *given]) == 0, capsys.readouterr().err
+
+
 RESIZED = "--model_init_kwargs", '{"ignore_mismatched_sizes": true, "vocab_size": 999}'
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import modeling_utils
 
 from ..step.finite import all_finite, is_finite
 
@@ -143,11 +145,8 @@ def has_layer(stack: nn.ModuleList, number: int, rest: str) -> bool:
 
 def check_finite(source: str, model: Any) -> None:
     """Raise ValueError where weights are NaN or infinite, as far as this process holds them."""
-    from transformers.distributed.utils import is_local_dist_rank_0
-    from transformers.integrations import is_fsdp_enabled
-
-    if is_fsdp_enabled() and not is_local_dist_rank_0():  # FSDP sends the weights to this process later.
-        return
+    if modeling_utils.is_fsdp_enabled() and int(os.environ.get("LOCAL_RANK", "0")):
+        return  # FSDP sends the weights to this process later.
     named = {name: parameter for name, parameter in model.named_parameters() if not parameter.is_meta}
     broken = list_non_finite(named)
     if broken:

@@ -26,7 +26,7 @@ from ..quiet import quiet_libraries
 from .arguments import RunArguments, parse_arguments
 from .clock import TrainingClock
 from .course import RunCourse, check_method
-from .data import TaskData, load_data, report_cut_rows
+from .data import TaskData, check_chats, load_data, report_cut_rows
 from .focus import Look, focus_adapter, start_adapter
 from .folder import find_checkpoint, run_folder
 from .greedy import search_layers
@@ -64,6 +64,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         check_method(checkpoint, run.ist.method)
         data = load_data(run)
         model, tokenizer, peft_config = load_seeded(run)
+        check_chats(data.train, tokenizer, run)
         focus: dict[str, Any] = {}
         batches: list[Any] | None = None
         if run.ist.method in FOCUSED:
