@@ -167,8 +167,7 @@ def test_a_process_that_fsdp_sends_the_weights_to_looks_at_none(
     torch.nn.init.constant_(model.weight, NAN)
     with pytest.raises(ValueError, match=r"hold NaN .*: weight\)") if refused else nullcontext():
         check_finite("folder", model)
-    with torch.device("meta"):
-        check_finite("folder", torch.nn.Linear(2, 2))
+    check_finite("folder", torch.nn.Linear(2, 2, device="meta"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float64, torch.complex64])
