@@ -129,6 +129,8 @@ def test_a_saved_adapters_configuration_is_a_file_too(tmp_path: Path) -> None:
         ({**LOKR, "rank": 3}, "sets 'rank', which LoKrConfig of this version of PEFT does not know"),
         ({"peft_type": "ADALORA"}, "give --adapter adalora"),
         ({"peft_type": "LORA", "megatron_config": {"a": 1}}, "sets megatron_config, which imports a module"),
+        ({"peft_type": "PROMPT_TUNING"}, "lacks num_virtual_tokens, without a default in PEFT: give --adapter a JSON "),
+        ({"peft_type": "ADAPTION_PROMPT", "adapter_len": 3}, "lacks adapter_layers, without a default in PEFT"),
         ({"peft_type": "BOTTLENECK", "mode": "up"}, "is no usable configuration (mode='up'"),
     ],
 )  # fmt: skip

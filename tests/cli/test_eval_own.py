@@ -124,7 +124,8 @@ def test_a_metric_file_can_define_dataclasses_and_change_the_folder(
         (":f", "is neither"),
         ("metric.py:f g", "is neither"),
         ("none.py:f", "none.py is not a file"),
-        ("no_such_module:f", r"cannot be imported \(ModuleNotFoundError: "),
+        ("no_such_module:f", r"cannot be imported \(ModuleNotFoundError: No module named 'no_such_module'\)\.$"),
+        ("needs.py:f", r"put it beside needs\.py, or install it with pip install opencv-python\.$"),
         ("bad.py:f", r"cannot be imported \(SyntaxError: "),
         ("raises.py:f", r"cannot be imported \(ZeroDivisionError: division by zero\)"),
         ("good.py:g", "good.py has no function g"),
@@ -137,6 +138,7 @@ def test_a_metric_that_is_not_there_is_one_line(
     (tmp_path / "bad.py").write_text("def f(:\n")
     (tmp_path / "raises.py").write_text("1 / 0\n")
     (tmp_path / "good.py").write_text("VALUE = 3\n")
+    (tmp_path / "needs.py").write_text("import cv2\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=said) as error:
         load_metric(text)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ist.cli.failures import describe_missing
-from ist.cli.loading import check_weights, load_adapter, load_causal_model
+from ist.cli.loading import check_tokens, load_adapter, load_causal_model
 from ist.cli.main import main
+from ist.cli.weights import check_weights
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 
@@ -96,13 +99,151 @@ def test_weights_without_a_place_are_said_and_a_tied_head_is_not_missed(
     tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = Path(shutil.copytree(tiny_model_folder, tmp_path / "model"))
-    changed(CONFIG, num_hidden_layers=2)(model)
-    assert load_causal_model(str(model)).config.num_hidden_layers == 2
-    assert f"weights of {model} are not used (model.layers.2." in caplog.text
+    rewritten(WEIGHTS, lambda w: {**w, "vision.layers.7.weight": torch.ones(2)})(model)
+    load_causal_model(str(model))
+    assert f"1 weight of {model} are not used (vision.layers.7.weight): the model of its config.json" in caplog.text
     caplog.clear()
     changed(CONFIG, tie_word_embeddings=True)(model)
-    rewritten(WEIGHTS, lambda w: {k: v for k, v in w.items() if "lm_head" not in k and "layers.2" not in k})(model)
+    rewritten(WEIGHTS, lambda w: {k: v for k, v in w.items() if "lm_head" not in k and "vision" not in k})(model)
     load_causal_model(str(model))
+    assert not caplog.text
+
+
+def test_a_model_with_fewer_layers_than_its_files_is_refused_unless_it_is_asked_for(
+    tiny_model_folder: Path, tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Path(shutil.copytree(tiny_model_folder, tmp_path / "model"))
+    made = json.loads((model / CONFIG).read_text())["num_hidden_layers"]
+    changed(CONFIG, num_hidden_layers=2)(model)
+    said = (
+        f"The weights in {model} have {made} layers in model.layers, and its config.json makes 2: give the config.json "
+        "that belongs to them. If fewer layers are meant, save the smaller model with save_pretrained, or give ist "
+        "train --model_init_kwargs '{\"num_hidden_layers\": 2}'.\n"
+    )
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"instruction": "a", "output": "b"}) + "\n")
+    for command in (["train", "--output_dir", str(tmp_path / "run"), "--use_cpu"], ["eval", "--protocol=loss"]):
+        capsys.readouterr()
+        assert main([*command, "--model_name_or_path", str(model), "--data_files", str(data)]) == 2
+        assert capsys.readouterr().err.endswith(said)
+    cut = load_causal_model(str(tiny_model_folder), num_hidden_layers=2)
+    assert len(cut.model.layers) == 2
+    assert f"weights of {tiny_model_folder} are not used (model.layers.2." in caplog.text
+
+
+class Config:
+    num_nextn_predict_layers = 1
+
+
+@pytest.mark.parametrize(
+    ("unused", "further", "said"),
+    [
+        (["stack.2.weight", "stack.3.weight"], False, r"have 4 layers in stack, and its config.json makes 2"),
+        (["stack.2.weight"], True, ""),  # which predicts a further token
+        (["stack.2.weight", "stack.3.weight"], True, "have 4 layers in stack"),
+        (["stack.2.other"], False, ""),
+        (["stack.1.weight", "first.0.weight", "stack.x.weight"], False, ""),
+        (["inner.stack.0.2.weight"], False, ""),
+        (["2.weight", "blocks.2.weight"], False, "have 3 layers in model.blocks"),  # saved without its prefix
+    ],
+)
+def test_layers_beyond_the_last_are_those_named_as_the_others(unused: list[str], further: bool, said: str) -> None:
+    model: Any = torch.nn.ModuleDict({
+        "stack": torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(2)]),
+        "first": torch.nn.Linear(2, 2),
+        "model": torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(2)])}),
+    })  # fmt: skip
+    model.base_model_prefix = "model"
+    if further:
+        model.config = Config
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
+        check_weights("folder", model, {"unexpected_keys": unused})
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            '{"num_layers": 3}',
+            "--model_init_kwargs sets num_layers, which neither transformers nor the config.json of ",
+        ),
+        (
+            '{"num_hidden_layers": 9}',
+            "that its config.json, with num_hidden_layers of --model_init_kwargs, describes (",
+        ),
+        (
+            '{"vocab_size": 9}',
+            "of the sizes in its config.json, with vocab_size of --model_init_kwargs, (lm_head.weight ",
+        ),
+    ],
+)
+def test_what_the_flags_change_is_not_laid_to_the_files(
+    flags: str, said: str, tiny_model_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    train = ["train", "--model_name_or_path", str(tiny_model_folder), "--task=word-problems", "--use_cpu"]
+    assert main([*train, "--output_dir", str(tmp_path / "run"), "--model_init_kwargs", flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+@pytest.mark.parametrize("method", ["peft", "focused"])
+def test_chats_without_a_template_are_refused_before_anything_is_measured(
+    method: str, tiny_model_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    data = tmp_path / "chats.json"
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    data.write_text(json.dumps([{"messages": chat}] * 4))
+    train = ["train", "--model_name_or_path", str(tiny_model_folder), "--data_files", str(data), "--use_cpu"]
+    train += ["--bf16=false", "--max_steps=1", "--save_strategy=no", f"--method={method}"]
+    assert main([*train, "--output_dir", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "ist train: error: The rows are chats, and this model's tokenizer has no chat template: give"
+    )
+    assert not (tmp_path / "run").exists()
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }}")
+    given = ["--chat_template_path", str(template), "--output_dir", str(tmp_path / "given")]
+    assert main([*train, *given]) == 0, capsys.readouterr().err
+
+
+RESIZED = "--model_init_kwargs", '{"ignore_mismatched_sizes": true, "vocab_size": 999}'
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_weights_of_other_sizes_begin_anew_where_that_is_asked_for_and_they_train(
+    tiny_model_folder: Path, tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text((json.dumps({"instruction": "a", "output": "b"}) + "\n") * 8)
+    train = [
+        "train", "--model_name_or_path", str(tiny_model_folder), "--data_files", str(data), "--use_cpu", "--bf16=false",
+        "--max_steps=1", "--num_test_problems=0", "--save_strategy=no", *RESIZED,
+    ]  # fmt: skip
+    capsys.readouterr()
+    assert main([*train, "--output_dir", str(tmp_path / "frozen")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ignore_mismatched_sizes starts 2 weights of " in line
+    assert "neither trains nor saves: add --lora_modules_to_save embed_tokens lm_head, or take --method full" in line
+    said = f"2 weights of {tiny_model_folder} are newly initialised, since their sizes differ (lm_head.weight is "
+    for number, flags in enumerate((["--lora_modules_to_save", "embed_tokens", "lm_head"], ["--method=full"])):
+        caplog.clear()
+        assert main([*train, "--output_dir", str(tmp_path / str(number)), *flags]) == 0, capsys.readouterr().err
+        assert said in caplog.text
+    saved = load_file(tmp_path / "0" / ADAPTER)
+    assert {len(weight) for name, weight in saved.items() if "lm_head" in name or "embed" in name} == {999}
+
+
+def test_nothing_that_does_not_train_begins_anew(tiny_model_folder: Path) -> None:
+    options: dict[str, Any] = {"vocab_size": 999}
+    with pytest.raises(ValueError, match=r"are not of the sizes in its config\.json"):
+        load_causal_model(str(tiny_model_folder), **options)
+    with pytest.raises(ValueError, match="starts 2 weights"):
+        load_causal_model(str(tiny_model_folder), ignore_mismatched_sizes=True, **options)
+    with pytest.raises(ValueError, match=r"starts 1 weight of .*: add --lora_modules_to_save lm_head, or"):
+        load_causal_model(
+            str(tiny_model_folder), ignore_mismatched_sizes=True, trains=lambda name: "embed" in name, **options
+        )
 
 
 @pytest.mark.parametrize(
@@ -147,6 +288,72 @@ def test_a_token_beyond_the_embedding_is_named(tiny_model_folder: Path, tmp_path
         main(["train", "--model_name_or_path", str(model), "--task=word-problems", "--output_dir", str(tmp_path)]) == 2
     )
     assert f"and the model's embedding has {rows} rows" in capsys.readouterr().err
+
+
+def partitioned(rows: int, columns: int) -> Any:
+    """A parameter as ZeRO-3 leaves it on a process: empty, with its whole shape beside it."""
+    weight = torch.nn.Parameter(torch.zeros(0))
+    weight.ds_shape = torch.Size((rows, columns))  # type: ignore[attr-defined]
+    return weight
+
+
+class Tokenizer:
+    """Of which the last token ends a text."""
+
+    eos_token, pad_token = "</s>", None
+    eos_token_id, pad_token_id = 7, None
+
+
+def with_embedding(weight: Any) -> Any:
+    class Model:
+        def get_input_embeddings(self) -> Any:
+            return SimpleNamespace() if weight is None else SimpleNamespace(weight=weight)
+
+    return Model()
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        (torch.zeros(8, 2), ""),
+        (torch.zeros(7, 2), "the model's embedding has 7 rows"),
+        (None, ""),  # of parts, or computed: how many rows it has cannot be told
+        (partitioned(8, 2), ""),
+        (partitioned(7, 2), "has eos_token '</s>' with the number 7, and the model's embedding has 7 rows"),
+    ],
+    ids=["fits", "too small", "no weight", "ZeRO-3, fits", "ZeRO-3, too small"],
+)
+def test_tokens_of_any_embedding(weight: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
+        check_tokens("folder", with_embedding(weight), Tokenizer())
+
+
+REMOTE = """
+from transformers import LlamaForCausalLM
+
+class Mine(LlamaForCausalLM):
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        kwargs.pop("output_loading_info", None)
+        return super().from_pretrained(*args, **kwargs)
+"""
+
+
+def test_a_model_with_code_of_its_own_that_says_nothing_of_its_loading(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.path", [*sys.path])  # transformers adds the folder of such code
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = Path(shutil.copytree(tiny_model_folder, tmp_path / "model"))
+    (model / "mine.py").write_text(REMOTE)
+    changed(CONFIG, auto_map={"AutoModelForCausalLM": "mine.Mine"}, architectures=["Mine"])(model)
+    found = load_causal_model(str(model), trust_remote_code=True)
+    assert type(found).__name__ == "Mine"
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model_folder).state_dict()
+    assert all(torch.equal(weight, plain[name]) for name, weight in found.state_dict().items())
+    rewritten(WEIGHTS, lambda w: {**w, "model.norm.weight": w["model.norm.weight"] * float("nan")})(model)
+    with pytest.raises(ValueError, match=r"hold NaN .*model\.norm\.weight"):
+        load_causal_model(str(model), trust_remote_code=True)
 
 
 # ---- Adapters
@@ -218,7 +425,11 @@ def test_a_whole_adapter_loads_without_a_word_and_one_with_more_layers_is_said(
     [
         (ModuleNotFoundError("No module named 'trl'", name="trl"), "train", "pip install 'ist-peft[train]'"),
         (ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib"), "train", "'ist-peft[report]'"),
-        (ModuleNotFoundError("No module named 'flash_attn'", name="flash_attn.x"), "eval", "pip install flash_attn"),
+        (ModuleNotFoundError("No module named 'flash_attn'", name="flash_attn.x"), "eval", "pip install flash-attn"),
+        (ModuleNotFoundError("No module named 'sklearn'", name="sklearn.metrics"), "eval", "pip install scikit-learn"),
+        (ModuleNotFoundError("No module named 'ist.x'", name="ist.x"), "report", "'ist-peft[report]'"),
+        (ModuleNotFoundError("No module named '_lzma'", name="_lzma"), "train", "it is a part of Python, and this one"),
+        (ModuleNotFoundError("gone"), "train", "gone: install it with pip"),
         (PackageNotFoundError("The 'deepspeed>=0.9.3' distribution was not found."), "train", "found: install it with"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from torch import nn
 from ist.cli.nearest import did_you_mean, nearest, unknown_flag
 from ist.cli.sources import looked_for_adapter, looked_for_model
 from ist.cli.train.arguments import known_flags
-from ist.cli.train.targets import check_targets
+from ist.cli.train.targets import check_named, check_targets
 from ist.cli.wording import FLAG_OF, in_flags
 from ist.experiments.data.files import check_file
 
@@ -84,6 +84,26 @@ def test_a_target_module_that_is_not_there(model: nn.Module, targets: list[str] 
 def test_target_modules_that_are_there(model: nn.Module, targets: list[str] | str | None) -> None:
     check_targets(model, LoraConfig(target_modules=targets), "lora_target_modules")
     check_targets(model, None, "lora_target_modules")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"modules_to_save": ["q_proj", "0.norm"]}, ""),
+        (
+            {"modules_to_save": ["nrom"]},
+            "names nrom for modules_to_save, and that is no module of this model (did you m",
+        ),
+        ({"target_parameters": ["q_proj.weight"]}, ""),
+        ({"target_parameters": ["experts"]}, "names experts for target_parameters, and that is no parameter of this "),
+    ],
+)
+def test_modules_and_parameters_that_peft_would_pass_over(
+    model: nn.Module, setting: dict[str, list[str]], said: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)) if said else nullcontext():
+        check_named(model, LoraConfig(target_modules=["q_proj"], **setting), "--adapter lora")  # type: ignore[arg-type]
+    check_named(model, None, "x")
 
 
 def test_names_of_fused_experts_are_left_to_peft() -> None:

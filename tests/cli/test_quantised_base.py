@@ -19,7 +19,7 @@ from tests.helpers.tiny import tiny_llama
 
 def load(folder: Path, *flags: str) -> Any:
     run = parse_arguments(["--model_name_or_path", str(folder), "--task=word-problems", "--use_cpu", *flags])
-    return load_base(run, str(folder), "main")
+    return load_base(run, str(folder), "main", None)
 
 
 def packed(folder: Path, config: dict[str, Any]) -> Path:

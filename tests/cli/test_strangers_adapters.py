@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ist.cli import expressions
-from ist.cli.expressions import check_expressions
+from ist.cli.expressions import check_expressions, names_of
 from ist.cli.main import main
 from tests.helpers.tiny import tiny_llama
 
 ENDLESS = "(.+)+x"
+RECORDED = "(.+)+$"
+"""Seen in the wild: ends where it stands alone, and not where PEFT puts a number behind it."""
 SETTINGS = [
     {"target_modules": ENDLESS},
     {"target_modules": [ENDLESS]},
     {"target_modules": ["q_proj"], "exclude_modules": ENDLESS},
     {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", ENDLESS]},
     {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": [ENDLESS]},
+    {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": RECORDED},
+    {"target_modules": RECORDED},
+    {"target_modules": ["q_proj"], "exclude_modules": [RECORDED]},
+    {"target_modules": ["q_proj"], "modules_to_save": [RECORDED]},
+    {"target_modules": ["q_proj"], "rank_pattern": {RECORDED: 4}},
     {"target_modules": ["q_proj"], "rank_pattern": {"(.*)*!": 4}},
     {"target_modules": ["q_proj"], "alpha_pattern": {"q_proj": 1, "((\\w|\\.)+)+!": 4}},
     {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": ENDLESS},
@@ -72,7 +81,7 @@ def rows(folder: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: list(settings)[-1])
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: str(list(settings.items())[-1]))
 def test_an_endless_expression_is_refused(settings: dict[str, Any], adapter: Path, tmp_path: Path, capsys: Any) -> None:
     flags = ("--data_files", rows(tmp_path), "--protocol=loss", "--output_dir", tmp_path / "out")
     said = refused(capsys, "eval", "--adapter", change(adapter, **settings), *flags)
@@ -139,3 +148,36 @@ def test_an_adapter_with_an_expression_is_evaluated_as_a_model(adapter: Path, tm
     assert main(["eval", "--adapter", str(adapter), *data, str(tmp_path / "b")]) == 0
     found = [json.loads((tmp_path / name / "ist_eval.json").read_text())["tasks"] for name in "ab"]
     assert found[0] == found[1]
+
+
+def test_names_that_the_model_lacks_and_peft_matches_are_tried() -> None:
+    """Those of embeddings anywhere, and those that experts had before they were one parameter."""
+    place = "layers_of_a_mixture.experts"
+    model: Any = nn.ModuleDict({"layers_of_a_mixture": nn.ModuleDict({"experts": nn.Module()})})
+    model.get_submodule(place).gate_up_proj = nn.Parameter(torch.zeros(2, 2, 2))
+    with pytest.raises(ValueError, match=r"which did not end within 1 s"):
+        check_expressions(LoraConfig(target_modules=r"(?=.*experts\.w1$)(.+)+!"), model, "x")
+    assert {"embed_tokens", "lm_head", f"{place}.w1", f"{place}.gate_up_proj"} <= set(names_of(model))
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (None, "did not start (No such file or directory). Try it again, or name the modules, such as q_proj."),
+        ("echo problem >&2; echo cause >&2; exit 3", "ended with status 3 (cause). Try it again"),
+        ("exit 1", "ended with status 1 (it printed nothing). Try it again"),
+        ("exec sleep 60", "did not start within 1 s. Try it again"),
+    ],
+)
+def test_a_process_that_does_not_start_is_one_line(
+    script: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    if script is not None:
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o700)
+    monkeypatch.setattr(expressions.sys, "executable", str(python))
+    begins = f"The regular expressions of the file could not be tried in a process of their own: {python} "
+    with pytest.raises(ValueError, match=re.escape(f"{begins}{said}")) as error:
+        check_expressions(LoraConfig(target_modules=".*q_proj"), tiny_llama(), "the file")
+    assert "\n" not in str(error.value)

@@ -31,11 +31,11 @@ class Hash(TrainerCallback):
         (Path(args.output_dir) / f"rank-{os.environ['RANK']}.txt").write_text(digest)
 
 
-def load_to_be_sharded(run: Any) -> Any:
+def load_to_be_sharded(run: Any, data: Any) -> Any:
     """Accelerate turns FSDP on beside GPUs only, and else trains with DDP without a word."""
     if SHARD and ON_CPUS:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    return load_seeded(run)
+    return load_seeded(run, data)
 
 
 def make_trainer_with_hashes(*arguments: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -13,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from torch.amp.grad_scaler import GradScaler
 
 from ist import IST, SparseTuner
 from ist.integrations.finite import FiniteWeightsCallback
+from ist.runs.checkpoints import MANIFEST_FILE, write_manifest
 from ist.step.boundary import Boundary
-from ist.step.finite import NotFiniteError
+from ist.step.finite import BrokenStartError, NotFiniteError
 from ist.step.skipped import MOST_SKIPPED, SkippedError, SkippedSteps
 from tests.helpers.tiny import cycle, tiny_batches, tiny_lora, trainable
 from tests.helpers.trainers import make_trainer
@@ -268,3 +271,37 @@ def test_a_trainer_with_a_weight_that_is_nan_from_the_start_does_not_begin(name:
         trainer.train()
     assert f"from the start, before step 1 (1 of 32 tensors, {tensor} first)" in str(caught.value)
     assert trainer.state.global_step == 0
+    assert "They were not saved" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_a_run_that_resumes_with_a_weight_that_is_nan_says_that_the_checkpoint_holds_it(
+    name: str, tmp_path: Path
+) -> None:
+    make_trainer(tmp_path, CALLBACKS[name]()).train()
+    checkpoint = tmp_path / "checkpoint-3"
+    file = checkpoint / "adapter_model.safetensors"
+    weights = load_file(file)
+    tensor = sorted(weights)[5]
+    weights[tensor].view(-1)[3] = NAN
+    save_file(weights, file, metadata={"format": "pt"})
+    if (checkpoint / MANIFEST_FILE).exists():
+        write_manifest(checkpoint)
+    trainer = make_trainer(tmp_path, CALLBACKS[name]())
+    with pytest.raises(BrokenStartError) as caught:
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    layer = re.sub(r"\.weight$", ".default.weight", tensor)
+    assert str(caught.value) == (
+        f"The trained weights are NaN or infinite where this run resumes, before step 4 (1 of 32 tensors, {layer} "
+        "first): the checkpoint that it resumes from holds them. Resume from an earlier one, or train anew."
+    )
+    assert trainer.state.global_step == 3
+
+
+def test_a_loop_that_resumes_with_a_weight_that_is_nan() -> None:
+    model = tiny_lora()
+    tuner = SparseTuner(model, selector="all")
+    tuner.num_steps = 7
+    with_nan(model)
+    with pytest.raises(BrokenStartError, match=r"where this run resumes, before step 8 \(1 of 32 tensors, "):
+        tuner.check_weights()

@@ -31,6 +31,10 @@ MATCHES = {
     r".*\.{0}$": ("match",),
 }
 """How PEFT matches names: targets, then parts of names as keys of patterns, modules to save and lists of blocks."""
+EMBEDDINGS = ("embed_tokens", "lm_head")
+FUSED, EXPERTS = (".gate_up_proj", ".down_proj"), ("gate", "gate_proj", "up_proj", "w1", "w2", "w3")
+"""Ends of names of parameters that hold all experts, and what transformers 4 called the parts of one."""
+WAY_OUT = "Try it again, or name the modules, such as q_proj."
 
 
 def check_expressions(config: Any, model: nn.Module, where: str) -> None:
@@ -43,7 +47,7 @@ def check_expressions(config: Any, model: nn.Module, where: str) -> None:
         model: which the adapter is put on; its modules and parameters have the names.
         where: the configuration comes from.
     """
-    names = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
+    names = names_of(model)
     found = list(dict.fromkeys(text for value in vars(config).values() for text in texts_in(value)))
     most = 1000 + 4 * len(names)
     if len(found) > most:
@@ -53,23 +57,38 @@ def check_expressions(config: Any, model: nn.Module, where: str) -> None:
         return
     seconds = SECONDS + SECONDS_EACH * len(expressions) * len(names)
     asked = json.dumps([expressions, names])
-    command = [sys.executable, "-I", "-S", __file__]
+    command = [sys.executable or "python3", "-I", "-S", __file__]
     try:
         subprocess.run(command, input=asked.encode(), capture_output=True, timeout=seconds, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise ValueError(f"The regular expressions of {where} could not be tried ({error}).") from error
+    except OSError as error:
+        raise ValueError(f"{untried(where)} {command[0]} did not start ({error.strerror}). {WAY_OUT}") from error
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(said) if line.strip()), "it printed nothing")
+        raise ValueError(
+            f"{untried(where)} {command[0]} ended with status {error.returncode} ({last}). {WAY_OUT}"
+        ) from error
     except subprocess.TimeoutExpired as error:
         if not error.stdout:
-            raise ValueError(
-                f"The regular expressions of {where} could not be tried: Python did not start within {seconds:.0f} s. "
-                "Try it again."
-            ) from None
+            raise ValueError(f"{untried(where)} {command[0]} did not start within {seconds:.0f} s. {WAY_OUT}") from None
         tried = error.stdout.split()[-1]
         raise ValueError(
             f"{where} has the regular expression {expressions[int(tried)]!r}, which did not end within {seconds:.0f} s "
             "on the names of this model's modules: repeat nothing that repeats, as in (.+)+, or name the modules, such "
             "as q_proj."
         ) from None
+
+
+def untried(where: str) -> str:
+    """How a message begins where nothing can be said of the expressions."""
+    return f"The regular expressions of {where} could not be tried in a process of their own:"
+
+
+def names_of(model: nn.Module) -> list[str]:
+    """All that PEFT matches: modules, parameters, embeddings by their usual names, and experts by their former ones."""
+    names = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
+    fused = {name.rpartition(".")[0] for name in names if name.endswith(FUSED)}
+    return [*names, *EMBEDDINGS, *(f"{place}.{expert}" for place in sorted(fused) for expert in EXPERTS)]
 
 
 def texts_in(value: Any) -> Iterator[str]:

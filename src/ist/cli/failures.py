@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+
+from ..runtime.packages import how_to_install, is_of_python
 
 __all__ = ["describe_failure", "describe_missing"]
 
@@ -14,17 +17,6 @@ MEANT = (ValueError, OSError, ImportError)
 
 FAULTS = (TypeError, KeyError, AttributeError, IndexError, NameError, AssertionError, NotImplementedError)
 """What is a fault of this library where a line of its own raises it."""
-
-OF_EXTRAS = {
-    "trl": "train",
-    "datasets": "train",
-    "rich": "train",
-    "yaml": "train",
-    "lm_eval": "eval",
-    "gguf": "quickstart",
-    "matplotlib": "report",
-}
-"""Packages that an extra of this library brings, and which."""
 
 TIMES = {"RecursionError": "something nests too deep", "MemoryError": "the memory is full"}
 """Words for exceptions whose own message says little."""
@@ -53,7 +45,11 @@ def describe_missing(error: ModuleNotFoundError, command: str) -> str:
     said = " ".join(str(error).split()).rstrip(" .:")
     if isinstance(error, PackageNotFoundError):  # Its own text repeats itself where transformers has put a sentence in.
         return f"{' '.join(str(error.name).split()).rstrip(' .:')}: install it with pip."
-    package = (error.name or "").partition(".")[0]
-    extra = ("report" if command == "report" else "train") if package == "ist" else OF_EXTRAS.get(package)
-    way = f"pip install 'ist-peft[{extra}]'" if extra else f"pip install {package}" if package else "pip"
+    module = error.name or ""
+    if module.partition(".")[0] == "ist":
+        way = how_to_install("matplotlib" if command == "report" else "trl")
+    elif is_of_python(module):
+        return f"{said}: it is a part of Python, and this one ({sys.executable}) lacks it: take another Python."
+    else:
+        way = how_to_install(module) if module else "pip"
     return f"{said}: install it with {way}"

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,32 +20,44 @@ from huggingface_hub.errors import HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .sources import looked_for_adapter, looked_for_model
+from .weights import check_weights, count, first_file, list_non_finite, say_non_finite, some
 
-__all__ = ["check_tokens", "load_adapter", "load_causal_model", "load_tokenizer", "whole"]
+__all__ = [
+    "check_adapter_weights",
+    "check_tokens",
+    "load_adapter",
+    "load_causal_model",
+    "load_tokenizer",
+    "whole",
+]
 
 logger = logging.getLogger(__name__)
 
 MISSING = "Found missing adapter keys"
 """How PEFT begins its warning about weights that an adapter's file lacks."""
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+"""Names of an adapter's weights, the one that PEFT prefers first."""
 NOT_CAUSAL = re.compile(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'>")
+UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
-def load_causal_model(source: str, **options: Any) -> Any:
+def load_causal_model(source: str, *, trains: Callable[[str], bool] | None = None, **options: Any) -> Any:
     """A model from a folder or the hub.
 
     Args:
         source: its folder or name.
+        trains: whether a weight, by its name, will be trained and saved. None for a model that does not train.
         options: of transformers' `from_pretrained`.
 
     Raises:
         ValueError: it is no causal language model, or its weights are damaged, or are not those of its configuration.
     """
-    with looked_for_model(source), whole(source, "model"):
+    with looked_for_model(source), whole(source, "model", options):
         # Sizes are compared below, where they can be told.
-        options = {"ignore_mismatched_sizes": True, **options, "output_loading_info": True}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)
+        told = {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **{**options, **told})
     model, found = loaded if isinstance(loaded, tuple) else (loaded, {})  # Remote code may have a way of its own.
-    check_weights(source, model, found)
+    check_weights(source, model, found, options, trains)
     return model
 
 
@@ -63,7 +75,7 @@ def load_adapter(model: Any, source: str, **options: Any) -> Any:
     """A model with a saved adapter on it.
 
     Raises:
-        ValueError: the adapter is damaged, or is none of this model.
+        ValueError: the adapter is damaged or not finite, or is none of this model.
     """
     import peft
 
@@ -79,17 +91,34 @@ def load_adapter(model: Any, source: str, **options: Any) -> Any:
                 "to another base, or its file is incomplete."
             )
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    warn_of_unused(adapted, source, options.get("revision"))
+    revision = options.get("revision")
+    where: dict[str, Any] = {"revision": revision} if revision else {}
+    saved = peft.load_peft_weights(source, device="cpu", **where)
+    check_adapter_weights(source, saved)
+    warn_of_unused(adapted, source, saved)
     return adapted
 
 
-def warn_of_unused(adapted: Any, source: str, revision: str | None) -> None:
+def check_adapter_weights(source: str, saved: Mapping[str, Any]) -> None:
+    """Raise ValueError where an adapter's file holds NaN or infinite numbers.
+
+    Args:
+        source: the adapter's folder or name.
+        saved: its tensors by name, as PEFT's `load_peft_weights` gives them.
+    """
+    if broken := list_non_finite(saved):
+        file = first_file(source, ADAPTER_FILES)
+        raise ValueError(
+            say_non_finite(f"The adapter in {source} holds", broken, len(saved), file)
+            + "take a checkpoint from before its training diverged, or train it anew."
+        )
+
+
+def warn_of_unused(adapted: Any, source: str, saved: Mapping[str, Any]) -> None:
     """Warn of weights in an adapter's file that the model has no place for, which PEFT leaves out."""
-    from peft.utils import get_peft_model_state_dict, load_peft_weights
+    from peft import get_peft_model_state_dict
 
     held = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    where: dict[str, Any] = {"revision": revision} if revision else {}
-    saved = load_peft_weights(source, device="cpu", **where)
     if not held <= saved.keys():  # PEFT has translated names, as of adapters made with transformers 4.
         return
     unused = sorted(name for name in saved if name not in held and ".layers." in name)
@@ -102,8 +131,14 @@ def warn_of_unused(adapted: Any, source: str, revision: str | None) -> None:
 
 
 @contextmanager
-def whole(source: str, what: str) -> Iterator[None]:
-    """Name the source where a library cannot read what is in it, and what the first line of its error says."""
+def whole(source: str, what: str, options: Collection[str] = ()) -> Iterator[None]:
+    """Name the source where a library cannot read what is in it, and what the first line of its error says.
+
+    Args:
+        source: the folder or name.
+        what: is in it.
+        options: names of what the user gives to the library beside it.
+    """
     try:
         yield
     except (ImportError, OSError, MemoryError, torch.OutOfMemoryError):
@@ -120,6 +155,11 @@ def whole(source: str, what: str) -> Iterator[None]:
                 f"The model in {source} is no causal language model (its configuration is a {other[1]}): give one that "
                 "generates text from left to right."
             ) from error
+        if (unknown := UNKNOWN.search(said)) and unknown[1] in options:
+            raise ValueError(
+                f"--model_init_kwargs sets {unknown[1]}, which neither transformers nor the config.json of {source} "
+                "knows: give names of that file, such as num_hidden_layers, or options of from_pretrained."
+            ) from error
         if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
             raise
         raise ValueError(
@@ -135,41 +175,6 @@ def first_words(error: Exception) -> str:
     return said.rstrip(" .:") or "no message"
 
 
-def check_weights(source: str, model: Any, found: Mapping[str, Any]) -> None:
-    """Raise ValueError where weights of a model were not in its files, or were of another size.
-
-    Args:
-        source: its folder or name.
-        model: loaded, with random numbers in their place.
-        found: what transformers says of the loading.
-    """
-    names: dict[int, set[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), set()).add(name)
-    absent = set(found.get("missing_keys", ()))
-    missing = sorted(min(tied) for tied in names.values() if tied <= absent)
-    if (
-        getattr(model, "hf_quantizer", None) is not None
-    ):  # Scales and zero points begin with values that change nothing.
-        missing = [name for name in missing if name.rpartition(".")[2] in ("weight", "bias")]
-    if missing:
-        raise ValueError(
-            f"The weights in {source} lack {count(len(missing))} that its config.json describes ({some(missing)}), and "
-            "random numbers would take their place: give the whole model, or the config.json that belongs to it."
-        )
-    for name, saved, wanted in sorted(found.get("mismatched_keys", ())):
-        raise ValueError(
-            f"The weights in {source} are not of the sizes in its config.json ({name} is {size(saved)}, and should be "
-            f"{size(wanted)}): give the config.json that belongs to them."
-        )
-    unused = sorted(found.get("unexpected_keys", ()))
-    if unused:
-        logger.warning(
-            "%s of %s are not used (%s): the model of its config.json has no place for them.",
-            count(len(unused)).capitalize(), source, some(unused),
-        )  # fmt: skip
-
-
 def check_tokens(source: str, model: Any, tokenizer: Any) -> None:
     """Raise ValueError where the token that ends a text, or the one that pads, has no row in the embedding."""
     weight = getattr(model.get_input_embeddings(), "weight", None)
@@ -183,19 +188,3 @@ def check_tokens(source: str, model: Any, tokenizer: Any) -> None:
                 f"The tokenizer in {source} has {name} {getattr(tokenizer, name)!r} with the number {number}, and the "
                 f"model's embedding has {rows} rows: give the tokenizer that belongs to the model."
             )
-
-
-def count(number: int) -> str:
-    """A number of weights, in words."""
-    return f"{number} weight{'' if number == 1 else 's'}"
-
-
-def some(names: Collection[str]) -> str:
-    """The first of several names."""
-    first, *others = names
-    return f"{first}, …" if others else first
-
-
-def size(shape: Any) -> str:
-    """A shape as `4 × 8`."""
-    return " × ".join(map(str, shape))

@@ -66,6 +66,8 @@ def recipes(arguments: Sequence[str]) -> None:
             "usage: ist recipes\n\nThe recipes that come with the library: for --recipe of ist train and ist compare."
         )
         return
+    if arguments:
+        raise ValueError(f"ist recipes takes no {arguments[0]!r}: give it alone.")
     from .recipes.files import list_comparisons, list_recipes
 
     for file in [*list_recipes(), *list_comparisons()]:
@@ -85,6 +87,8 @@ def report(arguments: Sequence[str]) -> None:
 
     if not arguments:
         raise ValueError("ist report takes the folder of a run, which holds ist_history.jsonl, or several.")
+    if flag := next((argument for argument in arguments if argument.startswith("-")), None):
+        raise ValueError(f"ist report has no flag {flag}: give the folder of a run, or several, and nothing else.")
     print(printable(str(draw_report(arguments[0]) if len(arguments) == 1 else draw_side_by_side(arguments))))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..experiments.evaluation.metrics import UserMetric
+from ..runtime.packages import how_to_install
 
 __all__ = ["check_marks", "load_metric"]
 
@@ -43,13 +44,23 @@ def load_metric(text: str) -> UserMetric:
         raise ValueError(f"--metric_function {text}: {source} is not a file.") from error
     except Exception as error:
         said = " ".join(str(error).split())
-        raise ValueError(f"--metric_function {text} cannot be imported ({type(error).__name__}: {said}).") from error
+        way_out = "."
+        if isinstance(error, ModuleNotFoundError) and error.name and top(error.name) != top(source):
+            way_out = f": put it beside {source}, or install it with {how_to_install(error.name)}."
+        raise ValueError(
+            f"--metric_function {text} cannot be imported ({type(error).__name__}: {said}){way_out}"
+        ) from error
     function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"--metric_function {text}: {source} has no function {name}.")
     file = getattr(module, "__file__", None)
     digest = hashlib.blake2b(Path(file).read_bytes(), digest_size=8).hexdigest() if file else ""
     return UserMetric(function, text, digest)
+
+
+def top(name: str) -> str:
+    """The first part of a name with dots."""
+    return name.partition(".")[0]
 
 
 def load_file(file: Path) -> Any:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .nearest import did_you_mean, unknown_flag
 
-__all__ = ["OneLineParser", "describe_allowed"]
+__all__ = ["OneLineParser", "check_commas", "check_first", "describe_allowed"]
 
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", None: "a text"}
+
+
+COMMAS = {"task", "tasks", "test_tasks", "labels"}
+"""Flags whose values may have commas between them, or in them."""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -32,6 +39,11 @@ class OneLineParser(argparse.ArgumentParser):
         """Every flag without its dashes."""
         return {action.dest for action in self._actions if action.option_strings}
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.nargs in ("+", "*") and action.dest not in COMMAS:
+            check_commas(shown(action), arg_strings)
+        return super()._get_values(action, arg_strings)
+
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         try:
             return super()._get_value(action, arg_string)
@@ -50,6 +62,24 @@ class OneLineParser(argparse.ArgumentParser):
         except argparse.ArgumentError:
             several = ", or several with spaces between them" if action.nargs == "+" else ""
             raise ValueError(f"{shown(action)} needs a value: give {describe_kind(action)}{several}.") from None
+
+
+def check_commas(flag: str, values: Sequence[str]) -> None:
+    """Raise ValueError where names have commas between them in place of spaces; expressions and files may have some."""
+    for value in values:
+        if re.fullmatch(r"[\w./-]+(,[\w./-]+)+,?", value) and not Path(value).exists():
+            parts = " ".join(part for part in value.split(",") if part)
+            raise ValueError(f"{flag} {value} has commas, and several values have spaces between them: {flag} {parts}.")
+
+
+def check_first(arguments: Sequence[str], command: str) -> None:
+    """Raise ValueError where a command begins with a name in place of a flag: that of a recipe, or a model's folder."""
+    if arguments and not arguments[0].startswith("-"):
+        what, flag = ("model", "model_name_or_path") if Path(arguments[0]).is_dir() else ("recipe", "recipe")
+        raise ValueError(
+            f"{arguments[0]!r} belongs to no flag: a {what} is given as `ist {command} --{flag} {arguments[0]}`, and "
+            f"`ist {command} --help` lists the other flags."
+        )
 
 
 def shown(action: argparse.Action) -> str:

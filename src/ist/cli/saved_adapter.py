@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from .loading import load_adapter, whole
 from .quickstart_model import QUICKSTART_MODEL
 from .sources import looked_for_adapter, looked_for_model
 
-__all__ = ["REFUSED", "check_alone", "check_base", "holds_adapter", "put_adapter", "read_config"]
+__all__ = ["REFUSED", "check_alone", "check_base", "check_numbers", "holds_adapter", "put_adapter", "read_config"]
 
 REFUSED = {
     "megatron_config": "imports a module that it names",
@@ -55,7 +57,7 @@ def read_config(source: str, revision: str | None = None) -> Any:
     """The configuration of a saved adapter.
 
     Raises:
-        ValueError: there is none, it is damaged, or it has a setting that no file may have.
+        ValueError: there is none, it is damaged, or it has a setting that no file may have, or a number that is NaN.
     """
     from peft import PeftConfig
 
@@ -66,7 +68,31 @@ def read_config(source: str, revision: str | None = None) -> Any:
     for name, reason in REFUSED.items():
         if getattr(config, name, None):
             raise ValueError(f"The adapter in {source} sets {name}, which {reason}: remove it from its configuration.")
+    check_numbers(vars(config), f"The adapter in {source}")
     return config
+
+
+def check_numbers(settings: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError where an adapter's configuration has a number that is NaN or infinite, at any depth.
+
+    Args:
+        settings: the configuration by name.
+        where: it comes from.
+    """
+    for name, value in settings.items():
+        if (number := non_finite(value)) is not None:
+            raise ValueError(f"{where} sets {name} to {number}, which no layer can compute with: give a finite number.")
+
+
+def non_finite(value: Any) -> float | None:
+    """The first NaN or infinite number in a value, or None."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else value
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (list, tuple, set, frozenset)):
+        return None
+    return next((number for item in value if (number := non_finite(item)) is not None), None)
 
 
 def put_adapter(model: Any, source: str, config: Any, **options: Any) -> Any:

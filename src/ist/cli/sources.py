@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 
 from .quickstart_model import QUICKSTART_MODEL
 
-__all__ = ["ADAPTERS", "check_local_model", "looked_for_adapter", "looked_for_model"]
+__all__ = ["ADAPTERS", "check_chat_template", "check_local_model", "looked_for_adapter", "looked_for_model"]
 
 MODELS = (
     f"--model_name_or_path takes a model's folder, OWNER/NAME of the hub, or {QUICKSTART_MODEL} for the quickstart's"
@@ -74,6 +74,17 @@ def check_local_model(name: str | None) -> None:
     check_path(name, "model", MODELS)
     for file, key in (("config.json", None), ("adapter_config.json", "peft_type")):
         check_configuration(Path(name).expanduser() / file, key)
+
+
+def check_chat_template(name: str | None) -> None:
+    """Raise ValueError where the value of `--chat_template_path` can only be a file and is none; a folder or a name of
+    the hub is a tokenizer's.
+    """
+    if name and not Path(name).exists() and (is_path(name) or Path(name).suffix in (".jinja", ".jinja2", ".j2")):
+        raise ValueError(
+            f"There is no chat template {name} (looked for {Path(name).absolute()}): --chat_template_path takes a file "
+            "in Jinja, or the folder or name of a tokenizer that has one."
+        )
 
 
 def check_configuration(file: Path, key: str | None) -> None:

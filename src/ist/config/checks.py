@@ -20,7 +20,10 @@ def is_number(value: Any) -> bool:
 def check_choice(name: str, value: Any, allowed: Any) -> None:
     """Raise ValueError unless `value` is one of `allowed`."""
     if value not in tuple(allowed):
-        raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(repr(choice) for choice in allowed)}.")
+        near = next((choice for choice in allowed if str(choice).lower() == str(value).lower()), None)
+        hint = f" (did you mean {near!r}?)" if near is not None else ""
+        choices = ", ".join(repr(choice) for choice in allowed)
+        raise ValueError(f"{name}={value!r} is unknown{hint}: choose one of {choices}.")
 
 
 def check_whole(name: str, value: Any, *, at_least: int, why: str) -> None:

@@ -11,7 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..runtime.distributed import current_ranks
 from ..step.boundary import Boundary
-from ..step.finite import CHECK_INTERVAL, FiniteWeights, NotFiniteError
+from ..step.finite import CHECK_INTERVAL, BrokenStartError, FiniteWeights, NotFiniteError
 from ..step.skipped import SkippedError, check_skipped
 
 __all__ = ["FiniteWeightsCallback", "checked_weights", "logs_at"]
@@ -40,7 +40,7 @@ def checked_weights(trainer: Any, check: Callable[[], object]) -> Iterator[None]
     vars(trainer)["_save_checkpoint"] = check_and_save
     try:
         yield
-    except SkippedError:
+    except (BrokenStartError, SkippedError):
         raise
     except NotFiniteError as error:
         left = f": the last good checkpoint is {saved}." if saved else "."

@@ -160,8 +160,6 @@ class IST(TrainerCallback, ExportableState):
             loss_function=loss_function,
         )
         try:
-            if measures and self._loss_function is None:
-                check_probe(probes, tuner, loss_function)
             tuner.attach_optimizer(kwargs["optimizer"])
             given = args.to_dict()
             self._course = {name: given[name] for name in COURSE if name in given}
@@ -169,6 +167,8 @@ class IST(TrainerCallback, ExportableState):
             if rows is not None:
                 self._course["train_dataset"] = rows
             resume(tuner, args, state, type(self).__name__, self._course)
+            if measures and self._loss_function is None:
+                check_probe(probes, tuner, loss_function)
             if tuner.ranks.is_main:
                 history = History(Path(args.output_dir or ".") / HISTORY_FILE, resume_step=state.global_step or None)
                 tuner.record_to(history, transformers=transformers.__version__)

@@ -15,7 +15,7 @@ from torch.nn.utils import get_total_norm
 
 from ..runtime.distributed import Ranks
 
-__all__ = ["CHECK_INTERVAL", "FiniteWeights", "NotFiniteError", "all_finite"]
+__all__ = ["CHECK_INTERVAL", "BrokenStartError", "FiniteWeights", "NotFiniteError", "all_finite", "is_finite"]
 
 CHECK_INTERVAL = 10
 """Optimizer steps between two checks, each of which waits for the device once."""
@@ -24,6 +24,10 @@ ADVICE = "Give a lower learning rate, more warm-up steps, gradient clipping (max
 
 class NotFiniteError(ValueError):
     """The trained weights hold NaN or infinite numbers."""
+
+
+class BrokenStartError(NotFiniteError):
+    """The trained weights hold them before the first step of this training."""
 
 
 class FiniteWeights:
@@ -59,21 +63,27 @@ class FiniteWeights:
         if self._first_step is None:
             self._first_step = step
         if not self._ranks.all(all_finite(self._parameters)):
-            raise NotFiniteError(self._describe(step))
+            raise self._describe(step)
         self._finite_step = step
 
-    def _describe(self, step: int) -> str:
+    def _describe(self, step: int) -> NotFiniteError:
         broken = {id(parameter) for parameter in self._parameters if not is_finite(parameter)}
         names = [name for name, parameter in self._model.named_parameters() if id(parameter) in broken]
         where = f"{len(names)} of {len(self._parameters)} tensors, {names[0]} first" if names else "on another process"
+        if self._finite_step is None and step:
+            return BrokenStartError(
+                f"The trained weights are NaN or infinite where this run resumes, before step {step + 1} ({where}): "
+                "the checkpoint that it resumes from holds them. Resume from an earlier one, or train anew."
+            )
         if self._finite_step is None:
-            return (
-                f"The trained weights are NaN or infinite from the start, before step {step + 1} ({where}): load the "
-                "model and its adapter anew, and initialise what is new in it."
+            return BrokenStartError(
+                f"The trained weights are NaN or infinite from the start, before step 1 ({where}): load the model and "
+                "its adapter anew, and initialise what is new in it."
             )
         since = "at the start" if self._finite_step == self._first_step else f"after step {self._finite_step}"
-        before = f"; they were finite {since}"
-        return f"The trained weights are NaN or infinite after step {step} ({where}{before}). {ADVICE}"
+        return NotFiniteError(
+            f"The trained weights are NaN or infinite after step {step} ({where}; they were finite {since}). {ADVICE}"
+        )
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from peft import load_peft_weights
+
 from ...adapters.layers import discover_layers
 from ...experiments.analysis import (
     batch_weights,
@@ -26,6 +28,7 @@ from ...runs.files import RESULT_FILE, write_json
 from ...runs.history import HISTORY_FILE, read_history
 from ..checkout import commit
 from ..display import device_name
+from ..loading import check_adapter_weights, whole
 from ..parsing import OneLineParser
 from ..quiet import quiet_libraries
 from ..recipes.renamed import rename_arguments
@@ -147,8 +150,14 @@ def read_command(folder: Path) -> list[str]:
 
 
 def load_adapter(model: Any, folder: Path) -> None:
-    """Put the trained weights into a new adapter of the same kind."""
-    loaded = model.load_adapter(str(folder), "default", is_trainable=True)
+    """Put the trained weights into a new adapter of the same kind.
+
+    Raises:
+        ValueError: they are damaged or not finite, or of another kind of adapter.
+    """
+    with whole(str(folder), "adapter"):
+        check_adapter_weights(str(folder), load_peft_weights(str(folder), device="cpu"))
+        loaded = model.load_adapter(str(folder), "default", is_trainable=True)
     if loaded.unexpected_keys:
         raise ValueError(f"The adapter in {folder} is of another kind than the run's flags make: give the run's flags.")
 

@@ -12,11 +12,21 @@ import yaml
 from ...experiments.comparison import best_rate, figures_of, steps_in_time, tabulate
 from ...runs.files import write_json
 from ..checkout import commit
-from ..parsing import OneLineParser
+from ..eval.command import load_tasks
+from ..parsing import OneLineParser, check_first
 from ..quiet import quiet_libraries
+from ..train.folder import write_error
 from .display import CompareDisplay
 from .metric import check_version, functions_of
-from .recipe import BUDGETS, CompareRecipe, Method, find_comparison, read_comparison, to_arguments
+from .recipe import (
+    BUDGETS,
+    CompareRecipe,
+    Method,
+    evaluation_flags,
+    find_comparison,
+    read_comparison,
+    to_arguments,
+)
 from .results import read_choices
 from .runs import evaluate_once, train_once
 
@@ -42,6 +52,7 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
         ValueError: the recipe does not fit, a run failed, or the folder holds runs with other flags.
     """
     quiet_libraries()
+    check_first(arguments, "compare")
     options, more_flags = parse_options(arguments)
     changes = {name: getattr(options, name) for name in ("seeds", "methods", "budget")}
     changes["trusted"] = options.trust_recipe
@@ -49,8 +60,23 @@ def compare(arguments: Sequence[str]) -> dict[str, Any]:
     recipe = read_comparison(find_comparison(options.recipe), more_flags, **changes)
     folder = Path(options.output_dir or f"runs/compare-{recipe.name}")
     comparison = Comparison(recipe, folder)
+    if not (folder / COMPARE_FILE).is_file():  # What is judged already needs no data.
+        check_evaluation_data(recipe)
     comparison.run()
     return comparison.summary()
+
+
+def check_evaluation_data(recipe: CompareRecipe) -> None:
+    """Raise ValueError, before anything is trained, where the data that the runs are judged on cannot be read."""
+    if not recipe.evaluation:
+        return
+    flags = evaluation_flags(recipe.evaluation)
+    if flags.protocol == "lm-eval" or flags.from_hub:
+        return
+    try:
+        load_tasks(flags)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"evaluation: {error}") from error
 
 
 def parse_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -96,11 +122,12 @@ class Comparison:
         """All runs, the table and the pictures.
 
         Raises:
-            ValueError: a run failed, or another process compares in this folder.
+            ValueError: a run failed, the folder cannot be written, or another process compares in it.
         """
         from filelock import FileLock, Timeout  # a requirement of torch
 
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if error := write_error(self.folder):
+            raise error
         try:
             with FileLock(self.folder / ".compare.lock", timeout=0):
                 self.run_all()

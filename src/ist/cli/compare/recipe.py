@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -152,10 +153,15 @@ def read_evaluation(recipe: Mapping[str, Any], where: str, changes: Mapping[str,
         raise ValueError(f"The evaluation sets {own.pop()}, which ist compare gives to each run itself: leave it out.")
     if evaluation:
         try:
-            evaluation_settings(parse_eval_arguments(to_arguments({"model_name_or_path": "model", **evaluation})))
+            evaluation_settings(evaluation_flags(evaluation))
         except ValueError as error:
             raise ValueError(f"evaluation: {error}") from error
     return evaluation
+
+
+def evaluation_flags(evaluation: Mapping[str, Any]) -> argparse.Namespace:
+    """The flags of `ist eval`, parsed, for a model that is not trained yet."""
+    return parse_eval_arguments(to_arguments({"model_name_or_path": "model", **evaluation}))
 
 
 def read_methods(recipe: Mapping[str, Any], where: str, chosen: Sequence[str] | None) -> tuple[Method, ...]:

@@ -145,4 +145,4 @@ def generation(flags: argparse.Namespace) -> Generation:
         logger.warning("%s without --do_sample: no effect, since nothing is drawn.", ", ".join(without_effect))
     given: dict[str, Any] = {name: value for name, value in drawn.items() if value is not None}
     values = {**vars(base), **given, "do_sample": flags.do_sample}
-    return Generation(**{**values, "num_beams": flags.num_beams or base.num_beams})
+    return Generation(**{**values, "num_beams": base.num_beams if flags.num_beams is None else flags.num_beams})

@@ -52,12 +52,33 @@ def check_adapter(adapter: str) -> None:
         raise ValueError(f"{adapter} holds no {ADAPTER_CONFIG}, and so no adapter: {ADAPTERS}.")
 
 
+def check_device(name: str | None) -> None:
+    """Raise ValueError where the value of `--device` is no device of this machine."""
+    if name is None:
+        return
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except Exception as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__).rstrip(" .")
+        said = "torch knows no such kind" if "at start of device string" in said else said
+    else:
+        if device.type != "meta":
+            return
+        said = "it holds no numbers"
+    raise ValueError(
+        f"--device {name} cannot be used here ({said}): give cpu, cuda, cuda:1, mps …, or leave it out for the GPU "
+        "where there is one."
+    )
+
+
 def load_model(flags: argparse.Namespace) -> tuple[Any, Any]:
     """The model with its adapter, and the tokenizer.
 
     Raises:
-        ValueError: the adapter's folder holds none.
+        ValueError: the adapter's folder holds none, or the device is not there.
     """
+    check_device(flags.device)
     name = flags.model_name_or_path
     source = str(quickstart_model_path()) if name == QUICKSTART_MODEL else name
     config = None

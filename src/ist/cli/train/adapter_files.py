@@ -11,7 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from ... import bottleneck  # noqa: F401  (PEFT learns of series and parallel adapters)
 from ..recipes.safety import is_module
-from ..saved_adapter import REFUSED
+from ..saved_adapter import REFUSED, check_numbers
 from .methods import ADAPTERS
 
 __all__ = ["check_adapter", "check_names", "config_from_file", "config_of_type", "peft_types"]
@@ -22,6 +22,10 @@ MOST_BYTES = 1_000_000
 
 OWN_PLACES = {"BOTTLENECK", "LN_TUNING", "TRAINABLE_TOKENS", "ADAPTION_PROMPT", "SHADOW"}
 """Types that go elsewhere than on linear modules; PEFT or a placement knows where."""
+NOT_TRAINED = {"XLORA"}
+"""Types that mix adapters which they load, and so are refused."""
+NEEDED = ("num_virtual_tokens", "adapter_len", "adapter_layers")
+"""Settings that PEFT has no default for, and does not ask for."""
 PATTERNS = ("rank_pattern", "alpha_pattern")
 """Settings whose keys are names of modules."""
 WITH_WORDS = {"LORA", "ADALORA", "BOTTLENECK"}
@@ -36,7 +40,7 @@ NOT_SETTINGS = {
 def peft_types() -> list[str]:
     """The names of PEFT's adapter types that `--adapter` takes, in small letters."""
     names = [str(getattr(name, "value", name)) for name in PEFT_TYPE_TO_CONFIG_MAPPING]
-    return sorted(name.lower() for name in names if name not in WITH_WORDS)
+    return sorted(name.lower() for name in names if name not in WITH_WORDS | NOT_TRAINED)
 
 
 def check_adapter(adapter: str) -> None:
@@ -44,8 +48,10 @@ def check_adapter(adapter: str) -> None:
     if adapter in ADAPTERS or adapter in peft_types():
         return
     if not Path(adapter).exists():
+        near = next((kind for kind in (*ADAPTERS, *peft_types()) if kind == adapter.lower()), None)
+        hint = f" (did you mean {near}?)" if near else ""
         raise ValueError(
-            f"adapter={adapter!r} is unknown: choose one of {', '.join(ADAPTERS)}, one of PEFT's types "
+            f"adapter={adapter!r} is unknown{hint}: choose one of {', '.join(ADAPTERS)}, one of PEFT's types "
             f"({', '.join(peft_types())}), or a JSON file with the configuration of one."
         )
     config_from_file(adapter)
@@ -112,9 +118,14 @@ def make_config(where: str, settings: dict[str, Any]) -> Any:
         raise ValueError(
             f"{where} has peft_type={settings.get('peft_type')!r}: choose one of {', '.join(sorted(known))}."
         )
+    if settings["peft_type"] in NOT_TRAINED:
+        raise ValueError(
+            f"{where} is of {settings['peft_type']}, which mixes adapters that it loads: give another type."
+        )
     if settings["peft_type"] == "ADALORA":
         raise ValueError(f"{where} is of ADALORA, whose schedule follows from the training: give --adapter adalora.")
     given = {name: value for name, value in settings.items() if name not in NOT_SETTINGS}
+    check_numbers(given, where)
     given["task_type"] = given.get("task_type") or "CAUSAL_LM"
     fields = {field.name for field in dataclasses.fields(kind) if field.init}
     for name in given:
@@ -125,10 +136,18 @@ def make_config(where: str, settings: dict[str, Any]) -> Any:
     if "target_modules" in fields and not given.get("target_modules") and not needs_no_modules(settings, given):
         given["target_modules"] = "all-linear"
     try:
-        return kind(**given)
+        config: Any = kind(**given)
     except (TypeError, ValueError) as error:
         said = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{where} is no usable configuration ({said}).") from error
+    missing = [name for name in NEEDED if name in fields and getattr(config, name) is None]
+    if missing:
+        example = json.dumps({"peft_type": settings["peft_type"], **dict.fromkeys(missing, 8)})
+        raise ValueError(
+            f"{where} lacks {', '.join(missing)}, without a default in PEFT: give --adapter a JSON file such as "
+            f"{example}."
+        )
+    return config
 
 
 def needs_no_modules(settings: dict[str, Any], given: dict[str, Any]) -> bool:

@@ -13,11 +13,12 @@ from trl.scripts.utils import DatasetMixtureConfig
 from ...config import ISTConfig, check_choice, check_whole
 from ...experiments.data.tasks import find_tasks
 from ..nearest import unknown_flag
+from ..parsing import check_first
 from ..recipes.files import check_keys, find_recipe, flag_names, read_recipe, run_name, split_recipe
 from ..recipes.renamed import rename_arguments, rename_keys, warn_of_old_names
 from ..recipes.safety import COMMAND_LINE_ONLY, METRIC_KEYS, check_safe
 from ..recipes.values import convert_values
-from ..sources import check_local_model
+from ..sources import check_chat_template, check_local_model
 from .adapter_files import check_adapter, check_names
 from .adapters import adapter_config
 from .defaults import DEFAULTS, check_mappings, check_reporters, settle_learning_rate
@@ -217,6 +218,7 @@ def parse_arguments(arguments: Sequence[str], without_metric: bool = False) -> R
     Raises:
         ValueError: a flag or key is unknown, a value is not allowed, or a recipe has what only the command line may.
     """
+    check_first(arguments, "train")
     parser = make_parser()
     print_help(parser, arguments)
     renamed, said = rename_arguments(arguments)
@@ -236,6 +238,7 @@ def parse_arguments(arguments: Sequence[str], without_metric: bool = False) -> R
         check_names(ist.adapter)
     check_method(ist, model, training)
     check_local_model(model.model_name_or_path)
+    check_chat_template(training.chat_template_path)
     check_reporters(training.report_to)
     check_numbers(training, model, ist)
     # Only what was named: options that were not are the preset's.

@@ -26,7 +26,7 @@ from ..quiet import quiet_libraries
 from .arguments import RunArguments, parse_arguments
 from .clock import TrainingClock
 from .course import RunCourse, check_method
-from .data import TaskData, load_data, report_cut_rows
+from .data import TaskData, check_chats, load_data, report_cut_rows
 from .focus import Look, focus_adapter, start_adapter
 from .folder import find_checkpoint, run_folder
 from .greedy import search_layers
@@ -63,7 +63,7 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         checkpoint = find_checkpoint(run.training.resume_from_checkpoint, folder)
         check_method(checkpoint, run.ist.method)
         data = load_data(run)
-        model, tokenizer, peft_config = load_seeded(run)
+        model, tokenizer, peft_config = load_seeded(run, data)
         focus: dict[str, Any] = {}
         batches: list[Any] | None = None
         if run.ist.method in FOCUSED:
@@ -166,14 +166,16 @@ def stopped_at_not_finite(trainer: SFTTrainer) -> AbstractContextManager[None]:
     return watch.watching(trainer)
 
 
-def load_seeded(run: RunArguments) -> tuple[Any, Any, Any]:
+def load_seeded(run: RunArguments, data: TaskData) -> tuple[Any, Any, Any]:
     """The model, its tokenizer and the configuration of a new adapter, with what is drawn at random seeded.
 
     Raises:
-        ValueError: no model is named, or it does not go with the flags.
+        ValueError: no model is named, or it does not go with the flags or the data.
     """
     transformers.set_seed(run.training.seed)
-    return load_model(run)
+    loaded = load_model(run)
+    check_chats(data.train, loaded[1], run)
+    return loaded
 
 
 def make_trainer(run: RunArguments, data: TaskData, loaded: tuple[Any, Any, Any] | None = None) -> SFTTrainer:
@@ -187,7 +189,7 @@ def make_trainer(run: RunArguments, data: TaskData, loaded: tuple[Any, Any, Any]
     Raises:
         ValueError: no row is left to train on, or as `load_seeded`.
     """
-    model, tokenizer, peft_config = loaded or load_seeded(run)
+    model, tokenizer, peft_config = loaded or load_seeded(run, data)
     run.training.disable_tqdm = True
     trainer = TokenWeightedTrainer(
         model=model,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from trl import get_dataset
+from trl import get_dataset, is_conversational
 
 from ...experiments.data.contamination import contaminated_rows
 from ...experiments.data.instructions import read_instructions
@@ -18,7 +18,7 @@ from ...experiments.data.word_problems import WordProblem, to_prompt_completion,
 from ..task_data import training_rows, without_test_rows
 from .arguments import RunArguments
 
-__all__ = ["TaskData", "load_data", "report_cut_rows"]
+__all__ = ["TaskData", "check_chats", "load_data", "report_cut_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,27 @@ def find_data(run: RunArguments) -> TaskData:
     if run.script.dataset_test_split in loaded:
         return TaskData(loaded[name], loaded[run.script.dataset_test_split])
     return hold_out(loaded[name], run) if isinstance(loaded[name], datasets.Dataset) else TaskData(loaded[name], None)
+
+
+def check_chats(rows: Any, tokenizer: Any, run: RunArguments) -> None:
+    """Raise ValueError where rows are chats, and nothing says how the model takes them.
+
+    Args:
+        rows: to train on; those that can only be iterated are left to TRL.
+        tokenizer: the model's.
+        run: whose `--chat_template_path` gives a template too.
+    """
+    if (
+        getattr(tokenizer, "chat_template", None)
+        or run.training.chat_template_path
+        or not isinstance(rows, datasets.Dataset)
+    ):
+        return
+    if len(rows) and is_conversational(rows[0]):
+        raise ValueError(
+            "The rows are chats, and this model's tokenizer has no chat template: give --chat_template_path with one, "
+            "a model that was tuned for chats, or rows of instruction and output."
+        )
 
 
 def word_problem_data(run: RunArguments) -> TaskData:

@@ -7,6 +7,9 @@ from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from ...runtime.packages import distribution_of, how_to_install
+from ..parsing import check_commas
+
 __all__ = [
     "DEFAULTS",
     "check_mappings",
@@ -56,13 +59,14 @@ def check_reporters(names: Any) -> None:
     Args:
         names: the value of `--report_to`, as transformers has settled it.
     """
+    check_commas("--report_to", [*(names or ())])
     for name in names or ():
         if name not in REPORTERS:
             raise ValueError(f"report_to={name!r} is unknown: choose some of {', '.join(REPORTERS)}, or none.")
         if find_spec(REPORTERS[name]) is None:
             raise ValueError(
-                f"--report_to {name} needs the package {REPORTERS[name]}, which is not installed: run `pip install "
-                f"{REPORTERS[name].replace('_', '-')}`, or leave --report_to out."
+                f"--report_to {name} needs the package {distribution_of(REPORTERS[name])}, which is not installed: run "
+                f"`{how_to_install(REPORTERS[name])}`, or leave --report_to out."
             )
 
 

@@ -15,7 +15,7 @@ from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
 from ..saved_adapter import check_base, holds_adapter, put_adapter, read_config
 from .arguments import RunArguments
 from .methods import ADAPTER_FLAGS
-from .targets import check_targets
+from .targets import check_named, check_targets
 
 __all__ = ["load_model"]
 
@@ -42,10 +42,11 @@ def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
         )
     source = str(quickstart_model_path()) if name == QUICKSTART_MODEL else name
     if not holds_adapter(source, run.model.model_revision):
-        model = load_base(run, source, run.model.model_revision)
         config = run.peft_config()
+        model = load_base(run, source, run.model.model_revision, config)
         if config is not None:
             check_expressions(config, model, f"--adapter {run.ist.adapter}")
+            check_named(model, config, f"--adapter {run.ist.adapter}")
         if flag := TARGETS_OF.get(str(run.ist.adapter)):  # PEFT itself checks those of a type or a file.
             check_targets(model, config, flag)
         tokenizer = padding_tokenizer(run, source, run.model.model_revision)
@@ -58,7 +59,7 @@ def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
     has_tokenizer = (Path(source) / "tokenizer_config.json").is_file()
     place = (source, "main") if has_tokenizer else (base, revision)
     tokenizer = padding_tokenizer(run, *place)
-    model = load_base(run, base, revision)
+    model = load_base(run, base, revision, saved)
     check_tokens(place[0], model, tokenizer)
     model = put_adapter(model, source, saved, is_trainable=True, revision=run.model.model_revision)
     run.ist.adapter = kind_of(saved)
@@ -66,8 +67,15 @@ def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
     return model, tokenizer, None
 
 
-def load_base(run: RunArguments, source: str, revision: str) -> Any:
-    """A model without an adapter, as the flags say; one that is saved quantised is loaded as transformers does."""
+def load_base(run: RunArguments, source: str, revision: str, config: Any) -> Any:
+    """A model without an adapter, as the flags say; one that is saved quantised is loaded as transformers does.
+
+    Args:
+        run: the flags.
+        source: the model's folder or name.
+        revision: of the name.
+        config: of the adapter that the model gets; None where its own weights train.
+    """
     model_options = cast("dict[str, Any]", run.training.model_init_kwargs or {})
     if (quantization := get_quantization_config(run.model)) is not None:  # None would hide the checkpoint's own.
         model_options = {"quantization_config": quantization, **model_options}
@@ -79,7 +87,12 @@ def load_base(run: RunArguments, source: str, revision: str) -> Any:
         "trust_remote_code": run.training.trust_remote_code,
         **model_options,
     }
-    return load_causal_model(source, **options)
+
+    def trains(weight: str) -> bool:
+        module = weight.rpartition(".")[0]  # PEFT looks for the ends of modules' names.
+        return config is None or any(map(module.endswith, getattr(config, "modules_to_save", None) or ()))
+
+    return load_causal_model(source, trains=trains, **options)
 
 
 def padding_tokenizer(run: RunArguments, source: str, revision: str) -> Any:

@@ -24,7 +24,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "adam_beta1": (0.0, 1.0, "a number from 0 to 1"),
     "adam_beta2": (0.0, 1.0, "a number from 0 to 1"),
     "adam_epsilon": (0.0, math.inf, "a finite number of at least 0, such as 1e-8"),
-    "num_train_epochs": (0.0, math.inf, "a finite number of at least 0"),
+    "num_train_epochs": (math.ulp(0.0), math.inf, "a finite number above 0"),
     "warmup_steps": (0.0, math.inf, "a finite number of at least 0"),
     "neftune_noise_alpha": (0.0, math.inf, "a finite number of at least 0"),
     "lora_dropout": (0.0, 1.0, "a number from 0 to 1"),
@@ -50,6 +50,9 @@ def check_numbers(*options: Any) -> None:
                 continue
             if not math.isfinite(value) or not least <= value <= most:
                 raise ValueError(f"{name}={value} is not allowed: give {allowed}.")
+        steps = getattr(part, "max_steps", None)
+        if isinstance(steps, int) and steps < 1 and steps != -1:
+            raise ValueError(f"max_steps={steps} is not allowed: give a whole number of at least 1, or -1 for epochs.")
 
 
 MOST_HELD_OUT, SHARE_HELD_OUT = 120, 0.1

@@ -1,4 +1,4 @@
-"""The modules that `--lora_target_modules` and `--bottleneck_target_modules` name: each has to be in the model."""
+"""The modules and parameters that an adapter's flags or file name: each has to be in the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..nearest import did_you_mean
 
-__all__ = ["check_targets"]
+__all__ = ["check_named", "check_targets"]
 
 WORDS = ("all-linear",)
 """What a flag may say in place of names."""
@@ -51,6 +51,30 @@ def check_targets(model: nn.Module, config: Any, flag: str) -> None:
         if target not in found and not any(name.endswith(f".{target}") for name in found):
             hint = did_you_mean(target, last)
             raise ValueError(f"--{flag} {target} is no module of this model{hint}: {allowed}.")
+
+
+def check_named(model: nn.Module, config: Any, where: str) -> None:
+    """Raise ValueError where an adapter names modules to save, or parameters, that the model lacks.
+
+    PEFT passes over such names, and what they were meant for is neither trained nor saved.
+
+    Args:
+        model: without adapters.
+        config: of the adapter, None without one.
+        where: the names come from.
+    """
+    modules = [name for name, _ in model.named_modules() if name]
+    parameters = [name for name, _ in model.named_parameters()]
+    for setting, names in (("modules_to_save", modules), ("target_parameters", parameters)):
+        for named in getattr(config, setting, None) or ():
+            if not any(name.endswith(named) for name in names):
+                what, parts = ("module", 1) if setting == "modules_to_save" else ("parameter", 2)
+                ends = (".".join(name.split(".")[-parts:]) for name in names)
+                last = dict.fromkeys(end for end in ends if not end.isdecimal())
+                raise ValueError(
+                    f"{where} names {named} for {setting}, and that is no {what} of this model"
+                    f"{did_you_mean(named, last)}: its {what}s are {', '.join(last)}."
+                )
 
 
 def has_fused_experts(model: nn.Module) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...runtime.packages import how_to_install
+
 __all__ = ["UNPACKS", "most_bytes", "parse_table", "read_parquet"]
 
 
@@ -85,7 +87,9 @@ def read_parquet(file: Path) -> list[dict[str, Any]]:
         import pyarrow
         import pyarrow.parquet as parquet
     except ModuleNotFoundError as error:
-        raise ValueError(f"{file} is parquet, which pyarrow reads: pip install pyarrow, or give JSON lines.") from error
+        raise ValueError(
+            f"{file} is parquet, which pyarrow reads: {how_to_install('pyarrow')}, or give JSON lines."
+        ) from error
     try:
         with parquet.ParquetFile(file) as table:
             return unpacked(table, most_bytes(file.stat().st_size))

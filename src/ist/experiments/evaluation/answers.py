@@ -23,9 +23,15 @@ def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
         identity: what the answers depend on, plain JSON.
 
     Raises:
-        ValueError: the folder has answers that came about otherwise; the message names the difference.
+        ValueError: the folder cannot be made, or has answers that came about otherwise; the message names the
+            difference.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"The folder {folder} cannot be written ({error.strerror}): give another one with --output_dir."
+        ) from error
     file = folder / IDENTITY_FILE
     wanted = json.loads(json.dumps(identity))
     if not file.exists():

@@ -35,6 +35,10 @@ class Generation:
             raise ValueError(f"num_beams={self.num_beams} is not at least 1: write 1 for greedy answers.")
         if self.temperature is not None and self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature} is not above 0: leave sampling out for greedy answers.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} is no probability above 0 and up to 1: leave it out for all tokens.")
+        if self.top_k is not None and self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} is not at least 0: leave it out for all tokens.")
 
     def arguments(self) -> dict[str, Any]:
         """What `generate` takes, whatever the model's own defaults are."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...runs.files import read_object, write_json, write_whole
 from ...runtime.modes import evaluation_mode, same_modes_after
+from ...runtime.packages import how_to_install
 from ...runtime.randomness import private_randomness
 from .results import Accuracy, Metrics, TaskResult
 from .settings import EvaluationSettings
@@ -54,7 +55,7 @@ def run_harness(
         import lm_eval.tasks as harness_tasks
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"The protocol lm-eval needs lm-evaluation-harness ({error}): pip install 'ist-peft[eval]'."
+            f"The protocol lm-eval needs lm-evaluation-harness ({error}): {how_to_install('lm_eval')}."
         ) from error
     manager = harness_tasks.TaskManager(include_path=settings.task_folder)
     check_known(tasks, manager.all_tasks)

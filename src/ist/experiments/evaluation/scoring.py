@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,9 @@ def score(model: Any, batch: Sequence[Continuations]) -> list[list[float]]:
     Args:
         model: a causal language model, in evaluation mode.
         batch: computed in one forward pass.
+
+    Raises:
+        ValueError: the model computes NaN.
     """
     ids, mask = pad([item.ids for item in batch], "right")
     first = min(item.start for item in batch) - 1  # the position that predicts the first token of a continuation
@@ -46,7 +50,14 @@ def score(model: Any, batch: Sequence[Continuations]) -> list[list[float]]:
         options["logits_to_keep"] = ids.shape[1] - first
     logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **options).logits
     logits = logits[:, logits.shape[1] - (ids.shape[1] - first) :]
-    return [_score_row(logits[index], item, first) for index, item in enumerate(batch)]
+    values = [_score_row(logits[index], item, first) for index, item in enumerate(batch)]
+    if any(math.isnan(value) for row in values for value in row):
+        dtype = str(logits.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"The model computes NaN from these texts in {dtype}, so that they have no loss and no likelihoods: give "
+            "--dtype float32, or see whether its weights and its config.json are undamaged."
+        )
+    return values
 
 
 def _score_row(logits: Tensor, item: Continuations, first: int) -> list[float]:

@@ -1,0 +1,71 @@
+"""What is missing is installed by the name that pip knows, which is not always the one that is imported."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from ist.runtime.packages import DISTRIBUTIONS, EXTRAS, distribution_of, how_to_install, is_of_python
+
+SOURCE = Path(__file__).parents[2] / "src" / "ist"
+WHERE_ALLOWED = {"runtime/packages.py", "cli/quickstart_model.py"}
+"""The helper, and the wheel that is installed without what it needs."""
+
+
+@pytest.mark.parametrize(
+    ("module", "way"),
+    [
+        ("trl", "pip install 'ist-peft[train]'"),
+        ("yaml", "pip install 'ist-peft[train]'"),
+        ("lm_eval.models.huggingface", "pip install 'ist-peft[eval]'"),
+        ("matplotlib.pyplot", "pip install 'ist-peft[report]'"),
+        ("sklearn.metrics", "pip install scikit-learn"),
+        ("PIL", "pip install Pillow"),
+        ("google.protobuf", "pip install protobuf"),
+        ("google.protobuf.message", "pip install protobuf"),
+        ("cv2", "pip install opencv-python"),
+        ("flash_attn.layers", "pip install flash-attn"),
+        ("sentencepiece", "pip install sentencepiece"),
+        ("comet_ml", "pip install comet-ml"),
+    ],
+)
+def test_the_way_to_a_module(module: str, way: str) -> None:
+    assert how_to_install(module) == way
+
+
+def same(name: str) -> str:
+    """A distribution's name as package indices compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_distributions_are_those_of_what_is_installed_here() -> None:
+    installed = packages_distributions()
+    found = [module for module in DISTRIBUTIONS if module in installed and module != "google"]
+    assert "yaml" in found
+    for module in found:
+        assert same(distribution_of(module)) in map(same, installed[module]), module
+
+
+def test_extras_exist() -> None:
+    text = (SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    for extra in EXTRAS.values():
+        assert re.search(rf"^{extra} = \[", text, re.MULTILINE), extra
+
+
+def test_what_comes_with_python_is_not_installed() -> None:
+    assert is_of_python("_lzma")
+    assert is_of_python("tkinter.ttk")
+    assert not is_of_python("torch")
+
+
+def test_no_message_has_advice_of_its_own() -> None:
+    for file in sorted(SOURCE.rglob("*.py")):
+        if file.relative_to(SOURCE).as_posix() in WHERE_ALLOWED:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert "pip install" not in node.value, f"{file}, line {node.lineno}: use how_to_install"
