@@ -92,14 +92,16 @@ def short(suffix: str = "", **more: Any) -> tuple[Case, ...]:
     )
 
 
-def few_rows(part: str, kept: float) -> tuple[Case, ...]:
+def few_rows(part: str, kept: float, precision: str = "bfloat16") -> tuple[Case, ...]:
     """The ways to compute active modules without dropout, of which the library takes one by the number of rows."""
-    settings: dict[str, Any] = {**SHORT, "kept": kept}
+    name = part if precision == "bfloat16" else f"{part}, {precision} adapters"
+    settings: dict[str, Any] = {**SHORT, "kept": kept, "precision": precision}
+    recording = (Case(f"{name}, recorded", ALL, recorded_rows=2**31, **settings),)
     return (
-        Case(f"{part}, PEFT's step", **settings),
-        Case(f"{part}, recorded", ALL, recorded_rows=2**31, **settings),
-        Case(f"{part}, function", ALL, recorded_rows=0, **settings),
-        Case(f"{part}, function without kernels", ALL, recorded_rows=0, kernels=False, **settings),
+        Case(f"{name}, PEFT's step", **settings),
+        *(recording if precision == "bfloat16" else ()),
+        Case(f"{name}, function", ALL, recorded_rows=0, **settings),
+        Case(f"{name}, function without kernels", ALL, recorded_rows=0, kernels=False, **settings),
     )
 
 
@@ -136,6 +138,7 @@ GROUPS: dict[str, tuple[Case, ...]] = {
     ),
     "few-rows": (*few_rows("quarter", 1 / 4), *few_rows("half", 1 / 2)),
     "few-rows-all": few_rows("all", 1.0),
+    "few-rows-float32": (*few_rows("quarter", 1 / 4, "float32"), *few_rows("quarter", 1 / 4, "autocast")),
     "compiled-focused-short": (
         Case("floor, no dropout, compiled by layer", floor=True, dropout=0.0, compiled=True),
         *short(", compiled by layer", compiled=True),
