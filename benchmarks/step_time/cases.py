@@ -13,7 +13,7 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from harness import FIVE, SEVEN
-from ist.step.fused import choice, recorded
+from ist.step.fused import choice, few
 
 __all__ = ["GROUPS", "Case"]
 
@@ -40,17 +40,17 @@ class Case:
     kept: float = 1.0
     """The part of the layers that have adapters, evenly spread, with the rank of all moved to them."""
 
-    recorded_rows: int | None = None
-    """Up to how many rows autograd records an active module's operations; None is as the library has it."""
+    most_rows: int | None = None
+    """Up to how many rows the function of few rows serves; None is as the library has it."""
     kernels: bool = True
     """Whether kernels of the library's own serve where there are any."""
 
     @contextmanager
     def constants(self) -> Iterator[None]:
         """Within the context the library has what the case says."""
-        rows = recorded.RECORDED_ROWS if self.recorded_rows is None else self.recorded_rows
+        rows = few.MOST_ROWS if self.most_rows is None else self.most_rows
         in_kernels = choice.in_kernels if self.kernels else lambda *_: None
-        with patch.object(recorded, "RECORDED_ROWS", rows), patch.object(choice, "in_kernels", in_kernels):
+        with patch.object(few, "MOST_ROWS", rows), patch.object(choice, "in_kernels", in_kernels):
             yield
 
     @property
@@ -96,12 +96,12 @@ def few_rows(part: str, kept: float, precision: str = "bfloat16") -> tuple[Case,
     """The ways to compute active modules without dropout, of which the library takes one by the number of rows."""
     name = part if precision == "bfloat16" else f"{part}, {precision} adapters"
     settings: dict[str, Any] = {**SHORT, "kept": kept, "precision": precision}
-    recording = (Case(f"{name}, recorded", ALL, recorded_rows=2**31, **settings),)
+    few = (Case(f"{name}, function of few rows", ALL, most_rows=2**31, **settings),)
     return (
         Case(f"{name}, PEFT's step", **settings),
-        *(recording if precision == "bfloat16" else ()),
-        Case(f"{name}, function", ALL, recorded_rows=0, **settings),
-        Case(f"{name}, function without kernels", ALL, recorded_rows=0, kernels=False, **settings),
+        *(few if precision == "bfloat16" else ()),
+        Case(f"{name}, function", ALL, most_rows=0, **settings),
+        Case(f"{name}, function without kernels", ALL, most_rows=0, kernels=False, **settings),
     )
 
 
