@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ist.step.fused import choice, modules, recorded
+from ist.step.fused import choice, few, modules
 
 BENCHMARKS = Path(__file__).parents[0]
 GIB = 2**30
@@ -118,8 +118,8 @@ def test_what_is_kept_above_a_part_of_the_depth_is_spread_over_the_rest(monkeypa
 
 def test_few_rows_are_computed_in_each_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    original = recorded.recorded_lora_linear, recorded.RECORDED_ROWS, choice.in_kernels
-    monkeypatch.setattr(modules, "recorded_lora_linear", lambda *args: seen.append(args) or original[0](*args))
+    original = few.few_rows_linear, few.MOST_ROWS, choice.in_kernels
+    monkeypatch.setattr(modules, "few_rows_linear", lambda *args: seen.append(args) or original[0](*args))
     cases = load("step_time/cases.py", monkeypatch).few_rows("all", 1.0)
     number = {}
     for case in cases:
@@ -128,11 +128,11 @@ def test_few_rows_are_computed_in_each_way(tmp_path: Path, monkeypatch: pytest.M
         rows = run("step_time/run.py", arguments, tmp_path, monkeypatch, GROUPS={"plain": (case,)})["rows"]
         assert len(rows[case.name]["step_ms"]) == 1
         number[case.name] = len(seen)
-    assert (recorded.RECORDED_ROWS, choice.in_kernels) == original[1:]
+    assert (few.MOST_ROWS, choice.in_kernels) == original[1:]
     modules_of_steps = 2 * 5 * (1 + 10)
     assert number == {
         "all, PEFT's step": 0,
-        "all, recorded": modules_of_steps,
+        "all, function of few rows": modules_of_steps,
         "all, function": 0,
         "all, function without kernels": 0,
     }

@@ -13,7 +13,7 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from harness import FIVE, SEVEN
-from ist.step.fused import choice, recorded
+from ist.step.fused import choice, few
 
 __all__ = ["GROUPS", "Case"]
 
@@ -42,17 +42,17 @@ class Case:
     above: float = 0.0
     """The lowest part of the depth that has none, where the backward ends."""
 
-    recorded_rows: int | None = None
-    """Up to how many rows autograd records an active module's operations; None is as the library has it."""
+    most_rows: int | None = None
+    """Up to how many rows the function of few rows serves; None is as the library has it."""
     kernels: bool = True
     """Whether kernels of the library's own serve where there are any."""
 
     @contextmanager
     def constants(self) -> Iterator[None]:
         """Within the context the library has what the case says."""
-        rows = recorded.RECORDED_ROWS if self.recorded_rows is None else self.recorded_rows
+        rows = few.MOST_ROWS if self.most_rows is None else self.most_rows
         in_kernels = choice.in_kernels if self.kernels else lambda *_: None
-        with patch.object(recorded, "RECORDED_ROWS", rows), patch.object(choice, "in_kernels", in_kernels):
+        with patch.object(few, "MOST_ROWS", rows), patch.object(choice, "in_kernels", in_kernels):
             yield
 
     @property
@@ -110,14 +110,16 @@ def short(suffix: str = "", **more: Any) -> tuple[Case, ...]:
     )
 
 
-def few_rows(part: str, kept: float) -> tuple[Case, ...]:
+def few_rows(part: str, kept: float, precision: str = "bfloat16") -> tuple[Case, ...]:
     """The ways to compute active modules without dropout, of which the library takes one by the number of rows."""
-    settings: dict[str, Any] = {**SHORT, "kept": kept}
+    name = part if precision == "bfloat16" else f"{part}, {precision} adapters"
+    settings: dict[str, Any] = {**SHORT, "kept": kept, "precision": precision}
+    few = (Case(f"{name}, function of few rows", ALL, most_rows=2**31, **settings),)
     return (
-        Case(f"{part}, PEFT's step", **settings),
-        Case(f"{part}, recorded", ALL, recorded_rows=2**31, **settings),
-        Case(f"{part}, function", ALL, recorded_rows=0, **settings),
-        Case(f"{part}, function without kernels", ALL, recorded_rows=0, kernels=False, **settings),
+        Case(f"{name}, PEFT's step", **settings),
+        *(few if precision == "bfloat16" else ()),
+        Case(f"{name}, function", ALL, most_rows=0, **settings),
+        Case(f"{name}, function without kernels", ALL, most_rows=0, kernels=False, **settings),
     )
 
 
@@ -154,6 +156,7 @@ GROUPS: dict[str, tuple[Case, ...]] = {
     ),
     "few-rows": (*few_rows("quarter", 1 / 4), *few_rows("half", 1 / 2)),
     "few-rows-all": few_rows("all", 1.0),
+    "few-rows-float32": (*few_rows("quarter", 1 / 4, "float32"), *few_rows("quarter", 1 / 4, "autocast")),
     "compiled-focused-short": (
         Case("floor, no dropout, compiled by layer", floor=True, dropout=0.0, compiled=True),
         *short(", compiled by layer", compiled=True),

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ist import SparseTuner
 from ist.probing.batched import batched_losses
 from ist.probing.suppression import can_skip_logits, candidate_losses
-from ist.step.fused import FusedLora, recorded
+from ist.step.fused import FusedLora, few
 from ist.step.fused.choice import products
 from ist.step.fused.function import lora_linear
 from ist.step.fused.precision import Split
@@ -196,15 +196,15 @@ def errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("adapter_dtype", "recorded_rows"),
+    ("adapter_dtype", "most_rows"),
     [(torch.float32, 2048), (torch.bfloat16, 2048), (torch.bfloat16, 0)],
     ids=["float32", "bf16", "bf16 in kernels"],
 )
 def test_error_is_no_larger_than_that_of_peft(
-    adapter_dtype: torch.dtype, recorded_rows: int, monkeypatch: pytest.MonkeyPatch
+    adapter_dtype: torch.dtype, most_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At sizes of a real model, for a response that is a twentieth of the output: see benchmarks/LOG.md for larger."""
-    monkeypatch.setattr(recorded, "RECORDED_ROWS", recorded_rows)
+    monkeypatch.setattr(few, "MOST_ROWS", most_rows)
     found = module(adapter_dtype, width=2048, out=1536)
     for name, parameter in found.named_parameters():
         if "lora_B" in name:
@@ -408,7 +408,7 @@ def test_of_few_rows_an_active_module_launches_no_more_kernels_than_peft() -> No
 def test_of_few_rows_no_more_is_kept_than_by_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
     for rows in (0, 2048):
-        monkeypatch.setattr(recorded, "RECORDED_ROWS", rows)
+        monkeypatch.setattr(few, "MOST_ROWS", rows)
         model = llama()
         for name, parameter in model.named_parameters():
             if "lora_" in name:

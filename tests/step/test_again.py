@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ist import SparseTuner
-from ist.step.fused import again, function, recorded
+from ist.step.fused import again, few, function
 from ist.step.fused.again import recipe_of
 from tests.helpers.tiny import tiny_batches, tiny_lora
 
@@ -129,7 +129,7 @@ def trained(model: Any) -> tuple[dict[str, Tensor], set[int]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_have_the_same_bits(dtype: torch.dtype, dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a focused Llama, whose gates are 48 wide and hidden states 32, in the function."""
-    monkeypatch.setattr(recorded, "RECORDED_ROWS", 0)
+    monkeypatch.setattr(few, "MOST_ROWS", 0)
     model = tiny_lora(4, layers_to_transform=[1, 3], lora_dropout=dropout).train().to(dtype)
     with torch.random.fork_rng():
         torch.manual_seed(0)

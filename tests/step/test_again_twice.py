@@ -14,11 +14,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from ist.step.fused import FusedLora, again, recorded
+from ist.step.fused import FusedLora, again, few
 
 SHAPE = (2, 3)
 WIDE = 5
-WAYS = pytest.mark.parametrize("recorded_rows", [0, 2048], ids=["one function", "autograd's operations"])
+WAYS = pytest.mark.parametrize("most_rows", [0, 2048], ids=["one function", "that of few rows"])
 
 
 class Swiglu(torch.autograd.Function):
@@ -111,10 +111,8 @@ def gradients(model: Any, names: tuple[str, ...], retain_last: bool) -> list[lis
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("product", [plain, liger])
 @WAYS
-def test_gradients_in_any_order(
-    product: Any, dropout: float, recorded_rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recorded, "RECORDED_ROWS", recorded_rows)
+def test_gradients_in_any_order(product: Any, dropout: float, most_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few, "MOST_ROWS", most_rows)
     monkeypatch.setitem(again.RECIPES, "SwigluBackward", again.gated)
     model, fused = make(product, dropout)
     for names, retain_last in itertools.product(ORDERS, (False, True)):
@@ -127,9 +125,9 @@ def test_gradients_in_any_order(
 @pytest.mark.parametrize("product", [plain, liger])
 @WAYS
 def test_a_graph_that_was_freed_is_an_error_as_with_peft(
-    product: Any, recorded_rows: int, monkeypatch: pytest.MonkeyPatch
+    product: Any, most_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorded, "RECORDED_ROWS", recorded_rows)
+    monkeypatch.setattr(few, "MOST_ROWS", most_rows)
     monkeypatch.setitem(again.RECIPES, "SwigluBackward", again.gated)
     for model in make(product, 0.0):
         loss = model(torch.randn(*SHAPE, 4)).sum()
@@ -139,9 +137,9 @@ def test_a_graph_that_was_freed_is_an_error_as_with_peft(
 
 
 @WAYS
-def test_a_forward_without_a_backward_leaves_nothing(recorded_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forward_without_a_backward_leaves_nothing(most_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even until the garbage collector comes."""
-    monkeypatch.setattr(recorded, "RECORDED_ROWS", recorded_rows)
+    monkeypatch.setattr(few, "MOST_ROWS", most_rows)
     monkeypatch.setitem(again.RECIPES, "SwigluBackward", again.gated)
     _, fused = make(liger, 0.0)
     kept: list[Any] = []

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ist import SparseTuner
-from ist.step.fused import FusedLora, choice, precision, products, reason_against, recorded
+from ist.step.fused import FusedLora, choice, few, precision, products, reason_against
 from ist.step.fused import frozen as fused_frozen
 from tests.helpers.tiny import tiny_batches, tiny_lora
 
 WIDTH, OUT = 48, 40
-WAYS = pytest.mark.parametrize("recorded_rows", [0, 2048], ids=["one function", "autograd's operations"])
+WAYS = pytest.mark.parametrize("most_rows", [0, 2048], ids=["one function", "that of few rows"])
 """How active modules without dropout compute."""
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -90,9 +90,9 @@ def _seed() -> None:
 @pytest.mark.parametrize("shape", [(6,), (2, 3), (2, 1, 3)], ids=["rows", "batch", "four dimensions"])
 @WAYS
 def test_equals_peft_in_float64(
-    kind: str, base: str, shape: tuple[int, ...], recorded_rows: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, base: str, shape: tuple[int, ...], most_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorded, "RECORDED_ROWS", recorded_rows)
+    monkeypatch.setattr(few, "MOST_ROWS", most_rows)
     module = adapt(BASES[base](), torch.float64, **KINDS[kind])
     x, dy = draws(*shape, WIDTH), draws(*shape, OUT)
     expected = results(module, x, dy)
@@ -132,9 +132,9 @@ def no_worse(ours: Tensor, pefts: Tensor) -> None:
 @pytest.mark.parametrize("adapter", [torch.bfloat16, torch.float32], ids=["bf16 adapter", "float32 adapter"])
 @WAYS
 def test_in_bf16_no_worse_than_peft(
-    base: str, adapter: torch.dtype, recorded_rows: int, monkeypatch: pytest.MonkeyPatch
+    base: str, adapter: torch.dtype, most_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorded, "RECORDED_ROWS", recorded_rows)
+    monkeypatch.setattr(few, "MOST_ROWS", most_rows)
     no_worse(*squared_errors(lambda: adapt(BASES[base](), torch.bfloat16, adapter), torch.bfloat16, torch.bfloat16))
 
 
@@ -322,7 +322,7 @@ def test_outputs_may_be_changed_in_place(
 ) -> None:
     """As OLMo clamps its queries, keys and values; with gradients and without."""
     monkeypatch.setattr(products, "FEW_ROWS", few_rows)
-    monkeypatch.setattr(recorded, "RECORDED_ROWS", few_rows)
+    monkeypatch.setattr(few, "MOST_ROWS", few_rows)
     module = adapt(nn.Linear(WIDTH, 2 * WIDTH, bias=bias), torch.float64)
     x, dy = draws(*shape, WIDTH), draws(*shape, 2 * WIDTH)
     found = []

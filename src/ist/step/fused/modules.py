@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ...runtime.sharding import inner_units
+from .few import few_rows_linear, has_few_rows
 from .frozen import KeptPair, PairKeeper, frozen_lora_linear
 from .function import lora_linear, lora_update
-from .recorded import is_recorded, recorded_lora_linear
 
 __all__ = ["FusedLora", "JoinError", "RowFactors", "Switch", "reason_against", "remove_fused"]
 
@@ -149,8 +149,8 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return frozen_lora_linear(x, weight, bias, pair, c, self.scaling[name], values)
     if frozen:
         a, b = a.detach(), b.detach()
-    if not dropout and is_recorded(x, weight, a, b):
-        return recorded_lora_linear(x, weight, bias, a, b, c, self.scaling[name])
+    if not dropout and has_few_rows(x, weight, a, b):
+        return few_rows_linear(x, weight, bias, a, b, c, self.scaling[name])
     return lora_linear(x, weight, bias, a, b, c, self.scaling[name], dropout)
 
 
