@@ -86,7 +86,9 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
-    tiny_llama(vocab_size=len(vocabulary)).save_pretrained(folder)
+    model = tiny_llama(vocab_size=len(vocabulary))
+    model.config.eos_token_id = model.generation_config.eos_token_id = vocabulary["<eos>"]  # pyright: ignore[reportOptionalMemberAccess]
+    model.save_pretrained(folder)
     return folder
 
 

@@ -32,6 +32,8 @@ FIGURES: dict[str, dict[str, str]] = {
     "gsm8k": {"solutions loss": "loss of worked solutions, nats a token"},
 }
 """What a task is judged by, the first one first."""
+GENERATED = ("exact answers",)
+"""Tests that say nothing where rows end with another token than the model's: answers went on after their end."""
 AGAINST = ("LoRA", "random", "fixed, at random")
 """What every method is paired with."""
 
@@ -58,7 +60,19 @@ class Comparison:
     batch_size: int
     focused: bool = False
     """Whether it is of the plans of focused training, which have settings of their own."""
+    rows_end: str = ""
+    """The tokenizer's token at the end of rows, where the model's own is another one."""
     lines: list[Line] = field(default_factory=list)
+
+    @property
+    def group(self) -> tuple[str, bool, str]:
+        """What comparisons of several tasks have in common that stand in one table."""
+        return self.model, self.focused, self.rows_end
+
+    @property
+    def named(self) -> str:
+        """The model, and what is unusual."""
+        return f"{self.model}, rows that end with `{self.rows_end}`" if self.rows_end else self.model
 
     @property
     def length(self) -> str:
@@ -131,6 +145,7 @@ def figures(line: Line) -> dict[str, float]:
     tests = {
         name: {figure: value for figure, value in test.items() if value is not None}
         for name, test in line.get("test", {}).items()
+        if not (line.get("rows_end") and name in GENERATED)
     }
     return figures_of({"after": after}, {"tasks": tests})
 
@@ -174,10 +189,12 @@ def compare(lines: Iterable[Line]) -> list[Comparison]:
     for line in lines:
         if line["kind"] == "training" and "error" not in line:
             key = (line["model"], line["task"], line["base_steps"], line["epochs"], line["setting"]["batch_size"])
-            key = (*key, line["study"] == "focused")
+            key = (*key, line["study"] == "focused", line.get("rows_end", ""))
             found.setdefault(key, Comparison(*key)).lines.append(line)
     order = list(FIGURES)
-    return sorted(found.values(), key=lambda c: (order.index(c.task), bool(c.epochs), c.base_steps, c.focused))
+    return sorted(
+        found.values(), key=lambda c: (order.index(c.task), bool(c.epochs), c.base_steps, c.focused, c.rows_end)
+    )
 
 
 def interval(values: Sequence[float]) -> Difference:

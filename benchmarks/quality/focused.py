@@ -109,7 +109,7 @@ def focused_section(comparisons: Sequence[Comparison]) -> Iterator[str]:
     found: dict[tuple[str, int], dict[str, Comparison]] = {}
     for comparison in comparisons:
         if comparison.focused and comparison.task in METRICS:
-            found.setdefault((comparison.model, comparison.base_steps), {})[comparison.task] = comparison
+            found.setdefault((comparison.named, comparison.base_steps), {})[comparison.task] = comparison
     for (model, steps), of_task in found.items():
         tasks = [task for task in METRICS if task in of_task]
         rows = []

@@ -60,13 +60,15 @@ def prepare_all(plans: Sequence[Plan], options: argparse.Namespace) -> dict[str,
     """The files with the tokens of the plans' tasks; those that are not there are made side by side.
 
     Raises:
-        ValueError: two plans cut or choose the rows of a task in different ways.
+        ValueError: two plans cut or choose the rows of a task in different ways, or the tokenizer ends rows in another
+            way than the model ends answers.
     """
     from transformers import AutoTokenizer
 
     from quality.tasks import prepared_file
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
+    check_ends(options.model, tokenizer)
     files: dict[str, Path] = {}
     jobs = []
     for plan in plans:
@@ -85,6 +87,20 @@ def prepare_all(plans: Sequence[Plan], options: argparse.Namespace) -> dict[str,
         with ProcessPoolExecutor(min(len(jobs), options.processes), mp_context=context) as executor:
             list(executor.map(prepare_one, jobs))
     return {task: str(file) for task, file in files.items()}
+
+
+def check_ends(model: str, tokenizer: Any) -> None:
+    """Raise ValueError where rows would end with a token that does not end the model's own answers."""
+    from transformers import AutoConfig
+
+    own = AutoConfig.from_pretrained(model).eos_token_id
+    ends = own if isinstance(own, list) else [own]
+    if own is not None and tokenizer.eos_token_id not in ends:
+        named = " or ".join(map(str, tokenizer.convert_ids_to_tokens(ends)))
+        raise ValueError(
+            f"Rows would end with {tokenizer.eos_token}, the tokenizer's eos_token, and answers of {model} end with "
+            f"{named}: save its tokenizer again with that eos_token, since other trainings of this model end so."
+        )
 
 
 def prepare_one(job: tuple[str, str, str, dict[str, Any], str]) -> None:
@@ -203,7 +219,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = read_lines([*files, *([options.output] if options.output.is_file() else [])], name)
     if options.retry:
         lines = {name: line for name, line in lines.items() if "error" not in line}
-    prepared = prepare_all(plans, options)
+    try:
+        prepared = prepare_all(plans, options)
+    except ValueError as error:
+        sys.exit(str(error))
     num_rows = count_rows(prepared)
     print(f"{time.monotonic() - begin:5.0f} s  tokens are there; training rows: {num_rows}", flush=True)
     if not options.list:

@@ -82,7 +82,7 @@ def caption(comparison: Comparison, budget: str) -> str:
     compiled = sum(bool(line.get("compiled")) for line in comparison.lines)
     seeds = sorted({len(comparison.runs(method, budget)) for method in comparison.methods(budget)})
     return (
-        f"**{comparison.task}, {comparison.length}, {at}.** {comparison.model}; rows: {sizes} ({rows['left_out']} "
+        f"**{comparison.task}, {comparison.length}, {at}.** {comparison.named}; rows: {sizes} ({rows['left_out']} "
         f"training rows left out as test or validation rows). Rank {setting['rank']}, dropout {setting['dropout']}. "
         f"{' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds. {commonest(comparison.task)}"
         f"{f'{compiled} of {len(comparison.lines)} trainings with compiled layers. ' if compiled else ''}"

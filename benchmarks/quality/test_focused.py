@@ -73,6 +73,23 @@ def test_the_table_pairs_by_seed_and_says_how_many_steps_lora_had() -> None:
     assert "| gsm8k | focused, half | 0, 2 (all seeds) |" in layers
 
 
+def test_rows_that_end_with_another_token_are_compared_among_themselves() -> None:
+    def lines_of(end: str, value: float) -> list[dict[str, Any]]:
+        more = {"rows_end": end} if end else {}
+        made = [line_of(name, seed, value, **more) for name in ("LoRA", "focused, half") for seed in (0, 1)]
+        for line in made:
+            line["test"]["exact answers"] = {"accuracy": 0.5}
+        return made
+
+    found = figures.compare([*lines_of("", 0.5), *lines_of("<|other|>", 0.7)])
+    assert [(comparison.named, comparison.group[2], len(comparison.lines)) for comparison in found] == [
+        ("small", "", 4),
+        ("small, rows that end with `<|other|>`", "<|other|>", 4),
+    ]
+    assert "exact answers" in figures.figures(found[0].lines[0])
+    assert "exact answers" not in figures.figures(found[1].lines[0])
+
+
 # --- the plans
 
 

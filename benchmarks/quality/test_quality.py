@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import pickle
@@ -391,8 +392,17 @@ def test_several_plans_run_as_one(data: Path, tiny_model_folder: Path, tmp_path:
     assert run.main([str(files[1]), *call]) == 0
     sizes = [json.loads(x)["setting"]["batch_size"] for x in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert sizes == [1, 2]
-    with pytest.raises(ValueError, match="different rows of mawps"):
+    with pytest.raises(SystemExit, match="different rows of mawps"):
         run.main([str(files[2]), *call])
+
+
+def test_rows_end_with_a_token_that_ends_the_models_answers(tokenizer: Any, tiny_model_folder: Path) -> None:
+    """Files converted from other formats name another one at times, and answers then go on after their end."""
+    run.check_ends(str(tiny_model_folder), tokenizer)
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = "a"
+    with pytest.raises(ValueError, match=r"^Rows would end with a, .* end with <eos>: save its tokenizer again"):
+        run.check_ends(str(tiny_model_folder), other)
 
 
 def test_processes_fail_and_are_replaced(

@@ -100,19 +100,18 @@ def short_list(comparisons: Sequence[Comparison]) -> list[Comparison]:
     trained: dict[str, int] = {}
     for comparison in comparisons:
         if comparison.focused:
-            trained[comparison.model] = trained.get(comparison.model, 0) + len(comparison.lines)
+            trained[comparison.named] = trained.get(comparison.named, 0) + len(comparison.lines)
     most = max(trained, key=lambda model: trained[model], default=None)
-    return [comparison for comparison in comparisons if not comparison.focused or comparison.model == most]
+    return [comparison for comparison in comparisons if not comparison.focused or comparison.named == most]
 
 
 def verdict_section(comparisons: Sequence[Comparison], questions: Sequence[Question] = QUESTIONS) -> Iterator[str]:
     """A table for each model, of the trainings of the fewest steps on each task."""
-    for model, focused in dict.fromkeys((comparison.model, comparison.focused) for comparison in comparisons):
+    for group in dict.fromkeys(comparison.group for comparison in comparisons):
         of_task = {}
         for comparison in comparisons:
             # 250 steps teach no model the commonsense tasks: what differs there is chance.
-            own = (comparison.model, comparison.focused) == (model, focused)
-            if own and bool(comparison.epochs) == (comparison.task in IN_EPOCHS):
+            if comparison.group == group and bool(comparison.epochs) == (comparison.task in IN_EPOCHS):
                 known = of_task.get(comparison.task)
                 if known is None or len(comparison.lines) > len(known.lines):
                     of_task[comparison.task] = comparison
@@ -127,5 +126,6 @@ def verdict_section(comparisons: Sequence[Comparison], questions: Sequence[Quest
                 rows.append((asked(question, of_task), *(cell(found[task], task) for task in tasks)))
         if rows:
             lengths = sorted({of_task[task].length for task in tasks})
-            yield f"**{model}**, {'; '.join(lengths)}. ↑ the first method is better, ↓ it is worse, both beyond chance."
+            meaning = "↑ the first method is better, ↓ it is worse, both beyond chance."
+            yield f"**{of_task[tasks[0]].named}**, {'; '.join(lengths)}. {meaning}"
             yield markdown(["", *(TASKS[task] for task in tasks)], rows)

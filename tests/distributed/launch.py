@@ -27,7 +27,10 @@ def launch(
     """Run `python *command` in processes that know each other, and wait for all of them.
 
     Returns:
-        Exit status and output of each. When one fails, the others have ten seconds to end.
+        Exit status and output of each. When one fails, the others have ten seconds to end, and are ended then.
+
+    Raises:
+        subprocess.TimeoutExpired: none has failed, and one has not ended in time.
     """
     shared = {
         **os.environ,
@@ -52,7 +55,13 @@ def launch(
     finished = []
     try:
         for process in processes:
-            out, err = process.communicate(timeout=timeout)
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                if not any(other.poll() for other in processes):
+                    raise
+                process.kill()  # So that what the failed one has said is seen.
+                out, err = process.communicate()
             finished.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
             timeout = timeout if process.returncode == 0 else 10
     finally:

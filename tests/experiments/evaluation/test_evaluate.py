@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,28 @@ def test_a_models_own_defaults_do_not_change_its_answers(loaded: tuple[Any, Any]
         assert model.generation_config.to_dict() == before
     finally:
         model.generation_config = former
+
+
+@pytest.mark.parametrize("of_model", ["other", "others", "none"])
+def test_an_answer_ends_with_the_tokenizers_end_whatever_the_models_is(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, of_model: str
+) -> None:
+    """Rows of a training end with the tokenizer's, and some models come with another one, converted files for one."""
+    model, tokenizer = loaded
+    options: dict[str, Any] = {"max_new_tokens": 8, "batch_size": 1}
+    ids = [tokenizer("a a a a")["input_ids"]]
+    other, third = (len(tokenizer) - number for number in (1, 2))
+    own = {"other": other, "others": [other, third], "none": None}[of_model]
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=own))
+    generate, seen = model.generate, []
+    monkeypatch.setattr(model, "generate", lambda **given: seen.append(generate(**given)) or seen[-1])
+    list(generate_texts(model.eval(), tokenizer, ["a a a a"], **options))
+    unended = seen.pop()[0, len(ids[0]) :].tolist()
+    assert len(unended) == 8
+    ending = copy.deepcopy(tokenizer)
+    ending.eos_token = tokenizer.convert_ids_to_tokens(unended[0])
+    list(generate_texts(model, ending, ["a a a a"], **options))
+    assert seen.pop()[0, len(ids[0]) :].tolist() == unended[:1]
 
 
 def test_beams_are_used(loaded: tuple[Any, Any]) -> None:

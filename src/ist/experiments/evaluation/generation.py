@@ -95,7 +95,7 @@ def generate_texts(
         if not wanted:
             continue
         inputs, mask = pad([ids[index] for index in wanted], "left", padding)
-        with private_randomness(seed + number, model.device), without_defaults(model):
+        with private_randomness(seed + number, model.device), without_defaults(model, tokenizer):
             generated = model.generate(
                 input_ids=inputs.to(model.device),
                 attention_mask=mask.to(model.device),
@@ -109,11 +109,13 @@ def generate_texts(
 
 
 @contextmanager
-def without_defaults(model: Any) -> Iterator[None]:
-    """Within the block, of the model's `generation_config` the special tokens alone count.
+def without_defaults(model: Any, tokenizer: Any) -> Iterator[None]:
+    """Within the block, of the model's `generation_config` the special tokens alone count, and an answer also ends with
+    the tokenizer's token that ends a text.
 
     Models come with a penalty on repetition, with several sequences to return and with other things that would change
-    the answers of one model and not of another.
+    the answers of one model and not of another. Some end with another token than their tokenizer's, with which the rows
+    of a training end: an answer would go on after its end.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     former = getattr(base, "generation_config", None)
@@ -121,11 +123,20 @@ def without_defaults(model: Any) -> Iterator[None]:
         yield
         return
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-    base.generation_config = GenerationConfig(**{name: getattr(former, name, None) for name in names})
+    special = {name: getattr(former, name, None) for name in names}
+    base.generation_config = GenerationConfig(**{**special, "eos_token_id": ends(former, tokenizer)})
     try:
         yield
     finally:
         base.generation_config = former
+
+
+def ends(generation_config: Any, tokenizer: Any) -> list[int] | None:
+    """The tokens that end an answer: those of the model, then the tokenizer's; None where there are none."""
+    own = getattr(generation_config, "eos_token_id", None)
+    of_model = own if isinstance(own, (list, tuple)) else [own]
+    found = dict.fromkeys(token for token in (*of_model, tokenizer.eos_token_id) if token is not None)
+    return list(found) or None
 
 
 @dataclass(frozen=True)
