@@ -166,6 +166,17 @@ def test_the_page_holds_what_the_results_say(tmp_path: Path) -> None:
     assert [copy.read_text() for copy in copies] == [page.read_text(encoding="utf-8") for page in pages]
 
 
+def test_a_question_says_on_which_task_lora_has_how_many_steps() -> None:
+    question = verdict.Question("half − LoRA, equal time", "half", "LoRA, time of half")
+
+    def asked(steps: dict[str, int]) -> str:
+        lines = [line_of("LoRA, time of half", 0, 0.5, task=task, steps=own) for task, own in steps.items()]
+        return verdict.asked(question, {comparison.task: comparison for comparison in figures.compare(lines)})
+
+    assert asked({"mawps": 7, "sst2": 7}) == "half − LoRA, equal time (7 steps)"
+    assert asked({"mawps": 7, "sst2": 8}) == "half − LoRA, equal time (7 steps on MAWPS; 8 steps on SST-2)"
+
+
 def test_the_verdict_says_which_method_is_better_and_whether_that_is_beyond_chance() -> None:
     clear = [line_of(name, n, loss + 0.001 * n) for n in range(3) for name, loss in (("LoRA", 0.3), ("random", 0.5))]
     model, shown = verdict.verdict_section(figures.compare(clear))

@@ -88,11 +88,17 @@ def cell(difference: dict[str, Any] | None, task: str) -> str:
 
 
 def asked(question: Question, of_task: Mapping[str, Comparison]) -> str:
-    """The question, and how many steps LoRA gets where it has the time of another method."""
+    """The question, and how many steps LoRA gets where it has the time of another method; by task where they differ."""
     if not question.other.startswith("LoRA, time"):
         return question.text
-    steps = {run["steps"] for comparison in of_task.values() for run in comparison.runs(question.other)}
-    return f"{question.text} ({', '.join(map(str, sorted(steps)))} steps)"
+    tasks: dict[int, list[str]] = {}
+    for task, comparison in of_task.items():
+        for steps in sorted({run["steps"] for run in comparison.runs(question.other)}):
+            tasks.setdefault(steps, []).append(TASKS[task].split(",")[0])
+    if len(tasks) == 1:
+        return f"{question.text} ({next(iter(tasks))} steps)"
+    parts = (f"{steps} steps on {', '.join(names)}" for steps, names in sorted(tasks.items()))
+    return f"{question.text} ({'; '.join(parts)})"
 
 
 def short_list(comparisons: Sequence[Comparison]) -> list[Comparison]:
