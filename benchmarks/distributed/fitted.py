@@ -93,11 +93,11 @@ def fit_table(rows: Sequence[Row]) -> str:
         if one.overhead
         else "nothing of a step besides, as these rows cannot tell a fixed time from a slower rate"
     )
+    worst, worst_alone = (max(map(abs, own), default=0.0) for own in errors.values())
     numbers = len(machines) + 1 + bool(one.overhead)
     note = (
         f"{numbers} numbers, fitted to {len(known)} rows: {rates}, {one.bandwidth / 1e9:.0f} GB/s received by a GPU "
         f"within a node for all methods, and {besides}. The model differs from the measured steps by up to "
-        f"{max(map(abs, errors['all'])):.0%}, and by up to {max(map(abs, errors['others']), default=0):.0%} where the row is not "
-        "among those that it was fitted to."
+        f"{worst:.0%}, and by up to {worst_alone:.0%} where the row is not among those that it was fitted to."
     )
     return f"{markdown(header, lines)}\n\n{note}"

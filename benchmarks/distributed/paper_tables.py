@@ -36,7 +36,9 @@ def peak_on_paper(size: str, method: str, engine: str, processes: int) -> int:
     kept = max(sum(held.values()) for held in state_bytes(size, method, engine, processes))
     activations = activation_bytes(size, method, ROWS, TOKENS)
     if engine == "ddp":  # Buckets for the gradients of all adapters.
-        return kept + activations + sum(prod(shape) * width for _, shape, width, trains in shapes(size, method) if trains)
+        return (
+            kept + activations + sum(prod(shape) * width for _, shape, width, trains in shapes(size, method) if trains)
+        )
     if engine == "none":
         return kept + activations
     *units, root = gathered_bytes(size, method, processes)
@@ -119,8 +121,8 @@ def beyond_table(rows: Sequence[Row]) -> str:
             lines.append((size, layout, *cells))
     header = ("shape", "layout", *(f"{nodes} × {PER_NODE} GPUs" for nodes in NODES))
     note = (
-        f"By the model, not measured: from {least:.2f} times the fastest method's step to {most:.2f} times the slowest's, "
-        "as measured steps were so many times what the other rows predict. Between nodes "
+        f"By the model, not measured: from {least:.2f} times the fastest method's step to {most:.2f} times the "
+        "slowest's, as measured steps were so many times what the other rows predict. Between nodes "
         f"{BETWEEN / 1e9:.0f} GB/s of each GPU (assumed, a network card of {BETWEEN * 8 / 1e9:.0f} Gbit/s). {ROWS} × "
         f"{TOKENS} tokens on each GPU, steps without a measurement of importance."
     )

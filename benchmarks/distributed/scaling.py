@@ -140,7 +140,16 @@ def sources(rows: Sequence[Row]) -> str:
 def cell_table(rows: Sequence[Row]) -> str:
     """Every figure of every cell."""
     header = (
-        *("shape", "processes", "backend", "method", "batch of each", "steps timed", "median (fastest to slowest)", "with measurements"),
+        *(
+            "shape",
+            "processes",
+            "backend",
+            "method",
+            "batch of each",
+            "steps timed",
+            "median (fastest to slowest)",
+            "with measurements",
+        ),
         *("gathered a step", "reduced a step", "peak memory of the ranks", "tokens/s of each"),
     )
     lines = []
@@ -215,8 +224,8 @@ def grid_table(rows: Sequence[Row], rows_of_each: int = 2, tokens: int = 512) ->
     intervals = spread_of([row.line["schedule"]["interval"] for row in measured] or [0])
     note = (
         f"Tokens/s of each GPU by the median of {steps} steps (by the slowest to by the fastest), {rows_of_each} × "
-        f"{tokens} tokens on each; sampled training with a measurement of importance every {intervals} steps. Cells not "
-        f"run, and strong scaling: `{COMMAND}`."
+        f"{tokens} tokens on each; sampled training with a measurement of importance every {intervals} steps. Cells "
+        f"not run, and strong scaling: `{COMMAND}`."
     )
     return f"{table}\n\n{note} {sources(rows)}"
 
