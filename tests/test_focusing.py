@@ -199,7 +199,7 @@ def test_the_best_of_each_part_by_the_gradients_of_lora() -> None:
     assert layer_scores(base, given, batches[:1], num_batches=4) == layer_scores(base, given, batches, num_batches=1)
 
 
-@pytest.mark.parametrize("criterion", ["first_step", "activation"])
+@pytest.mark.parametrize("criterion", ["relative_gradient", "first_step", "activation"])
 def test_other_criteria_have_the_same_interface(criterion: Any) -> None:
     base, batches = tiny_llama(6), tiny_batches(2)
     given = LoraConfig(r=4, target_modules=LINEAR)

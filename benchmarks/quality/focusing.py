@@ -34,20 +34,24 @@ def chosen_focus(
         model: without adapters.
         config: of all layers.
         options: of `ist.focusing.find_focus`, and some of this benchmark: `criterion: random` draws the scores from the
-            seed; `normalise` divides each by the squared norm of its layer's adapted `weights` or by that of the
-            layer's output (`activations`); `last` is a factor on the last layer's.
+            seed; `normalise` divides the gradient by the squared norm of its layer's adapted `weights` or by that of
+            the layer's output (`activations`, the first name of `criterion: relative_gradient`); `last` is a factor on
+            the last layer's.
         batches: for the probe.
         seed: of the probe, and of random scores.
     """
     own = dict(options)
     normalise, last, criterion = own.pop("normalise", None), own.pop("last", None), own.get("criterion", "gradient")
+    if (normalise, criterion) == ("activations", "gradient"):
+        normalise, criterion = None, "relative_gradient"
+        own["criterion"] = criterion
     if criterion == "random":
         del own["criterion"]
         own["scores"] = random_scores(len(outline(model, config).layers), seed)
     elif normalise is not None or last is not None:
         batches = list(batches)
         scores = layer_scores(model, config, batches, criterion=criterion, num_batches=PROBE_BATCHES, seed=seed)
-        sizes = layer_sizes(model, config, batches, normalise, seed)
+        sizes = layer_sizes(model, config, normalise)
         own["scores"] = [score / size for score, size in zip(scores, sizes, strict=True)]
         own["scores"][-1] *= 1.0 if last is None else last
     focus = find_focus(model, config, batches, num_batches=PROBE_BATCHES, seed=seed, **own)
@@ -85,22 +89,17 @@ def random_scores(num_layers: int, seed: int) -> list[float]:
     return [generator.random() for _ in range(num_layers)]
 
 
-def layer_sizes(
-    model: nn.Module, config: Any, batches: Iterable[Mapping[str, Any]], of: str | None, seed: int
-) -> list[float]:
+def layer_sizes(model: nn.Module, config: Any, of: str | None) -> list[float]:
     """What the score of each layer is divided by: 1 everywhere where `of` is None.
 
     Raises:
         ValueError: `of` is unknown.
     """
-    if of == "activations":
-        norms = layer_scores(model, config, batches, criterion="activation", num_batches=PROBE_BATCHES, seed=seed)
-        return [norm**2 for norm in norms]
     found = outline(model, config)
     if of is None:
         return [1.0] * len(found.layers)
     if of != "weights":
-        raise ValueError(f"normalise={of!r} is unknown: it is weights or activations, or left out.")
+        raise ValueError(f"normalise={of!r} is unknown: it is weights, with the gradient activations, or left out.")
     sizes = [0.0] * len(found.layers)
     for module in found.modules:
         if module.layer is not None:

@@ -125,8 +125,31 @@ def test_scores_are_put_in_relation(options: dict[str, Any], expected: Any, base
     norms = layer_scores(base, config, batches, criterion="activation")
     _, told = focusing.chosen_focus(base, config, {"num_layers": 4, **options}, batches, 0)
     assert told["scores"] == pytest.approx(expected(scores, norms), rel=1e-5)
-    with pytest.raises(ValueError, match="normalise='rank' is unknown: it is weights or activations"):
-        focusing.chosen_focus(base, config, {"normalise": "rank"}, batches, 0)
+    for wrong in ({"normalise": "rank"}, {"normalise": "activations", "criterion": "first_step"}):
+        with pytest.raises(ValueError, match="is unknown: it is weights, with the gradient activations, or left out"):
+            focusing.chosen_focus(base, config, wrong, batches, 0)
+
+
+def test_by_activations_is_the_librarys_relative_gradient(base: Any) -> None:
+    config, batches = LoraConfig(r=2, target_modules=["q_proj", "up_proj"]), tiny_batches(2)
+    told = [
+        focusing.chosen_focus(base, config, {"num_layers": 2, **options}, iter(batches), 0)[1]
+        for options in ({"normalise": "activations"}, {"criterion": "relative_gradient"})
+    ]
+    assert told[0]["scores"] == told[1]["scores"]
+    assert told[0]["layers"] == told[1]["layers"]
+    _, last = focusing.chosen_focus(base, config, {"normalise": "activations", "last": 0.5}, batches, 0)
+    assert last["scores"] == [*told[0]["scores"][:-1], pytest.approx(told[0]["scores"][-1] / 2, rel=1e-5)]
+
+
+def test_the_ids_of_trainings_by_activations_are_those_of_the_results() -> None:
+    """Which were made before the library had the criterion."""
+    files = sorted((Path(__file__).parent / "results").glob("focused*qwen*.jsonl"))
+    lines = {line["id"]: line for file in files for line in map(json.loads, file.read_text().splitlines())}
+    known = {each for each in lines if "/by activations, " in each}
+    planned = plan.expand(plan.read_plan(NEW[-1]), lines, {}).trainings
+    assert {training["id"] for training in planned if "by activations" in training["method"]} == known
+    assert len(known) == 12
 
 
 def test_a_second_choice_is_among_the_focused_layers_and_the_others_stay(base: Any) -> None:

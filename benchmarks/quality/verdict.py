@@ -102,7 +102,8 @@ def short_list(comparisons: Sequence[Comparison]) -> list[Comparison]:
         if comparison.focused:
             trained[comparison.named] = trained.get(comparison.named, 0) + len(comparison.lines)
     most = max(trained, key=lambda model: trained[model], default=None)
-    return [comparison for comparison in comparisons if not comparison.focused or comparison.named == most]
+    usual = [comparison for comparison in comparisons if comparison.focused or not comparison.rows_end]
+    return [comparison for comparison in usual if not comparison.focused or comparison.named == most]
 
 
 def verdict_section(comparisons: Sequence[Comparison], questions: Sequence[Question] = QUESTIONS) -> Iterator[str]:

@@ -277,17 +277,11 @@ def own_work_table(results: list[dict[str, Any]]) -> str:
     return markdown(header, lines)
 
 
-def is_focused(result: dict[str, Any]) -> bool:
-    """Whether a run is of focused training, and not of ways to compute few rows, not all of which the library has."""
-    groups = " ".join(result["config"].get("groups", ()))
-    return any(name.startswith("focused") for name in result["rows"]) and "few-rows" not in groups
-
-
 def main() -> None:
     steps = sorted(load_results(RESULTS, "step_time"), key=lambda result: -result["config"]["rows"])
     write_section("step time", [step_table(result) for result in steps], PAGE)
     sampled = [result for result in steps if "IST" in result["rows"]]
-    focused = [result for result in steps if is_focused(result)]
+    focused = [result for result in steps if any(name.startswith("focused") for name in result["rows"])]
     write_section("step cost", [cost_table(result) for result in sampled])
     write_section("step focused", [focused_table(result) for result in focused])
     write_section("step", [short_table(result) for result in sampled[:1]], README)

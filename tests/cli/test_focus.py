@@ -14,9 +14,12 @@ from safetensors.torch import load_file
 from ist.cli.main import main
 from ist.cli.train import focus as focus_module
 from ist.cli.train.command import train
+from ist.cli.train.focus_flags import FocusArguments
 from ist.cli.train.methods import unused_flags
+from ist.cli.train.options import field_docstrings
 from ist.focusing import gradient_init
 from ist.method.spreading import best_of_parts, evenly_spread, most_important
+from ist.probing.criteria import CRITERIA, TRAINED
 from ist.runs.history import read_history
 
 QUICK = [
@@ -67,6 +70,15 @@ def test_flags_of_the_focus(tiny_model_folder: Path, tmp_path: Path) -> None:
     assert len(told["layers"]) == 3
     assert set(told["ranks"].values()) == {4}
     assert (told["criterion"], told["spread"]) == ("activation", "distance")
+
+
+@pytest.mark.parametrize("criterion", [name for name in CRITERIA if name not in TRAINED])
+def test_every_criterion_of_a_model_without_adapters(tiny_model_folder: Path, tmp_path: Path, criterion: str) -> None:
+    run(tiny_model_folder, tmp_path, f"--focus_criterion={criterion}", "--max_steps=1")
+    told = focus_of(tmp_path)
+    assert told["criterion"] == criterion
+    assert tuple(told["layers"]) == best_of_parts(told["scores"], 2)
+    assert f"`{criterion}`" in field_docstrings(FocusArguments)["focus_criterion"], "the flag's help"
 
 
 def test_same_command_same_adapter(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ist import SparseTuner
+from ist import SparseTuner, layer_scores
 from ist.focusing import find_focus, gradient_init
 from tests.helpers.tiny import tiny_batches, tiny_llama
 
@@ -41,6 +41,7 @@ def main(folder: Path) -> None:
     batches = tiny_batches(size * NUM_BATCHES)[rank::size]
     base = tiny_llama(6)
     focus = find_focus(base, lora(), batches, num_layers=3)
+    relative = layer_scores(base, lora(), batches, criterion="relative_gradient")
     torch.manual_seed(0)
     adapted = get_peft_model(base, focus.config)
     num_set = gradient_init(adapted, batches)
@@ -56,7 +57,7 @@ def main(folder: Path) -> None:
             optimizer.zero_grad()
     tuner.close()
     found = {"scores": focus.scores, "layers": focus.layers, "adapter": digest(model)}
-    found |= {"num_set": num_set, "start": start}
+    found |= {"relative": relative, "num_set": num_set, "start": start}
     (folder / f"found.{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

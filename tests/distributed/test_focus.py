@@ -25,3 +25,7 @@ def test_scores_are_means_over_ranks_and_the_adapter_is_one(tmp_path: Path) -> N
     alone = [layer_scores(tiny_llama(6), lora(), batches[rank::2]) for rank in range(2)]
     assert alone[0] != alone[1]
     assert found["scores"] == pytest.approx([(a + b) / 2 for a, b in zip(*alone, strict=True)])
+    norms = [layer_scores(tiny_llama(6), lora(), batches[rank::2], criterion="activation") for rank in range(2)]
+    sizes = [(a + b) / 2 for a, b in zip(*norms, strict=True)]
+    expected = [score / size**2 for score, size in zip(found["scores"], sizes, strict=True)]
+    assert found["relative"] == pytest.approx(expected)

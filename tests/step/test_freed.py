@@ -12,6 +12,8 @@ import torch
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 
 from ist import SparseTuner
+from ist.step.fused import frozen
+from ist.step.fused.frozen import frozen_pair
 from tests.helpers.tiny import VOCABULARY, tiny_llama
 
 MODULES = ["q_proj", "v_proj", "down_proj"]
@@ -91,3 +93,22 @@ def what_lives_on(lora: dict[str, Any] | None, how: str, options: dict[str, Any]
 def test_a_closed_training_leaves_nothing(lora: dict[str, Any] | None, how: str, options: dict[str, Any]) -> None:
     assert what_lives_on(lora, how, None) == [], "PEFT and transformers alone"
     assert what_lives_on(lora, how, options) == []
+
+
+@pytest.mark.parametrize("how", ["closed", "in the middle of a step", "not closed"])
+def test_what_was_prepared_of_frozen_matrices_is_freed(
+    how: str, no_collector: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another precision than theirs, which is that of most trainings."""
+    prepared: list[weakref.ref[Any]] = []
+
+    def noting(*args: Any) -> Any:
+        pair = frozen_pair(*args)
+        prepared.extend(map(weakref.ref, pair or ()))
+        return pair
+
+    monkeypatch.setattr(frozen, "frozen_pair", noting)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert what_lives_on({}, how, {}) == []
+    assert prepared
+    assert [pair for pair in prepared if pair() is not None] == []

@@ -12,16 +12,18 @@ from ..adapters.layers import Layer, discover_layers, find_adapters
 from ..adapters.outline import AdaptedModule, Outline, outline
 from ..config import check_choice, check_whole, with_checked_keywords
 from ..runtime.distributed import current_ranks
-from .gradients import Target, adapter_gradients, output_norms, take_batches
+from .gradients import ModuleGradient, Target, adapter_gradients, take_batches
+from .outputs import OutputNorms, output_norms
 from .suppression import LossFunction, model_loss
 from .trained import gate_scores, removal_scores
 
 __all__ = ["CRITERIA", "TRAINED", "Criterion", "check_num_batches", "layer_scores", "scores_of"]
 
-Criterion = Literal["gradient", "first_step", "activation", "gate", "removal"]
+Criterion = Literal["gradient", "relative_gradient", "first_step", "activation", "gate", "removal"]
 CRITERIA: dict[str, str] = {
     "gradient": "squared norm of the loss's gradient by the adapters' weights at their start",
-    "first_step": "loss that the first step of Adam would save: the sum of that gradient's absolute values",
+    "relative_gradient": "that squared norm divided by the square of the mean norm of a token's output of the layer",
+    "first_step": "loss that the first step of Adam would save: the sum of the gradient's absolute values",
     "activation": "mean norm of a token's output of the layer",
     "gate": "loss that the layer's trained adapters save, estimated by the gradient of a factor on their response",
     "removal": "loss that the layer's trained adapters save: the difference without them",
@@ -101,15 +103,47 @@ def scores_of(
         found = output_norms(model, blocks, batches, num_batches=num_batches, loss_function=loss)
         return tuple(current_ranks().mean(found))
     targets = {module.name: target_of(module, peft_config) for module in full.modules if module.layer is not None}
+    norms = OutputNorms(blocks) if criterion == "relative_gradient" else None
     gradients = adapter_gradients(
-        model, targets, batches, num_batches=num_batches, blocks=blocks, seed=seed, loss_function=loss
+        model,
+        targets,
+        batches,
+        num_batches=num_batches,
+        blocks=blocks,
+        seed=seed,
+        loss_function=loss,
+        beside=[] if norms is None else [norms],
     )
+    sums = current_ranks().mean(layer_sums(full, gradients, "absolute" if criterion == "first_step" else "squared"))
+    return tuple(sums if norms is None else relative(full.layers, sums, current_ranks().mean(norms.means())))
+
+
+def layer_sums(
+    full: Outline, gradients: Mapping[str, ModuleGradient], of: Literal["squared", "absolute"]
+) -> list[float]:
+    """The sum over the adapted modules of each layer."""
     sums = [0.0] * len(full.layers)
     for module in full.modules:
         if module.layer is not None:
             gradient = gradients[module.name]
-            sums[module.layer] += gradient.squared_norm if criterion == "gradient" else gradient.absolute_sum
-    return tuple(current_ranks().mean(sums))
+            sums[module.layer] += gradient.squared_norm if of == "squared" else gradient.absolute_sum
+    return sums
+
+
+def relative(names: Sequence[str], squares: Sequence[float], norms: Sequence[float]) -> list[float]:
+    """Squared gradients, each divided by the square of its layer's norm; 0 of a layer that has not run.
+
+    Raises:
+        ValueError: a norm is not finite, or 0 though there is a gradient.
+    """
+    for name, square, norm in zip(names, squares, norms, strict=True):
+        if not math.isfinite(norm) or (norm == 0 and square != 0):
+            raise ValueError(
+                f"The mean norm of a token's output of {name} is {norm:g}, and criterion='relative_gradient' divides "
+                "by its square, which has to be positive and finite: give other batches or a higher precision, or "
+                "choose criterion='gradient'."
+            )
+    return [square / norm**2 if norm else 0.0 for square, norm in zip(squares, norms, strict=True)]
 
 
 def trained_scores(

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,13 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..runtime.modes import evaluation_mode, to_device
 from ..runtime.randomness import keyed_generator
-from ..runtime.sharding import compute_device
 from .passes import run_passes, watching
 from .suppression import LossFunction, model_loss
 
-__all__ = ["ModuleGradient", "Target", "adapter_gradients", "output_norms", "take_batches"]
+__all__ = ["ModuleGradient", "Target", "adapter_gradients", "take_batches"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,7 @@ def adapter_gradients(
     blocks: Sequence[nn.Module] = (),
     seed: int = 0,
     loss_function: LossFunction = model_loss,
+    beside: Sequence[AbstractContextManager[Any]] = (),
 ) -> dict[str, ModuleGradient]:
     """The first gradients of adapters that are not there.
 
@@ -73,13 +71,14 @@ def adapter_gradients(
         blocks: the blocks to compute again in the backward.
         seed: of `A`.
         loss_function: `(model, batch) -> loss`, a scalar in nats.
+        beside: contexts for the same passes, such as `OutputNorms`.
 
     Raises:
         ValueError: there is no batch, a loss is no finite scalar, or the gradient reaches no module.
     """
     matrices = FirstMatrices(seed)
     probes = {name: ModuleProbe(name, target, matrices) for name, target in targets.items()}
-    watches = [probe.watching(model.get_submodule(name)) for name, probe in probes.items()]
+    watches = [*beside, *(probe.watching(model.get_submodule(name)) for name, probe in probes.items())]
     given = take_batches(batches, num_batches)
     run_passes(model, watches, given, blocks=blocks, seed=seed, loss_function=loss_function)
     found = {name: probe.result(len(given)) for name, probe in probes.items()}
@@ -177,37 +176,3 @@ class ModuleProbe:
     def _add(self, gradient: Tensor, projected: Tensor) -> None:
         outer = gradient.T @ projected
         self._sum = outer if self._sum is None else self._sum.add_(outer)
-
-
-@torch.no_grad()
-def output_norms(
-    model: nn.Module,
-    blocks: Sequence[nn.Module],
-    batches: Iterable[Mapping[str, Any]],
-    *,
-    num_batches: int = 4,
-    loss_function: LossFunction = model_loss,
-) -> list[float]:
-    """The mean norm of a token's output of each block, over at most `num_batches` batches; no backward.
-
-    Raises:
-        ValueError: as `adapter_gradients`.
-    """
-    device = compute_device(model)
-    sums, counts = [0.0] * len(blocks), [0] * len(blocks)
-
-    def add(index: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        hidden = output if isinstance(output, Tensor) else output[0]
-        norms = hidden.float().norm(dim=-1)
-        sums[index] += norms.double().sum().item()
-        counts[index] += norms.numel()
-
-    handles = [block.register_forward_hook(partial(add, index)) for index, block in enumerate(blocks)]
-    try:
-        with evaluation_mode(model):
-            for batch in take_batches(batches, num_batches):
-                loss_function(model, to_device(batch, device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]

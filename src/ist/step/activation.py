@@ -139,6 +139,7 @@ class LayerActivation(Part):
         """From now on train every layer."""
         self._active = None
         self._idle = []
+        self._forget_pairs()
         for part in self._parts:
             for switch in part.switches:
                 switch.frozen = False
@@ -159,6 +160,7 @@ class LayerActivation(Part):
                 switch.frozen = True
             yield
         finally:
+            self._forget_pairs()
             for switch in self._fused_switches:
                 switch.frozen = False
 

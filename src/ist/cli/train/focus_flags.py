@@ -24,8 +24,9 @@ class FocusArguments:
     same and more where layers matter more, `kept` leaves it, and a number sets it."""
 
     focus_criterion: str = "gradient"
-    """What makes a layer important before training: `gradient` (the size of an adapter's first gradient), `first_step`
-    (what Adam's first step would gain) or `activation` (the size of the layer's output)."""
+    """What makes a layer important before training: `gradient` (the size of an adapter's first gradient),
+    `relative_gradient` (the same, relative to the size of the layer's output), `first_step` (what Adam's first step
+    would gain) or `activation` (the size of the layer's output)."""
 
     focus_spread: str = "parts"
     """How `--method focused` spreads its layers: `parts` (the best of each equal part of the depth), `distance` (the

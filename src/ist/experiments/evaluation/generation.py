@@ -115,7 +115,7 @@ def without_defaults(model: Any, tokenizer: Any) -> Iterator[None]:
 
     Models come with a penalty on repetition, with several sequences to return and with other things that would change
     the answers of one model and not of another. Some end with another token than their tokenizer's, with which the rows
-    of a training end: an answer would go on after its end.
+    of a training end: an answer would continue after its end.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     former = getattr(base, "generation_config", None)

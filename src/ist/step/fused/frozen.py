@@ -56,9 +56,11 @@ class PairKeeper:
         kept: where it keeps them, in common with other modules that forget together; a place of its own if None.
     """
 
-    def __init__(self, keep: bool, kept: dict[PairKeeper, KeptPair] | None = None) -> None:
+    def __init__(self, keep: bool, kept: dict[object, KeptPair] | None = None) -> None:
         self._keep = keep
         self._kept = {} if kept is None else kept
+        self._key = object()
+        """Of its own among the others; itself would hold what it holds, until Python collects garbage."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._keep,)  # A copied model prepares its own.
@@ -70,11 +72,11 @@ class PairKeeper:
         if torch.compiler.is_compiling() or not self._keep or a.is_inference():
             return frozen_pair(products(a, autocast, x.dtype), dtype, a.detach(), b.detach())
         key = (a.data_ptr(), a._version, b.data_ptr(), b._version, dtype, autocast)
-        known = self._kept.get(self)
+        known = self._kept.get(self._key)
         if known is None or known[0] != key:
             with torch.inference_mode(False):  # It may be kept beyond an evaluation.
                 pair = frozen_pair(products(a, autocast, x.dtype), dtype, a.detach(), b.detach())
-            known = self._kept[self] = key, pair
+            known = self._kept[self._key] = key, pair
         return known[1]
 
 

@@ -41,7 +41,7 @@ class Switch:
 
     def __init__(self) -> None:
         self.frozen = False
-        self.pairs: dict[PairKeeper, KeptPair] = {}
+        self.pairs: dict[object, KeptPair] = {}
         """What was prepared of frozen matrices. They may be written to at any time between steps, by ways that nothing
         tells of: cleared at each beginning of a step.
         """

@@ -1,0 +1,89 @@
+"""The size of what each layer puts out: the mean norm of a token's output, in forwards of one's own or in a probe's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..runtime.modes import evaluation_mode, to_device
+from ..runtime.sharding import compute_device
+from .gradients import take_batches
+from .suppression import LossFunction, model_loss
+
+__all__ = ["OutputNorms", "output_norms"]
+
+
+class OutputNorms:
+    """Within the context every forward through a block adds its output to the mean norm of its tokens.
+
+    Args:
+        blocks: modules that return a tensor `[…, width]`, or something whose first value is one.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        self._blocks = blocks
+        self._sums = [0.0] * len(blocks)
+        self._counts = [0] * len(blocks)
+
+    def __enter__(self) -> OutputNorms:
+        self._hooks = ExitStack()
+        for index, block in enumerate(self._blocks):
+            self._hooks.callback(block.register_forward_hook(partial(self._add, index)).remove)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.close()
+
+    def means(self) -> list[float]:
+        """The mean norm of a token's output of each block so far; 0 of a block that has not run."""
+        return [total / max(count, 1) for total, count in zip(self._sums, self._counts, strict=True)]
+
+    @torch.no_grad()
+    def _add(self, index: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        norms = hidden_states(block, output).float().norm(dim=-1)
+        self._sums[index] += norms.double().sum().item()
+        self._counts[index] += norms.numel()
+
+
+def hidden_states(block: nn.Module, output: Any) -> Tensor:
+    """The tensor in what a block returns: itself, or the first value.
+
+    Raises:
+        ValueError: it is none.
+    """
+    several = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else None
+    hidden = output if several is None else next(iter(several), None)
+    if not isinstance(hidden, Tensor):
+        raise ValueError(
+            f"A layer ({type(block).__name__}) returns a {type(hidden).__name__} where its output is expected, whose "
+            "size cannot be measured: it should return a tensor, alone or first; or choose criterion='gradient'."
+        )
+    return hidden
+
+
+@torch.no_grad()
+def output_norms(
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    num_batches: int = 4,
+    loss_function: LossFunction = model_loss,
+) -> list[float]:
+    """The mean norm of a token's output of each block, over at most `num_batches` batches; no backward.
+
+    Raises:
+        ValueError: as `adapter_gradients`, or a block returns no tensor.
+    """
+    device = compute_device(model)
+    given = take_batches(batches, num_batches)
+    norms = OutputNorms(blocks)
+    with norms, evaluation_mode(model):
+        for batch in given:
+            loss_function(model, to_device(batch, device))
+    return norms.means()
