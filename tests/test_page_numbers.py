@@ -145,3 +145,82 @@ def test_times_of_few_tokens_are_those_of_their_steps() -> None:
     cost = words_of("cost.md")
     assert f"took {without[0]} to {without[-1]} of the time of PEFT's step" in cost
     assert f"and the library's kernels {kernels[0]} to {kernels[-1]}, on a host" in cost
+
+
+def test_numbers_of_two_gpus_are_those_of_their_cells() -> None:
+    """What the prose says of LLaMA-13B's shape; the tables show the rest."""
+    file = ROOT / "benchmarks" / "distributed" / "results" / "node.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    short = {"size": "13b", "rows": 2, "tokens": 512, "late": 0.0}
+    cells = {
+        (row["cell"]["engine"], row["cell"]["method"]): row
+        for row in rows
+        if "error" not in row and row["cell"]["processes"] <= 2 and short.items() <= row["cell"].items()
+    }
+    assert len(cells) == 9
+    step = {cell: median(row["step_seconds"]) for cell, row in cells.items()}
+    peak = {cell: max(row["peak_bytes"]) / 2**30 for cell, row in cells.items()}
+    text = words_of("from-one-card-to-a-node.md")
+
+    lora = peak["none", "lora"]
+    assert f"took {lora - peak['fsdp2', 'lora']:.1f} GiB off LoRA's peak of {lora:.1f} GiB" in text
+    assert f"the step took {step['fsdp2', 'lora'] / step['none', 'lora']:.1f} times as long as on one GPU" in text
+    assert (
+        f"trained on {2048 / step['fsdp2', 'lora']:.0f} tokens/s, one alone on {1024 / step['none', 'lora']:.0f}."
+        in text
+    )
+    assert (
+        f"Sampled training's step took {step['fsdp2', 'sampled'] / step['none', 'sampled']:.1f} times as long" in text
+    )
+    longer = {method: f"{step['ddp', method] / step['none', method]:.2f}" for method in ("sampled", "lora", "focused")}
+    assert (
+        f"took {longer['sampled']} times as long for sampled training, {longer['lora']} for LoRA and "
+        f"{longer['focused']} for focused training" in text
+    )
+    saved = [peak[engine, "lora"] - peak[engine, method] for engine, method in cells if method != "lora"]
+    assert f"held {min(saved):.1f} to {max(saved):.1f} GiB less than LoRA" in text
+
+    def mean_bytes(method: str, kind: str) -> float:
+        steps = cells["fsdp2", method]["step_collectives"]
+        return sum(step[kind] for step in steps) / len(steps)
+
+    gathered = {method: mean_bytes(method, "gathered") for method in ("lora", "sampled", "focused")}
+    less = [f"{1 - gathered[method] / gathered['lora']:.0%}" for method in ("sampled", "focused")]
+    assert f"they gathered only {less[0]} and {less[1]} less" in text
+    assert f"{gathered['lora'] / mean_bytes('lora', 'reduced'):.0f} times as many bytes of weights" in text
+
+    of_lora = {engine: f"{step[engine, 'sampled'] / step[engine, 'lora']:.2f}" for engine in ("fsdp2", "none", "ddp")}
+    times = {method: [round(1e3 * s) for s in cells["fsdp2", method]["step_seconds"]] for method in gathered}
+    with_probes = step["fsdp2", "sampled"] + median(cells["fsdp2", "sampled"]["probe_seconds"]) / 10
+    with_probes /= step["fsdp2", "lora"]
+    low, high = ({method: end(own) for method, own in times.items()} for end in (min, max))
+    assert (
+        f"sampled training's step took {of_lora['fsdp2']} of LoRA's time** (five steps of {low['sampled']} to "
+        f"{high['sampled']} ms against {low['lora']} to {high['lora']} ms), or {with_probes:.2f} with a measurement "
+        f"every 10 steps. On one GPU and under DDP it took {of_lora['none']} and {of_lora['ddp']}." in text
+    )
+    slow, fast = times["focused"][:3], times["focused"][3:]
+    assert min(slow) > max(fast)
+    assert f"from {high['focused']} to {low['focused']} ms, the first three of five" in text
+    assert f"median of {median(times['focused'])} ms may be" in text
+    assert {len(row["step_seconds"]) for row in cells.values()} == {5}
+
+    probe = {engine: median(cells[engine, "sampled"]["probe_seconds"]) for engine in ("none", "ddp", "fsdp2")}
+    steps = [f"{probe[engine] / step[engine, 'sampled']:.1f}" for engine in ("ddp", "fsdp2")]
+    shares = [f"{probe[engine] / (10 * step[engine, 'sampled'] + probe[engine]):.0%}" for engine in ("ddp", "fsdp2")]
+    assert f"took {probe['ddp'] * 1e3:.0f} ms under DDP and {probe['fsdp2'] * 1e3:.0f} ms under FSDP2" in text
+    assert f"{steps[0]} and {steps[1]} of its steps" in text
+    assert f"that is {shares[0]} and {shares[1]} of the time" in text
+    assert f"On one GPU it took {probe['none'] * 1e3:.0f} ms" in text
+    assert all(len(set(row["digests"])) == 1 for row in cells.values())
+    added = 1e3 * (step["fsdp2", "lora"] - step["none", "lora"]), 1e3 * (probe["fsdp2"] - probe["none"])
+    by_probe = cells["fsdp2", "sampled"]["probe_collectives"]["gathered"]
+    assert (
+        f"adds {added[0]:.0f} ms to LoRA's step, which gathers {gathered['lora'] / 1e9:.2f} GB, and {added[1]:.0f} ms "
+        f"to a measurement, which gathers {by_probe / 1e9:.2f} GB" in text
+    )
+    spread = {
+        method: max(cells["none", method]["step_seconds"]) / min(cells["none", method]["step_seconds"]) - 1
+        for method in ("lora", "sampled")
+    }
+    assert f"took {spread['lora']:.0%} longer than the fastest, of sampled training's {spread['sampled']:.0%}." in text

@@ -57,7 +57,8 @@ def state_bytes(size: str, method: str, engine: str, processes: int) -> list[dic
     """What each rank keeps: base weights, adapters, the gradients of a step, and AdamW's state.
 
     Sampled training keeps optimizer state of every layer, once each has been active, and has gradients of a quarter of
-    them: all layers have the same shapes, so that is a quarter of the bytes.
+    them: all layers have the same shapes, so that is a quarter of the bytes. DDP has those of frozen layers too, as
+    zeros that it does not send.
     """
     sharded = engine == "fsdp2"
     ranks = []
@@ -69,7 +70,7 @@ def state_bytes(size: str, method: str, engine: str, processes: int) -> list[dic
             if trains:
                 held["gradients"] += count * width
                 held["optimizer"] += 2 * count * width + STEP_BYTES
-        if method == "sampled":
+        if method == "sampled" and engine != "ddp":
             held["gradients"] = held["gradients"] * trained_layers(size, method) // num_layers(size)
         ranks.append(held)
     return ranks

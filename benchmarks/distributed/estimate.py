@@ -32,7 +32,7 @@ def training_seconds(cell: Cell, schedule: Mapping[str, int], kind: str) -> floa
     """
     counted = traffic(cell.size, cell.method, cell.engine, cell.processes)
     received = received_bytes(counted, cell.engine, cell.processes)
-    _, step = predict(MACHINES[kind], work(cell.size, cell.method, cell.rows, cell.tokens), received)
+    step = predict(MACHINES[kind], work(cell.size, cell.method, cell.rows, cell.tokens), received)
     rounds = schedule["rounds"] + 2
     measurements = rounds * (step + cell.late) if cell.method == "sampled" else 0.0  # Three forwards of a row each.
     return rounds * schedule["interval"] * step + measurements

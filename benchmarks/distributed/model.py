@@ -1,13 +1,14 @@
 """What a step costs on more GPUs than were measured, on paper: a model, not a measurement.
 
-    T = h + C + M        nothing of the communication is hidden behind the computation
-    T = h + max(C, M)    all of it is
+    T = h + C + M
     C = F / f            work over rate
     M = B / b            bytes over bandwidth
 
 with seconds `T` of a step, its floating-point operations `F` on each GPU, the bytes `B` that each GPU receives, and
 three numbers of a machine: the rate `f` that it reaches, the bandwidth `b`, and what a step takes besides, `h`. `fit`
-finds them in measured steps by the first line; `predict` gives both lines, and a real step lies between them.
+finds them in measured steps: a rate for each method, as each runs other kernels, and one bandwidth and one `h` for
+all. They are effective numbers: `b` holds every second that communication adds, the launches of its kernels among
+them, and nothing of what is hidden behind computation; `f` holds the launches of all other kernels.
 
 Per token, a linear layer of `P` weights takes `2P` operations forward and `2P` for the gradient of its input; its
 weights' gradient is needed for adapters alone. The backward stops at the lowest layer that trains. Attention takes
@@ -18,9 +19,8 @@ twice that backward.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -134,40 +134,56 @@ class Work:
     seconds: float
 
 
-def fit(steps: Sequence[Work]) -> Machine:
-    """The machine that explains measured steps best: least squares of relative errors, without negative numbers.
+def fit(steps: Mapping[str, Sequence[Work]]) -> dict[str, Machine]:
+    """The machine that explains measured steps best, as each method uses it: a rate of its own, and the bandwidth and
+    the overhead of all.
 
-    What the steps cannot show has no cost: with no step that communicates, the bandwidth is infinite.
+    Least squares of relative errors, without negative numbers. What the steps cannot show has no cost: with no step
+    that communicates, the bandwidth is infinite, and where all steps of a method have the same operations, nothing
+    tells the overhead from the rate.
+
+    Args:
+        steps: of each method; one without steps gets no machine.
 
     Raises:
-        ValueError: no step, or none that a rate explains.
+        ValueError: no step, or none that rates explain.
     """
-    if not steps:
+    methods = [method for method, own in steps.items() if own]
+    if not methods:
         raise ValueError("There is no measured step to fit to: run benchmarks/distributed/run.py first.")
-    columns = np.array([[step.flops, step.received, 1.0] for step in steps])
-    columns /= np.array([[step.seconds] for step in steps])
+    columns = np.array(
+        [
+            [*(step.flops * (name == method) for name in methods), step.received, 1.0]
+            for method in methods
+            for step in steps[method]
+        ]
+    )
+    columns /= np.array([[step.seconds] for method in methods for step in steps[method]])
+    scale = columns.max(axis=0)
+    scale[scale == 0] = 1
+    columns /= scale
+    rates, received, overhead = [*range(len(methods))], len(methods), len(methods) + 1
     best: tuple[float, Any] | None = None
-    for count in range(1, min(3, len(steps)) + 1):
-        for chosen in combinations(range(3), count):
-            if 0 not in chosen or not columns[:, chosen].any(axis=0).all():
-                continue
-            scale = columns[:, chosen].max(axis=0)
-            found = np.linalg.lstsq(columns[:, chosen] / scale, np.ones(len(steps)), rcond=None)[0] / scale
-            error = float(np.square(columns[:, chosen] @ found - 1).sum())
-            if found.min() > 0 and (best is None or error < best[0] - 1e-12):
-                costs = np.zeros(3)
-                costs[list(chosen)] = found
-                best = error, costs
+    for more in ([], [received], [overhead], [received, overhead]):
+        chosen = columns[:, [*rates, *more]]
+        if np.linalg.matrix_rank(chosen) < chosen.shape[1]:
+            continue
+        found = np.linalg.lstsq(chosen, np.ones(len(columns)), rcond=None)[0]
+        error = float(np.square(chosen @ found - 1).sum())
+        if found.min() > 0 and (best is None or error < best[0] - 1e-12):
+            costs = np.zeros(len(scale))
+            costs[[*rates, *more]] = found
+            best = error, costs / scale
     if best is None:
-        raise ValueError("No rate explains these steps: measure steps of several sizes.")
-    per_operation, per_byte, overhead = map(float, best[1])
-    return Machine(1 / per_operation, 1 / per_byte if per_byte else float("inf"), overhead)
+        raise ValueError("No rates explain these steps: measure steps of several sizes.")
+    *per_operation, per_byte, besides = map(float, best[1])
+    bandwidth = 1 / per_byte if per_byte else float("inf")
+    return {method: Machine(1 / cost, bandwidth, besides) for method, cost in zip(methods, per_operation, strict=True)}
 
 
-def predict(machine: Machine, flops: float, received: float) -> tuple[float, float]:
-    """Seconds of a step with all and with nothing of the communication hidden."""
-    compute, communication = flops / machine.flops, received / machine.bandwidth
-    return machine.overhead + max(compute, communication), machine.overhead + compute + communication
+def predict(machine: Machine, flops: float, received: float) -> float:
+    """`T`: seconds of a step."""
+    return machine.overhead + flops / machine.flops + received / machine.bandwidth
 
 
 def across_nodes(counted: Traffic, nodes: int, per_node: int, inside: float, between: float) -> float:

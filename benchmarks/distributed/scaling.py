@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, median, quantiles
+from statistics import mean, median
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -26,6 +26,8 @@ __all__ = [
     "load_rows",
     "probe_table",
     "rows_of_one_gpu",
+    "sources",
+    "spread_of",
     "traffic_table",
 ]
 
@@ -53,24 +55,33 @@ class Row:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """Quartiles of that."""
-        low, _, high = quantiles(self.line["step_seconds"], n=4, method="inclusive")
-        return low, high
+        """Seconds of the fastest step and of the slowest."""
+        return min(self.line["step_seconds"]), max(self.line["step_seconds"])
 
     @property
     def probe(self) -> float | None:
         """Median seconds of a measurement of importance, with the update; None where there is none."""
         return median(self.line["probe_seconds"]) if self.line["probe_seconds"] else None
 
+    def with_measurement(self, step: float) -> float:
+        """Seconds of a step that takes `step`, with its share of a measurement."""
+        return step + (self.probe or 0.0) / self.line["schedule"]["interval"]
+
     @property
     def whole_step(self) -> float:
         """Seconds of a step with its share of a measurement."""
-        return self.step + (self.probe or 0.0) / self.line["schedule"]["interval"]
+        return self.with_measurement(self.step)
 
     @property
     def tokens_per_second(self) -> float:
-        """Of each process."""
+        """Of each process, by the median step."""
         return self.cell.rows * self.cell.tokens / self.whole_step
+
+    @property
+    def speeds(self) -> tuple[float, float]:
+        """Tokens a second of each process by the slowest step and by the fastest."""
+        fast, slow = (self.cell.rows * self.cell.tokens / self.with_measurement(step) for step in self.spread)
+        return slow, fast
 
     @property
     def counted(self) -> Traffic:
@@ -111,6 +122,11 @@ def size_of(count: float) -> str:
     return f"{count / 1e3:.1f} kB" if count else "–"
 
 
+def spread_of(values: Sequence[float], scale: float = 1.0) -> str:
+    """The least and the most in whole numbers, once where they are the same."""
+    return " to ".join(dict.fromkeys(f"{value * scale:.0f}" for value in (min(values), max(values))))
+
+
 def sources(rows: Sequence[Row]) -> str:
     """Device, commits and versions of rows."""
     commits: dict[str, list[str]] = {}
@@ -124,7 +140,16 @@ def sources(rows: Sequence[Row]) -> str:
 def cell_table(rows: Sequence[Row]) -> str:
     """Every figure of every cell."""
     header = (
-        *("shape", "processes", "backend", "method", "batch of each", "step, median (quartiles)", "with measurements"),
+        *(
+            "shape",
+            "processes",
+            "backend",
+            "method",
+            "batch of each",
+            "steps timed",
+            "median (fastest to slowest)",
+            "with measurements",
+        ),
         *("gathered a step", "reduced a step", "peak memory of the ranks", "tokens/s of each"),
     )
     lines = []
@@ -134,12 +159,12 @@ def cell_table(rows: Sequence[Row]) -> str:
         start = (cell.size, str(cell.processes), ENGINES[cell.engine], METHODS[cell.method] + late)
         batch = f"{cell.rows} × {cell.tokens}"
         if row.error:
-            lines.append((*start, batch, row.error, *("–",) * 5))
+            lines.append((*start, batch, row.error, *("–",) * 6))
             continue
         low, high = row.spread
         lines.append(
             (
-                *(*start, batch),
+                *(*start, batch, str(len(row.line["step_seconds"]))),
                 f"{row.step * 1e3:.1f} ms ({low * 1e3:.1f} to {high * 1e3:.1f})",
                 f"{row.whole_step * 1e3:.1f} ms",
                 size_of(row.counted.gathered),
@@ -153,7 +178,7 @@ def cell_table(rows: Sequence[Row]) -> str:
 
 def grid_table(rows: Sequence[Row], rows_of_each: int = 2, tokens: int = 512) -> str:
     """Tokens a second of each GPU under weak scaling: a line for a shape, backend and method, a column for a number of
-    GPUs; planned cells without a row are named.
+    GPUs; planned cells without a row are named, and a shape without any has one line.
 
     Args:
         rows: of one kind of GPU.
@@ -169,10 +194,15 @@ def grid_table(rows: Sequence[Row], rows_of_each: int = 2, tokens: int = 512) ->
         row = found.get(cell.key)
         if row is None:
             return "not run"
-        return f"{row.tokens_per_second:.0f}" if row.error is None else re.sub(r"^rank \d+: |: .*", "", row.error)
+        if row.error is not None:
+            return re.sub(r"^rank \d+: |: .*", "", row.error)
+        return f"{row.tokens_per_second:.0f} ({spread_of(row.speeds)})"
 
     lines = []
     for size in sizes:
+        if not any(row.cell.size == size for row in rows):
+            lines.append((size, "DDP, FSDP2", "all", *["not run"] * len(numbers)))
+            continue
         for engine in ("ddp", "fsdp2"):
             for method in METHODS:
                 cells = (
@@ -189,8 +219,15 @@ def grid_table(rows: Sequence[Row], rows_of_each: int = 2, tokens: int = 512) ->
                 lines.append((size, ENGINES[engine], METHODS[method], *map(text, cells)))
     columns = tuple(f"{number} GPU{'s' if number > 1 else ''}" for number in numbers)
     table = markdown(("shape", "backend", "method", *columns), lines)
-    note = f"Tokens/s of each GPU, {rows_of_each} × {tokens} tokens on each. Cells not run: `{COMMAND}`."
-    return f"{table}\n\n{note}" + (f" {sources([*found.values()])}" if found else "")
+    measured = [row for row in rows if row.error is None]
+    steps = spread_of([len(row.line["step_seconds"]) for row in measured] or [0])
+    intervals = spread_of([row.line["schedule"]["interval"] for row in measured] or [0])
+    note = (
+        f"Tokens/s of each GPU by the median of {steps} steps (by the slowest to by the fastest), {rows_of_each} × "
+        f"{tokens} tokens on each; sampled training with a measurement of importance every {intervals} steps. Cells "
+        f"not run, and strong scaling: `{COMMAND}`."
+    )
+    return f"{table}\n\n{note} {sources(rows)}"
 
 
 def traffic_table(rows: Sequence[Row]) -> str:
@@ -215,7 +252,7 @@ def traffic_table(rows: Sequence[Row]) -> str:
 def probe_table(rows: Sequence[Row]) -> str:
     """Measurements of importance: what they cost, and whether all ranks came to the same."""
     header = (
-        *("shape", "processes", "backend", "late rank", "a measurement", "share of a step", "gathered by it"),
+        *("shape", "processes", "backend", "late rank", "a measurement", "share of the time", "gathered by it"),
         "ranks agree",
     )
     lines, shown = [], []
@@ -230,7 +267,7 @@ def probe_table(rows: Sequence[Row]) -> str:
                 *(cell.size, str(cell.processes), ENGINES[cell.engine]),
                 f"by {cell.late:g} s" if cell.late else "none",
                 f"{row.probe * 1e3:.0f} ms",
-                "–" if cell.late else f"{share:.0%}",
+                "–" if cell.late else f"{share:.0%}, every {row.line['schedule']['interval']} steps",
                 size_of(row.line["probe_collectives"]["gathered"]),
                 f"{len(row.line['digests'])} of {len(row.line['digests'])}" if row.agreed else "**no**",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +12,65 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from grid import ENGINES, METHODS  # noqa: E402
-from scaling import Row  # noqa: E402
+from scaling import PLANNED, Row, spread_of  # noqa: E402
 
-__all__ = ["draw", "strong_rows", "weak_rows"]
+__all__ = ["apart", "draw", "strong_rows", "weak_rows"]
 
 COLORS = {"lora": "0.4", "sampled": "tab:blue", "focused": "tab:red"}
 LINES = {"ddp": "--", "fsdp2": "-"}
 
 
 def draw(file: Path, rows: Sequence[Row]) -> None:
-    """Weak scaling (tokens/s of each process) and strong scaling (of all together), a row of panels for each shape."""
+    """Weak scaling (tokens/s of each GPU), and strong scaling (of all together) where it was measured: a row of panels
+    for each shape.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if row.error is None and not row.cell.late]
     sizes = list(dict.fromkeys(row.cell.size for row in rows))
+    together = any(is_scaling(strong_rows([row for row in rows if row.cell.size == size])) for size in sizes)
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11, 4 * len(sizes)), layout="constrained", dpi=150)
+        figure = Figure(figsize=(11 if together else 7.5, 4 * len(sizes)), layout="constrained", dpi=150)
         FigureCanvasAgg(figure)
-        panels = figure.subplots(len(sizes), 2, squeeze=False)
-        for (weak, strong), size in zip(panels, sizes, strict=True):
+        panels = figure.subplots(len(sizes), 1 + together, squeeze=False)
+        for own_panels, size in zip(panels, sizes, strict=True):
             own = [row for row in rows if row.cell.size == size]
-            draw_curves(weak, weak_rows(own), together=False)
-            draw_curves(strong, strong_rows(own), together=True)
-            weak.set(title=f"{size}, weak scaling", xlabel="processes", ylabel="tokens/s of each", ylim=(0, None))
-            strong.set(title=f"{size}, strong scaling", xlabel="processes", ylabel="tokens/s of all", ylim=(0, None))
-            weak.legend(frameon=False)
+            draw_panel(own_panels[0], weak_rows(own), together=False)
+            if together:
+                draw_panel(own_panels[1], strong_rows(own), together=True)
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, metadata={"Software": None})
+
+
+def is_scaling(rows: Sequence[Row]) -> bool:
+    """Whether the rows have several numbers of processes."""
+    return len({row.cell.processes for row in rows}) > 1
+
+
+def draw_panel(axes: Any, rows: Sequence[Row], together: bool) -> None:
+    """The curves of one shape, with a title, and a word where nothing was run."""
+    cell = rows[0].cell
+    batch = cell.rows * (cell.processes if together else 1)
+    kind, of, on = ("Strong", "all GPUs", "in all") if together else ("Weak", "each GPU", "on each")
+    axes.set_title(f"{kind} scaling, {cell.size.upper()} shape, {batch} × {cell.tokens} tokens {on}", pad=18)
+    steps = spread_of([len(row.line["step_seconds"]) for row in rows])
+    bars = f"medians of {steps} steps; bars: slowest to fastest"
+    axes.text(0.5, 1.02, bars, color="0.4", ha="center", transform=axes.transAxes)
+    axes.set(xlabel="GPUs", ylabel=f"tokens/s of {of}")
+    axes.set_xscale("log", base=2)
+    if is_scaling(rows):
+        draw_curves(axes, rows, together)
+    measured = {row.cell.processes for row in rows} if is_scaling(rows) else set()
+    numbers = sorted({*PLANNED[1], *measured})
+    axes.set(xlim=(numbers[0] / 1.2, numbers[-1] * 1.2), ylim=(0, None))
+    axes.set_xticks(numbers)
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    for number in numbers:
+        if number not in measured:
+            axes.text(number, 0.02, "not run", color="0.5", ha="center", transform=axes.get_xaxis_transform())
 
 
 def weak_rows(rows: Sequence[Row]) -> list[Row]:
@@ -62,20 +93,39 @@ def largest_group(rows: Sequence[Row], kind: Callable[[Row], int]) -> list[Row]:
 
 def draw_curves(axes: Any, rows: Sequence[Row], together: bool) -> None:
     """Tokens a second, of each process or of all together: a curve for each method and backend, which begins at one
-    process where that was measured.
+    process where that was measured. Bars reach from the slowest step to the fastest.
     """
-    for engine in ("ddp", "fsdp2"):
-        for method in METHODS:
-            own = sorted(
-                (row for row in rows if row.cell.method == method and row.cell.engine in (engine, "none")),
-                key=lambda row: row.cell.processes,
-            )
-            if not any(row.cell.engine == engine for row in own):
-                continue
-            numbers = [row.cell.processes for row in own]
-            values = [row.tokens_per_second * (row.cell.processes if together else 1) for row in own]
-            label = f"{METHODS[method]}, {ENGINES[engine]}"
-            axes.plot(numbers, values, LINES[engine], color=COLORS[method], marker="o", markersize=3, label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted({row.cell.processes for row in rows}))
-    axes.xaxis.set_major_formatter("{x:.0f}")
+    ends = []
+    for place, (engine, method) in enumerate(product(LINES, METHODS)):
+        own = sorted(
+            (row for row in rows if row.cell.method == method and row.cell.engine in (engine, "none")),
+            key=lambda row: row.cell.processes,
+        )
+        if not any(row.cell.engine == engine for row in own):
+            continue
+        factors = [row.cell.processes if together else 1 for row in own]
+        values = [row.tokens_per_second * factor for row, factor in zip(own, factors, strict=True)]
+        bars = [
+            [abs(row.speeds[end] * factor - value) for row, factor, value in zip(own, factors, values, strict=True)]
+            for end in (0, 1)
+        ]
+        # Side by side, so that no bar hides another; the row of one process is that of both backends.
+        numbers = [
+            row.cell.processes * 2 ** (0.03 * ((place if row.cell.processes > 1 else place % len(METHODS)) - 2))
+            for row in own
+        ]
+        look = {"color": COLORS[method], "linestyle": LINES[engine], "marker": "o", "markersize": 3}
+        axes.errorbar(numbers, values, yerr=bars, linewidth=1.2, elinewidth=0.8, capsize=2, **look)
+        ends.append((values[-1], own[-1].cell.processes, f"{METHODS[method]}, {ENGINES[engine]}", COLORS[method]))
+    heights = apart([value for value, *_ in ends], axes.get_ylim()[1] / 18)
+    for height, (_, number, label, color) in zip(heights, ends, strict=True):
+        axes.text(number * 2**0.16, height, label, color=color, va="center")
+
+
+def apart(values: Sequence[float], gap: float) -> list[float]:
+    """Heights of labels beside values: from the highest down, each at least `gap` below the one above it."""
+    heights = [0.0] * len(values)
+    above = float("inf")
+    for place in sorted(range(len(values)), key=lambda place: -values[place]):
+        above = heights[place] = min(values[place], above - gap)
+    return heights

@@ -17,7 +17,8 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from paper_tables import beyond_table, memory_table  # noqa: E402
+from fitted import fit_table  # noqa: E402
+from paper_tables import beyond_table, measured_memory_table, memory_table  # noqa: E402
 from scaling import (  # noqa: E402
     cell_table,
     grid_table,
@@ -184,12 +185,14 @@ def write_node_page(results: Path) -> None:
     scaled = len({row.cell.processes for row in on_gpus if row.error is None}) > 1
     if scaled:
         draw(PICTURE, on_gpus)
-    figure = "\n\n![Weak and strong scaling](images/scaling.png)" if scaled else ""
+    figure = "\n\n![Tokens/s of each GPU by number of GPUs](images/scaling.png)" if scaled else ""
     sections = {
         "memory on paper": (NODE_PAGE, memory_table()),
+        "measured memory": (NODE_PAGE, measured_memory_table(on_gpus)),
         "traffic": (NODE_PAGE, traffic_table(rows)),
         "scaling": (NODE_PAGE, f"{grid_table(on_gpus)}{figure}"),
         "probes": (NODE_PAGE, probe_table(rows)),
+        "fit": (NODE_PAGE, fit_table(on_gpus)),
         "beyond a node": (NODE_PAGE, beyond_table(on_gpus)),
         "cells": (FULL_PAGE, cell_table(rows)),
     }

@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import bytes_on_paper  # noqa: E402
+import fitted  # noqa: E402
 import model  # noqa: E402
 import paper_tables  # noqa: E402
 import scaling  # noqa: E402
@@ -45,7 +46,8 @@ def test_shards_add_up_to_the_whole(method: str) -> None:
     ranks = bytes_on_paper.state_bytes("tiny", method, "fsdp2", 8)
     for name in ("base", "adapters"):
         assert sum(rank[name] for rank in ranks) == whole[name]
-    assert bytes_on_paper.state_bytes("tiny", method, "ddp", 2) == [whole] * 2
+    under_ddp = bytes_on_paper.state_bytes("tiny", method, "ddp", 2)
+    assert under_ddp == [{**whole, "gradients": whole["adapters"]}] * 2, "DDP has zeros for frozen layers"
 
 
 def test_the_largest_shape_has_as_many_weights_as_its_name_says() -> None:
@@ -77,34 +79,47 @@ def test_activations_on_paper_are_those_that_a_gpu_held() -> None:
 # --- the model
 
 
-@pytest.mark.parametrize(
-    "machine",
-    [
-        model.Machine(4e14, 1e11, 0.02),
-        model.Machine(4e14, 1e11, 0.0),
-        model.Machine(4e14, INFINITE, 0.02),
-        model.Machine(4e14, INFINITE, 0.0),
-    ],
-)
-def test_the_fit_finds_the_machine_that_made_the_steps(machine: model.Machine) -> None:
+@pytest.mark.parametrize("bandwidth", [1e11, INFINITE])
+@pytest.mark.parametrize("overhead", [0.0, 0.02])
+def test_the_fit_finds_the_machine_that_made_the_steps(bandwidth: float, overhead: float) -> None:
     sizes = [(1e13, 0.0), (2e13, 0.0), (2e13, 5e9), (4e13, 5e9), (4e13, 4e10)]
-    steps = [model.Work(flops, received, model.predict(machine, flops, received)[1]) for flops, received in sizes]
-    found = model.fit(steps)
-    assert found.flops == pytest.approx(machine.flops)
-    assert found.bandwidth == pytest.approx(machine.bandwidth)
-    assert found.overhead == pytest.approx(machine.overhead, abs=1e-9)
+    machines = {name: model.Machine(rate, bandwidth, overhead) for name, rate in (("lora", 4e14), ("sampled", 2e14))}
+    steps = {
+        name: [model.Work(flops, received, model.predict(machine, flops, received)) for flops, received in sizes]
+        for name, machine in machines.items()
+    }
+    found = model.fit({**steps, "focused": []})
+    assert {*found} == {*machines}
+    for name, machine in machines.items():
+        assert found[name].flops == pytest.approx(machine.flops)
+        assert found[name].bandwidth == pytest.approx(machine.bandwidth)
+        assert found[name].overhead == pytest.approx(machine.overhead, abs=1e-9)
+
+
+def test_all_methods_share_a_bandwidth_and_no_overhead_is_guessed_from_one_shape() -> None:
+    """As many bytes cost 0.2 s in one method and 0.4 s in the other: no method has a bandwidth of its own."""
+    steps = {
+        name: [model.Work(flops, 0.0, 0.2), model.Work(flops, 2e10, 0.2 + more)]
+        for name, flops, more in (("lora", 5e13, 0.2), ("sampled", 4e13, 0.4))
+    }
+    lora, sampled = model.fit(steps).values()
+    assert lora.bandwidth == sampled.bandwidth
+    assert 2e10 / 0.4 < lora.bandwidth < 2e10 / 0.2
+    assert lora.overhead == sampled.overhead == 0.0
 
 
 def test_one_step_gives_a_rate_and_none_is_an_error() -> None:
-    assert model.fit([model.Work(1e12, 0.0, 0.5)]) == model.Machine(pytest.approx(2e12), INFINITE, 0.0)  # type: ignore[arg-type]
+    (machine,) = model.fit({"lora": [model.Work(1e12, 0.0, 0.5)]}).values()
+    assert machine.flops == pytest.approx(2e12)
+    assert (machine.bandwidth, machine.overhead) == (INFINITE, 0.0)
     with pytest.raises(ValueError, match="no measured step"):
-        model.fit([])
+        model.fit({"lora": []})
 
 
-def test_without_cost_of_bytes_a_step_is_its_computation() -> None:
-    assert model.predict(model.Machine(1e12, INFINITE), 2e12, 1e15) == (2.0, 2.0)
-    assert model.predict(model.Machine(INFINITE, 1e9, 0.5), 2e12, 3e9) == (3.5, 3.5)
-    assert model.predict(model.Machine(1e12, 1e9), 2e12, 3e9) == (3.0, 5.0)
+def test_a_step_is_its_computation_and_its_communication() -> None:
+    assert model.predict(model.Machine(1e12, INFINITE), 2e12, 1e15) == 2.0
+    assert model.predict(model.Machine(INFINITE, 1e9, 0.5), 2e12, 3e9) == 3.5
+    assert model.predict(model.Machine(1e12, 1e9), 2e12, 3e9) == 5.0
 
 
 @pytest.mark.parametrize("method", ["lora", "focused"])
@@ -140,29 +155,89 @@ def test_between_nodes_hybrid_sharding_sends_gradients_alone() -> None:
         assert far[0] > 100 * far[1]
 
 
-def test_the_model_is_fitted_to_steps_on_several_gpus_where_there_are_some() -> None:
-    machine = model.Machine(3e10, 2e7, 0.01)  # Slow, as the model is tiny.
+MACHINE = model.Machine(3e10, 2e7, 0.01)
+"""Slow, as the model is tiny."""
 
-    def measured(processes: int, engine: str, method: str, rows: int) -> scaling.Row:
-        flops = model.work("tiny", method, rows, 512)
-        received = model.received_bytes(model.traffic("tiny", method, engine, processes), engine, processes)
-        seconds = model.predict(machine, flops, received)[1]
-        cell = {"size": "tiny", "processes": processes, "engine": engine, "method": method, "rows": rows, "tokens": 512}
-        counted = [vars(model.traffic("tiny", method, engine, processes))]
-        return scaling.Row({"cell": cell, "step_seconds": [seconds], "step_collectives": counted})
 
+def made(processes: int, engine: str, method: str, rows: int, factor: float = 1.0) -> scaling.Row:
+    """A row whose step is the model's, or so many times that."""
+    flops = model.work("tiny", method, rows, 512)
+    counted = model.traffic("tiny", method, engine, processes)
+    seconds = factor * model.predict(MACHINE, flops, model.received_bytes(counted, engine, processes))
+    cell = {"size": "tiny", "processes": processes, "engine": engine, "method": method, "rows": rows, "tokens": 512}
+    return scaling.Row({"cell": cell, "step_seconds": [seconds], "step_collectives": [vars(counted)]})
+
+
+def made_rows(factor: float = 1.0) -> list[scaling.Row]:
+    """A plan's rows; the last one's step is so many times what the model says."""
     rows = [
-        measured(n, e, m, r)
-        for n, e in ((1, "none"), (2, "ddp"), (2, "fsdp2"), (4, "fsdp2"))
-        for m in ("lora", "sampled", "focused")
-        for r in (1, 2)
+        made(processes, engine, method, rows)
+        for processes, engine in ((1, "none"), (2, "ddp"), (2, "fsdp2"), (4, "fsdp2"))
+        for method in ("lora", "sampled", "focused")
+        for rows in (1, 2)
     ]
-    found, origin = paper_tables.machines_of(rows)
-    for own in found.values():
-        assert own.flops == pytest.approx(machine.flops, rel=0.01)
-        assert own.bandwidth == pytest.approx(machine.bandwidth, rel=0.01)
-    assert origin == "fitted to 24 steps"
-    assumed, origin = paper_tables.machines_of([])
-    assert {own.bandwidth for own in assumed.values()} == {paper_tables.Links.inside}
-    assert assumed["sampled"].flops != assumed["lora"].flops
-    assert "no step on several GPUs was measured" in origin
+    return [*rows[:-1], made(4, "fsdp2", "focused", 2, factor)]
+
+
+def test_the_model_is_fitted_to_steps_on_several_gpus() -> None:
+    rows = made_rows()
+    for machine in fitted.machines_of(rows).values():
+        assert machine.flops == pytest.approx(MACHINE.flops)
+        assert machine.bandwidth == pytest.approx(MACHINE.bandwidth)
+        assert machine.overhead == pytest.approx(MACHINE.overhead)
+    assert fitted.worst_errors(rows) == pytest.approx((1, 1))
+    table = fitted.fit_table(rows)
+    assert "5 numbers, fitted to 24 rows" in table
+    assert "differs from the measured steps by up to 0%" in table
+
+
+def test_a_row_is_predicted_from_the_others_and_predictions_are_as_wide_as_that_was_wrong() -> None:
+    rows = made_rows(factor=2.0)
+    assert fitted.left_out(rows)[-1] == pytest.approx(rows[-1].step / 2)
+    least, most = fitted.worst_errors(rows)
+    assert most == pytest.approx(2)
+    assert least < 1
+    table = paper_tables.beyond_table(rows)
+    assert f"from {least:.2f} times the fastest method's step to 2.00 times the slowest's" in table
+    assert "(−50%)" in fitted.fit_table(rows).splitlines()[-3]
+
+
+def test_without_a_step_on_several_gpus_there_is_no_model() -> None:
+    alone = [row for row in made_rows() if row.cell.processes == 1]
+    for rows in ([], alone):
+        assert fitted.machines_of(rows) == {}
+        assert fitted.fit_table(rows) == paper_tables.beyond_table(rows) == ""
+
+
+# --- the cells that were measured
+
+
+def test_measured_cells_keep_and_send_what_is_on_paper() -> None:
+    rows = [row for row in scaling.load_rows(HERE / "results") if row.error is None]
+    assert any(row.on_gpu for row in rows)
+    for row in rows:
+        cell = row.cell
+        assert row.agreed, cell.name
+        assert len(row.line["step_seconds"]) == row.line["schedule"]["interval"] * row.line["schedule"]["rounds"]
+        paper = bytes_on_paper.state_bytes(cell.size, cell.method, cell.engine, cell.processes)
+        sent = model.traffic(cell.size, cell.method, cell.engine, cell.processes)
+        assert row.counted.reduced == sent.reduced, cell.name
+        if cell.method == "sampled":
+            # Other layers at each step than on average, and layers get optimizer state when they are first active.
+            assert row.counted.gathered == pytest.approx(sent.gathered, rel=0.1), cell.name
+            paper = [{**own, "optimizer": row.line["state_bytes"][0]["optimizer"]} for own in paper]
+        else:
+            assert row.counted.gathered == sent.gathered, cell.name
+        assert row.line["state_bytes"] == paper, cell.name
+
+
+def test_peaks_on_paper_are_those_of_the_gpus_that_ran_peft_and_no_less_than_those_of_the_fused_step() -> None:
+    rows = [row for row in scaling.load_rows(HERE / "results") if row.on_gpu and row.error is None]
+    for row in rows:
+        cell = row.cell
+        paper = paper_tables.peak_on_paper(cell.size, cell.method, cell.engine, cell.processes)
+        peak = max(row.line["peak_bytes"])
+        if cell.method == "lora":
+            assert peak == pytest.approx(paper, rel=0.02), cell.name
+        else:
+            assert 0.8 * paper < peak < paper, cell.name

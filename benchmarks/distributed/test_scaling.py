@@ -112,7 +112,10 @@ def test_the_grid_names_what_was_not_run_and_what_failed() -> None:
         scaling.Row({**row(4, "fsdp2"), "error": "rank 2: out of memory"}),
     ]
     line = next(text for text in scaling.grid_table(rows).splitlines() if text.startswith("| 13b | FSDP2 | LoRA |"))
-    assert line == "| 13b | FSDP2 | LoRA | 5120 | 4096 | out of memory | not run |"
+    assert line == "| 13b | FSDP2 | LoRA | 5120 (4655 to 5689) | 4096 (3724 to 4551) | out of memory | not run |"
+    note = scaling.grid_table(rows).splitlines()[-1]
+    assert "by the median of 3 steps" in note
+    assert "| 70b | DDP, FSDP2 | all | not run | not run | not run | not run |" in scaling.grid_table(rows)
 
 
 def test_without_a_run_there_is_one_line_in_the_place_of_the_grid() -> None:
@@ -134,8 +137,8 @@ def test_a_step_has_its_share_of_a_measurement() -> None:
     shown = scaling.Row(row(2, "fsdp2", 0.2, method="sampled"))
     assert shown.whole_step == pytest.approx(0.2 + 0.06)
     assert shown.tokens_per_second == pytest.approx(1024 / 0.26)
-    assert shown.spread == pytest.approx((0.19, 0.21))
-    assert "| 600 ms | 23% | 6.00 GB | 2 of 2 |" in scaling.probe_table([shown])
+    assert shown.spread == pytest.approx((0.18, 0.22))
+    assert "| 600 ms | 23%, every 10 steps | 6.00 GB | 2 of 2 |" in scaling.probe_table([shown])
     assert "**no**" in scaling.probe_table([scaling.Row(row(2, "fsdp2", method="sampled", digests=["a", "b"]))])
 
 
@@ -151,10 +154,10 @@ def test_a_cell_has_its_step_its_bytes_and_the_memory_of_its_ranks_or_its_error(
     ]
     first, second = scaling.cell_table(rows).splitlines()[2:4]
     assert first == (
-        "| 13b | 2 | DDP | LoRA | 2 × 512 | 200.0 ms (190.0 to 210.0) | 200.0 ms | – | 351.27 MB | 3.00 GB to 4.00 GB "
-        "| 5120 |"
+        "| 13b | 2 | DDP | LoRA | 2 × 512 | 3 | 200.0 ms (180.0 to 220.0) | 200.0 ms | – | 351.27 MB "
+        "| 3.00 GB to 4.00 GB | 5120 |"
     )
-    assert second == "| 13b | 2 | FSDP2 | LoRA | 2 × 512 | not done after 300 s | – | – | – | – | – |"
+    assert second == "| 13b | 2 | FSDP2 | LoRA | 2 × 512 | not done after 300 s | – | – | – | – | – | – |"
 
 
 def test_the_figure_has_a_curve_for_each_backend_and_method(tmp_path: Path) -> None:
@@ -166,6 +169,25 @@ def test_the_figure_has_a_curve_for_each_backend_and_method(tmp_path: Path) -> N
     assert [own.cell.processes for own in scaling_figure.strong_rows(rows)] == [4, 1, 2, 8]
     scaling_figure.draw(tmp_path / "x.png", rows)
     assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_a_slow_step_moves_the_range_and_not_the_figure_of_a_cell() -> None:
+    line = {**row(), "step_seconds": [0.2, 0.2, 2.0]}
+    assert scaling.Row(line).tokens_per_second == pytest.approx(5120)
+    assert scaling.Row(line).speeds == pytest.approx((512, 5120))
+
+
+def test_labels_of_curves_are_apart_and_in_the_order_of_their_values() -> None:
+    assert scaling_figure.apart([100, 300, 90, 95], 20) == [100, 300, 60, 80]
+
+
+def test_the_figure_has_a_panel_of_strong_scaling_where_there_is_some(tmp_path: Path) -> None:
+    weak = [scaling.Row(row(1)), scaling.Row(row(2, "ddp"))]
+    strong = [*weak, scaling.Row(row(2, "ddp", rows=1))]
+    for name, rows in (("weak.png", weak), ("strong.png", strong)):
+        scaling_figure.draw(tmp_path / name, rows)
+    widths = [int.from_bytes((tmp_path / name).read_bytes()[16:20], "big") for name in ("weak.png", "strong.png")]
+    assert widths == [1125, 1650]
 
 
 def test_a_cell_takes_what_its_steps_do_on_paper_and_what_others_took_beside_theirs() -> None:
