@@ -132,7 +132,7 @@ def convert(gguf_path: Path, folder: Path) -> None:
 
 
 def align_tokenizer(tokenizer: Any, config: Any) -> None:
-    """Give a tokenizer from a GGUF file the special tokens of the model's configuration, which comes from the same file.
+    """Give a tokenizer from a GGUF file the special tokens of its model, as they stand in the same file.
 
     transformers 5.17 takes the token that begins a text for the one that ends it, and none for padding.
     """

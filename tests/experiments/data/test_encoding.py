@@ -63,7 +63,7 @@ TEMPLATE = (
     ],
 )
 def test_a_chat_goes_through_the_template(tokenizer: Any, template: str, completion: str) -> None:
-    """The answer ends as the template ends it, also where that words the beginning anew; training adds nothing to it."""
+    """The answer ends as the template ends it, also where that words the beginning anew; training adds nothing."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = template
     first, second = encode_pair(tokenizer, CHAT, [{"role": "assistant", "content": "yes"}], end=True)

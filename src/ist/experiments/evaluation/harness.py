@@ -69,7 +69,7 @@ def run_harness(
             batch_size=settings.batch_size,
             max_length=settings.max_length,
         )
-        # The harness knows the tokenizer's end as a text, which it removes with the special tokens before it looks for it.
+        # The harness looks for the tokenizer's end in texts from which it has removed the special tokens.
         with evaluation_mode(model), ending_with(model, answer_ends(model, tokenizer)):
             for name in tasks:
                 with private_randomness(settings.seed, model.device):  # the harness seeds the global generators
