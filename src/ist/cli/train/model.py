@@ -14,6 +14,7 @@ from ..loading import check_tokens, load_causal_model, load_tokenizer
 from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
 from ..saved_adapter import check_base, holds_adapter, put_adapter, read_config
 from .arguments import RunArguments
+from .ends import choose_eos
 from .methods import ADAPTER_FLAGS
 from .targets import check_named, check_targets
 
@@ -96,8 +97,9 @@ def load_base(run: RunArguments, source: str, revision: str, config: Any) -> Any
 
 
 def padding_tokenizer(run: RunArguments, source: str, revision: str) -> Any:
-    """A tokenizer that can pad."""
+    """A tokenizer that can pad, with the `eos_token` that the flags choose."""
     tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=run.training.trust_remote_code)
+    choose_eos(run, source, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

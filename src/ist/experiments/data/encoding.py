@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Text", "encode_pair", "encode_prompt", "pad"]
+__all__ = ["Text", "chat_end", "encode_pair", "encode_prompt", "pad"]
 
 Text = str | Sequence[Mapping[str, str]]
 """A text, or the messages of a chat."""
@@ -36,7 +36,8 @@ def encode_pair(
         tokenizer: of the model.
         prompt: what comes first; of a long one the end stays.
         completion: what follows.
-        end: put the token that ends a text behind the completion, as training does.
+        end: put the token that ends a text behind the completion of a text, as training does. An answer in a chat ends
+            as the template ends it, with or without this.
         max_length: most tokens of both; a completion that alone is longer loses its end.
     """
     first = encode_prompt(tokenizer, prompt)
@@ -45,7 +46,7 @@ def encode_pair(
     else:
         text = _chat_text(tokenizer, prompt, completion)
         second = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        end = end and tokenizer.eos_token_id not in second
+        end = False  # Training adds nothing to what the template ends a message with.
     if end and tokenizer.eos_token_id is not None and second[-1:] != [tokenizer.eos_token_id]:
         second.append(tokenizer.eos_token_id)
     if max_length is not None:
@@ -62,11 +63,38 @@ def _continuation(tokenizer: Any, whole: str, first: list[int], text: str) -> li
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def chat_end(tokenizer: Any) -> int | None:
+    """The token with which the tokenizer's template ends an assistant's message, as a training on chats teaches it.
+
+    None where there is no template, or where it ends a message with plain text or with nothing.
+    """
+    from jinja2 import TemplateError  # of what transformers needs for templates
+
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    chat = [{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}]
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+    except (TemplateError, TypeError):  # It takes chats of another form.
+        return None
+    behind = tokenizer(_behind(text, "ANSWER"), add_special_tokens=False)["input_ids"]
+    of_its_own = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return next((token for token in behind if token in of_its_own), None)
+
+
 def _chat_text(tokenizer: Any, prompt: Any, completion: Any) -> str:
     """An answer in a chat as the template words it, with what ends a message."""
     before = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
     whole = tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
-    return whole[len(before) :] if whole.startswith(before) else "".join(message["content"] for message in completion)
+    if whole.startswith(before):
+        return whole[len(before) :]
+    answers = [message["content"] for message in completion]
+    return "".join(answers) + _behind(whole, answers[-1].strip() if answers else "")
+
+
+def _behind(text: str, part: str) -> str:
+    """What follows the last place of a part in a text; nothing where it is not there."""
+    return text.rpartition(part)[2] if part and part in text else ""
 
 
 def pad(rows: Sequence[Sequence[int]], side: Literal["left", "right"], value: int = 0) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from ...runtime.modes import evaluation_mode
 from ...runtime.randomness import private_randomness
 from ..data.encoding import Text, encode_prompt, pad
 from ..data.word_problems import WordProblem, exact_match, to_prompt_completion
+from .ends import answer_ends, base_of, until_end
 from .scoring import by_length
 
 __all__ = ["GREEDY", "PAPER", "Answer", "Generation", "exact_answers", "generate_texts"]
@@ -82,11 +83,13 @@ def generate_texts(
         done: indices of prompts to pass over.
 
     Yields:
-        Indices and texts, without the prompts, of some prompts.
+        Indices and texts of some prompts, without the prompts, the token that ended the answer and what is behind it.
     """
     done = set(done)
     ids = [encode_prompt(tokenizer, prompt, max_length) for prompt in prompts]
-    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ends = answer_ends(model, tokenizer, chats=any(not isinstance(prompt, str) for prompt in prompts))
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, *ends)
+    padding = next((token for token in candidates if token is not None), 0)  # hidden by the mask, whatever it is
     for number, batch in enumerate(by_length(list(map(len, ids)), batch_size)):
         if generation.do_sample and not done.issuperset(batch):
             wanted = batch  # what is drawn depends on the whole batch
@@ -95,7 +98,7 @@ def generate_texts(
         if not wanted:
             continue
         inputs, mask = pad([ids[index] for index in wanted], "left", padding)
-        with private_randomness(seed + number, model.device), without_defaults(model, tokenizer):
+        with private_randomness(seed + number, model.device), without_defaults(model, ends):
             generated = model.generate(
                 input_ids=inputs.to(model.device),
                 attention_mask=mask.to(model.device),
@@ -104,39 +107,30 @@ def generate_texts(
                 use_cache=True,
                 **generation.arguments(),
             )
-        texts = tokenizer.batch_decode(generated[:, inputs.shape[1] :], skip_special_tokens=True)
+        answers = [until_end(row, ends) for row in generated[:, inputs.shape[1] :].tolist()]
+        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
         yield [(index, text) for index, text in zip(wanted, texts, strict=True) if index not in done]
 
 
 @contextmanager
-def without_defaults(model: Any, tokenizer: Any) -> Iterator[None]:
-    """Within the block, of the model's `generation_config` the special tokens alone count, and an answer also ends with
-    the tokenizer's token that ends a text.
+def without_defaults(model: Any, ends: Sequence[int]) -> Iterator[None]:
+    """Within the block, of the model's `generation_config` the special tokens alone count, and these end an answer.
 
     Models come with a penalty on repetition, with several sequences to return and with other things that would change
-    the answers of one model and not of another. Some end with another token than their tokenizer's, with which the rows
-    of a training end: an answer would continue after its end.
+    the answers of one model and not of another.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     former = getattr(base, "generation_config", None)
     if former is None:
         yield
         return
-    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    names = ("bos_token_id", "pad_token_id", "decoder_start_token_id")
     special = {name: getattr(former, name, None) for name in names}
-    base.generation_config = GenerationConfig(**{**special, "eos_token_id": ends(former, tokenizer)})
+    base.generation_config = GenerationConfig(**special, eos_token_id=list(ends) or None)
     try:
         yield
     finally:
         base.generation_config = former
-
-
-def ends(generation_config: Any, tokenizer: Any) -> list[int] | None:
-    """The tokens that end an answer: those of the model, then the tokenizer's; None where there are none."""
-    own = getattr(generation_config, "eos_token_id", None)
-    of_model = own if isinstance(own, (list, tuple)) else [own]
-    found = dict.fromkeys(token for token in (*of_model, tokenizer.eos_token_id) if token is not None)
-    return list(found) or None
 
 
 @dataclass(frozen=True)

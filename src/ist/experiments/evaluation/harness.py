@@ -12,6 +12,7 @@ from ...runs.files import read_object, write_json, write_whole
 from ...runtime.modes import evaluation_mode, same_modes_after
 from ...runtime.packages import how_to_install
 from ...runtime.randomness import private_randomness
+from .ends import answer_ends, ending_with
 from .results import Accuracy, Metrics, TaskResult
 from .settings import EvaluationSettings
 
@@ -68,7 +69,8 @@ def run_harness(
             batch_size=settings.batch_size,
             max_length=settings.max_length,
         )
-        with evaluation_mode(model):
+        # The harness looks for the tokenizer's end in texts from which it has removed the special tokens.
+        with evaluation_mode(model), ending_with(model, answer_ends(model, tokenizer)):
             for name in tasks:
                 with private_randomness(settings.seed, model.device):  # the harness seeds the global generators
                     results[name] = run_task(wrapped, name, manager, settings, folder)
