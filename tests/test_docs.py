@@ -91,7 +91,7 @@ def test_messages_to_look_up_are_the_librarys() -> None:
 def test_no_program_masks_the_end_with_the_padding() -> None:
     """transformers' collator for texts leaves the end out of the loss where it pads too, and answers never end."""
     masking = re.compile(r"DataCollatorForLanguageModeling\(")
-    files = [*(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.py")]
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.py")]
     assert [file.name for file in files if masking.search(file.read_text(encoding="utf-8"))] == []
 
 

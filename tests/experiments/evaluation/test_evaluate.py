@@ -238,6 +238,18 @@ def test_a_models_own_defaults_do_not_change_its_answers(loaded: tuple[Any, Any]
         model.generation_config = former
 
 
+def test_answers_that_ended_otherwise_are_another_evaluations(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    model, tokenizer = loaded
+    tasks: dict[str, Any] = {"boolq": rows()}
+    options: dict[str, Any] = {"folder": tmp_path, "max_new_tokens": 2}
+    evaluate(model, tokenizer, tasks, "generate", **options)
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = "a"
+    with pytest.raises(ValueError, match="ends"):
+        evaluate(model, other, tasks, "generate", **options)
+    evaluate(model, tokenizer, tasks, "generate", **options)
+
+
 @pytest.mark.parametrize("of_model", ["other", "others", "none"])
 def test_an_answer_ends_with_the_tokenizers_end_whatever_the_models_is(
     loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, of_model: str

@@ -15,6 +15,7 @@ from ..data.own_rows import OwnRow
 from ..data.task_rows import TaskRow
 from .answers import AnswerFile, claim_folder, row_id
 from .extraction import extract_answer, is_correct
+from .ends import answer_ends, model_ends
 from .generation import generate_texts
 from .likelihood import option_likelihoods, option_texts
 from .loss import completion_losses, losses, text_windows
@@ -74,6 +75,7 @@ def evaluate(
     if answers is not None:
         weights = weights_fingerprint(model.named_parameters())
         marks = metric_identity(settings.metric, settings.labels, metric) if has_own_rows(tasks) else {}
+        marks |= taught_ends(model, tokenizer) if protocol in ("generate", "lm-eval") else {}
         claim_folder(answers, {"weights": weights, "protocol": protocol, **settings.of(protocol), **marks})
     if not isinstance(tasks, Mapping) or protocol == "lm-eval":
         from .harness import evaluate_harness
@@ -84,6 +86,13 @@ def evaluate(
             name: evaluate_task(model, tokenizer, name, data, protocol, settings, answers, metric, progress, on_result)
             for name, data in tasks.items()
         }
+
+
+def taught_ends(model: Any, tokenizer: Any) -> dict[str, list[int]]:
+    """What ends answers beside the model's own ends, by which the answers of a folder differ too."""
+    own = model_ends(model)
+    taught = [token for token in answer_ends(model, tokenizer, chats=True) if token not in own]
+    return {"ends": taught} if taught else {}
 
 
 def evaluate_task(
