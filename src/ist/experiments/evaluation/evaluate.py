@@ -14,8 +14,8 @@ from ...runtime.modes import evaluation_mode
 from ..data.own_rows import OwnRow
 from ..data.task_rows import TaskRow
 from .answers import AnswerFile, claim_folder, row_id
-from .extraction import extract_answer, is_correct
 from .ends import answer_ends, model_ends
+from .extraction import extract_answer, is_correct
 from .generation import generate_texts
 from .likelihood import option_likelihoods, option_texts
 from .loss import completion_losses, losses, text_windows
