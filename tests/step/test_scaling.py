@@ -10,6 +10,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from torch.amp.grad_scaler import GradScaler
 from ist import IST, SparseTuner
 from ist.integrations.finite import FiniteWeightsCallback
 from ist.step import scaling
+from ist.step.boundary import Boundary
 from ist.step.skipped import MOST_SKIPPED, SkippedError
 from tests.helpers.tiny import tiny_batches, tiny_lora, trainable
 from tests.helpers.trainers import make_trainer
@@ -34,12 +36,16 @@ STOPPED = rf"NaN or infinite in the last {MOST_SKIPPED} steps, which the GradSca
 CALLBACKS = {"IST": lambda: IST(selector="all"), "none": FiniteWeightsCallback}
 
 
-class OwnStep(GradScaler):
-    """Decides by itself, as those of other devices do."""
+def own_step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+    """Decides by itself, as scalers of other devices do."""
+    self.unscale_(optimizer)
+    return self._maybe_opt_step(optimizer, self._per_optimizer_states[id(optimizer)], *args, **kwargs)
 
-    def step(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        self.unscale_(optimizer)
-        return self._maybe_opt_step(optimizer, self._per_optimizer_states[id(optimizer)], *args, **kwargs)
+
+class OwnStep(GradScaler):
+    """Has a step of its own."""
+
+    step = own_step
 
 
 class OwnKind:
@@ -154,7 +160,7 @@ def test_a_scaler_with_a_step_of_its_own_is_heard(when: str) -> None:
     """Also where its class is made while the training goes on."""
     model = tiny_lora(2)
     with SparseTuner(model, selector="all") as tuner:
-        kind = OwnStep if when == "before" else type("Later", (GradScaler,), {"step": vars(OwnStep)["step"]})
+        kind = OwnStep if when == "before" else type("Later", (GradScaler,), {"step": own_step})
         steps = loops(tuner, [sgd(trainable(model))], [kind("cpu", **SKIPS)], 2 * MOST_SKIPPED)
         with pytest.raises(SkippedError, match=STOPPED):
             list(steps)
@@ -213,6 +219,20 @@ def test_a_loop_of_accelerate_stops_whatever_its_scaler() -> None:
             micro_batch()
 
 
+def test_accelerate_is_asked_where_its_scaler_is_not_heard() -> None:
+    """Its flag stays until its next step, and says of updates too, which may be of an optimizer that does not."""
+    boundary = Boundary([])
+    optimizer = SimpleNamespace(scaler=OwnKind(2))
+    for optimizer.step_was_skipped, num in ((True, 1), (True, 2), (False, 0), (True, 1)):
+        boundary.ask(optimizer)
+        assert boundary.num_skipped == num
+    optimizer.scaler = GradScaler("cpu")
+    boundary.ask(optimizer)
+    assert boundary.num_skipped == 1, "what is heard is not counted twice"
+    boundary.ask(None)
+    boundary.close()
+
+
 def test_parameters_that_a_group_gets_later_are_seen() -> None:
     model = tiny_lora(2)
     weight = torch.nn.Parameter(torch.ones(1))
@@ -250,15 +270,14 @@ def test_a_second_import_hears_and_lets_the_first_one_hear() -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_the_classes_of_scalers_are_as_they_were_after_the_last_one() -> None:
-    own = OwnStep.step
     for _ in range(2):
         tuners = [SparseTuner(tiny_lora(2), selector="all") for _ in range(2)]
         for tuner in tuners:
             assert GradScaler.step is not PLAIN
-            assert OwnStep.step is not own
+            assert OwnStep.step is not own_step
             tuner.close()
         assert GradScaler.step is PLAIN
-        assert OwnStep.step is own
+        assert OwnStep.step is own_step
 
 
 @pytest.mark.usefixtures("alone")
