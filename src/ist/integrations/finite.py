@@ -98,6 +98,7 @@ class FiniteWeightsCallback(TrainerCallback):
         """Check the weights from time to time, and whether steps are made."""
         self._step = state.global_step
         if self._boundary is not None:
+            self._boundary.ask(kwargs.get("optimizer"))
             check_skipped(self._boundary)
         if self._step % CHECK_INTERVAL == 0 or logs_at(state, args):
             self.check()

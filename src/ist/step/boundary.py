@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from ..runtime.part import Part
-from .scaling import listen, unlisten
+from .scaling import is_heard, leave_scalers, listen, unlisten
 
 __all__ = ["Boundary"]
 
@@ -35,23 +35,31 @@ class Boundary(Part):
     ) -> None:
         self.updated = False
         """Whether an optimizer has updated the parameters since the step began."""
-        self.num_skipped = 0
-        """Steps that were skipped since the last update."""
         self.num_outcomes = 0
         """Updates and skipped steps so far."""
         self._own = {id(parameter) for parameter in parameters}
-        self._known: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]] = weakref.WeakKeyDictionary()
-        """Of each optimizer, its number of groups when they were last looked through, and whether they hold one."""
+        self._skipped: dict[int, int] = {}
+        """Of each optimizer's id, the steps that were skipped since the last update by any."""
         notice = weakref.WeakMethod(self._notice)
         self._on_update = on_update and weakref.WeakMethod(on_update)
         self._on_step = on_step and weakref.WeakMethod(on_step)
         handle = register_optimizer_step_post_hook(lambda optimizer, *_: (alive := notice()) and alive(optimizer))
-        self._remove = weakref.finalize(self, handle.remove)
+        self._remove = weakref.finalize(self, leave, handle)
         listen(self)
+
+    @property
+    def num_skipped(self) -> int:
+        """Steps that were skipped since the last update. Of several optimizers in a step each is skipped once."""
+        return max(self._skipped.values(), default=0)
+
+    def count_anew(self) -> None:
+        """Forget the steps that were skipped."""
+        self._skipped.clear()
 
     def begin(self, active: Collection[int], step: int) -> None:
         """Nothing has been updated in this step."""
         self.updated = False
+        listen(self)  # There may be new kinds of scalers.
 
     def close(self) -> None:
         """Watch optimizers no more."""
@@ -60,9 +68,28 @@ class Boundary(Part):
 
     def not_updated(self, optimizer: Any) -> None:
         """A step of an optimizer was skipped."""
-        if hasattr(optimizer, "param_groups") and self._holds(optimizer):  # A scaler steps whatever has a `step`.
-            self.num_skipped += 1
+        if self._holds(optimizer):
+            self._count(optimizer)
+
+    def updated_unseen(self, optimizer: Any) -> None:
+        """An optimizer that is not of PyTorch's kind was stepped."""
+        if self._holds(optimizer):
+            self._skipped.clear()
             self.num_outcomes += 1
+
+    def ask(self, optimizer: Any) -> None:
+        """Count what Accelerate's optimizer says of its last step, where its scaler is of a kind that is not heard."""
+        skipped = getattr(optimizer, "step_was_skipped", None)
+        if skipped is None or is_heard(getattr(optimizer, "scaler", None)):
+            return
+        if skipped:
+            self._count(optimizer)
+        else:
+            self._skipped.pop(id(optimizer), None)
+
+    def _count(self, optimizer: Any) -> None:
+        self._skipped[id(optimizer)] = self._skipped.get(id(optimizer), 0) + 1
+        self.num_outcomes += 1
 
     def _notice(self, optimizer: Any) -> None:
         if not self._holds(optimizer):
@@ -70,7 +97,7 @@ class Boundary(Part):
         if has_skipped(optimizer):
             self.not_updated(optimizer)
             return
-        self.num_skipped = 0
+        self._skipped.clear()
         self.num_outcomes += 1
         self.updated = True
         on_update = self._on_update and self._on_update()
@@ -81,13 +108,17 @@ class Boundary(Part):
             on_step(optimizer)
 
     def _holds(self, optimizer: Any) -> bool:
-        """Whether an optimizer holds one of the parameters."""
-        groups = optimizer.param_groups
-        num, holds = self._known.get(optimizer, (0, False))
-        if num != len(groups):
-            holds = any(id(parameter) in self._own for group in groups for parameter in group["params"])
-            self._known[optimizer] = len(groups), holds
-        return holds
+        """Whether an optimizer holds one of the parameters. Groups may be changed in place; a scaler steps whatever has
+        a `step`.
+        """
+        groups = getattr(optimizer, "param_groups", ())
+        return any(id(parameter) in self._own for group in groups for parameter in group["params"])
+
+
+def leave(handle: Any) -> None:
+    """What watched optimizers is no more."""
+    handle.remove()
+    leave_scalers()
 
 
 def has_skipped(optimizer: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection
+from typing import Any
 
 from ..adapters.view import ModelView
 from ..runtime.part import Part
@@ -37,6 +38,8 @@ class SkippedSteps(Part):
     """
 
     def __init__(self, view: ModelView, boundary: Boundary) -> None:
+        self.optimizer: Any = None
+        """As the user gave it, perhaps wrapped by Accelerate."""
         self._layers = () if view.sharded else view.layers
         self._boundary = boundary
         self._num_begun = self._num_lost = 0
@@ -55,6 +58,9 @@ class SkippedSteps(Part):
             SkippedError: too many were skipped.
         """
         self._num_begun += 1
+        # Accelerate's flag stays through the micro-batches of the next step, which have gradients from the second on.
+        if self._num_begun > 1 and getattr(self.optimizer, "step_was_skipped", False) and self._cleared():
+            self._boundary.ask(self.optimizer)
         check_skipped(self._boundary)
         if self._num_begun == 1 or self._boundary.num_skipped or not self._cleared():
             return
@@ -76,6 +82,10 @@ class SkippedSteps(Part):
         """An exception is no skipped step."""
         self._num_begun = 0
 
+    def close(self) -> None:
+        """Let the optimizer go."""
+        self.optimizer = None
+
     def _cleared(self) -> bool:
         """Whether the gradients are gone that an update would take. To see zeros waits for the device: only late."""
         if not self._layers or not self._active:
@@ -93,7 +103,7 @@ def check_skipped(boundary: Boundary) -> None:
     """Raise SkippedError where so many steps in a row were skipped that no more will be made; it counts anew then."""
     num_skipped = boundary.num_skipped
     if num_skipped >= MOST_SKIPPED:
-        boundary.num_skipped = 0
+        boundary.count_anew()
         raise SkippedError(
             f"The gradients were NaN or infinite in the last {num_skipped} steps, which the GradScaler has skipped: "
             f"the weights are as they were before. {ADVICE}"

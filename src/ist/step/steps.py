@@ -113,6 +113,7 @@ class SparseSteps:
         Raises:
             ValueError: it is DeepSpeed's, or its state cannot be offloaded.
         """
+        self._parts.skipped.optimizer = optimizer
         while hasattr(optimizer, "optimizer") and not is_deepspeed(optimizer):
             optimizer = optimizer.optimizer
         if is_deepspeed(optimizer):
