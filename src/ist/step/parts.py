@@ -117,10 +117,19 @@ class StepParts:
             raise
 
     def continues(self) -> None:
-        """A block begins: of a new step, or of one that an earlier block began; not of one whose training is over."""
+        """A block begins: of a new step, or of one that an earlier block began; not of one whose training is over.
+
+        Raises:
+            ValueError: the step continues with other adapters; it is given up.
+        """
         if self.interruption.was_shown():
             self.give_up()
         elif self.activation.active is not None:
+            try:
+                self._same_adapters.check()
+            except ValueError:
+                self.give_up()
+                raise
             self.skipped.continues()
 
     def before_update(self) -> None:
