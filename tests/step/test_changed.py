@@ -92,7 +92,7 @@ def test_optimizers_that_take_turns_are_attached_and_told_of_once(mode: Any) -> 
     weights = trainable(model)
     pair = [torch.optim.AdamW(weights[start::2], lr=0.01) for start in (0, 1)]
 
-    def step() -> list[dict[str, int]]:
+    def step() -> list[list[int]]:
         active = tuner.begin_step()
         model(**BATCH).loss.backward()
         for optimizer in pair:
@@ -103,7 +103,7 @@ def test_optimizers_that_take_turns_are_attached_and_told_of_once(mode: Any) -> 
         own = {id(parameter) for parameter in tuner.layers[active[0]].parameters}
         held = {id(parameter) for optimizer in pair for parameter in optimizer.state}
         assert held <= own or mode != "reset"
-        return [dict.fromkeys(optimizer._optimizer_step_pre_hooks, 0) for optimizer in pair]
+        return [list(optimizer._optimizer_step_pre_hooks) for optimizer in pair]
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -230,6 +230,7 @@ def test_some_of_the_adapters_of_a_tuner_may_be_active(way: str) -> None:
     model.base_model.set_adapter(SEVERAL[-1])
     tuner = SparseTuner(model, selector="random", num_active_layers=1)
     optimizer = torch.optim.SGD(trainable(model), lr=0.1)
+    given: list[str] = []
     for names in SEVERAL:
         given, before = list(names), snapshot(model)
         model.base_model.set_adapter(given)
