@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig
 from peft.optimizers import create_lorafa_optimizer
+from torch import Tensor
 from transformers import TrainerCallback
 
 from ist import IST, SparseTuner
@@ -82,6 +85,41 @@ def test_another_lora_fa_optimizer_takes_the_place_of_the_first() -> None:
             assert moved_layers(before, snapshot(model)) == set(active)
 
 
+@pytest.mark.parametrize("mode", ["keep", "reset", "offload"])
+def test_optimizers_that_take_turns_are_attached_and_told_of_once(mode: Any) -> None:
+    """Each is seen to, also where the other was the last; one that is dropped is not kept alive."""
+    model, tuner = make(optimizer_state=mode)
+    weights = trainable(model)
+    pair = [torch.optim.AdamW(weights[start::2], lr=0.01) for start in (0, 1)]
+
+    def step() -> list[list[int]]:
+        active = tuner.begin_step()
+        model(**BATCH).loss.backward()
+        for optimizer in pair:
+            optimizer.step()
+            optimizer.zero_grad()
+        for optimizer in pair:
+            tuner.end_step(optimizer)
+        own = {id(parameter) for parameter in tuner.layers[active[0]].parameters}
+        held = {id(parameter) for optimizer in pair for parameter in optimizer.state}
+        assert held <= own or mode != "reset"
+        return [list(optimizer._optimizer_step_pre_hooks) for optimizer in pair]
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        hooks = step()
+        for _ in range(5):
+            assert step() == hooks, "the same hooks: none was taken off and put on again"
+    assert [str(one.message)[:35] for one in said] == ["The optimizer lacks trainable param"] * 2
+    assert tuner.num_steps == 6
+    first = weakref.ref(pair.pop(0))
+    gc.collect()
+    assert first() is None
+    step()
+    tuner.close()
+    assert all(hook not in pair[0]._optimizer_step_pre_hooks for hook in hooks[1]) or mode == "keep"
+
+
 # ---- Steps that are ended and were not begun
 
 
@@ -151,6 +189,67 @@ def test_another_adapter_is_not_trained_in_every_layer(way: str, change: Any) ->
         whole_step(model, tuner, torch.optim.SGD(trainable(model)), way)
         assert tuner.num_steps == 2
     tuner.close()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_another_adapter_is_not_trained_from_the_next_micro_batch_on(way: str) -> None:
+    """Every layer of it would have trained; with the adapter back, the same step begins again."""
+    model, tuner = make()
+    add(model)
+    weights = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+    optimizer, before = torch.optim.SGD(weights, lr=0.1), snapshot(model)
+    if way == "block":
+        with tuner.step(optimizer) as active:
+            model(**BATCH).loss.backward()
+    else:
+        active = tuner.begin_step()
+        model(**BATCH).loss.backward()
+        tuner.end_step(optimizer)
+    model.set_adapter("second")
+    for _ in range(2):  # The second one would begin a step.
+        with pytest.raises(ValueError, match=CHANGED):
+            whole_step(model, tuner, optimizer, way)
+        assert tuner.active_layers is None
+    assert not moved_layers(before, snapshot(model))
+    model.set_adapter("default")
+    assert whole_step(model, tuner, optimizer, way) == active
+    assert moved_layers(before, snapshot(model)) == set(active)
+    assert tuner.num_steps == 1
+
+
+SEVERAL = [["default"], ["second"], ["second", "default"], ["default", "second"]]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_some_of_the_adapters_of_a_tuner_may_be_active(way: str) -> None:
+    """In any order; one that is not of the tuner is refused, also where its name was put into PEFT's own list."""
+    model = tiny_lora()
+    model.train()
+    add(model)
+    model.add_adapter("third", LoraConfig(r=4, target_modules=["q_proj", "up_proj"]))
+    model.base_model.set_adapter(SEVERAL[-1])
+    tuner = SparseTuner(model, selector="random", num_active_layers=1)
+    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
+    given: list[str] = []
+    for names in SEVERAL:
+        given, before = list(names), snapshot(model)
+        model.base_model.set_adapter(given)
+        active = whole_step(model, tuner, optimizer, way)
+        after = snapshot(model)
+        assert moved_layers(before, after) == set(active)
+        assert {name for name in ("default", "second", "third") if moved(name, before, after)} == set(names)
+    given.append("third")
+    with pytest.raises(ValueError, match=r"^The active adapter is 'third' and was \['default', 'second'\] ") as caught:
+        whole_step(model, tuner, optimizer, way)
+    assert "call model.base_model.set_adapter(['default', 'second']) before" in str(caught.value)
+    model.base_model.set_adapter(["default", "second"])
+    whole_step(model, tuner, optimizer, way)
+    assert tuner.num_steps == len(SEVERAL) + 1
+
+
+def moved(adapter: str, before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
+    """Whether weights of an adapter did."""
+    return any(not torch.equal(value, after[name]) for name, value in before.items() if f".{adapter}." in name)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ist import SparseTuner
 from ist.step.fused import FusedLora, few, function
+from ist.step.fused import frozen as frozen_module
 from tests.helpers.tiny import tiny_batches, tiny_lora
 
 WIDTH, OUT, ROWS = 16, 24, 6
-FUNCTION = "LoraLinearBackward"
+FUNCTION, FEW = "LoraLinearBackward", "FewRowsLinearBackward"
 
 
 def lora(dropout: float = 0.0, dtype: torch.dtype = torch.float32, bias: bool = False) -> Any:
@@ -109,10 +110,44 @@ def test_launches_fewer_operations_than_peft(bias: bool) -> None:
     assert (len(peft_forward), len(peft_backward)) == (5, 7)
 
 
-def test_a_frozen_module_learns_nothing() -> None:
-    module = fused(lora(), frozen=True)
-    module(inputs()).sum().backward()
+@pytest.mark.parametrize("prepared", [True, False])
+def test_a_frozen_module_learns_nothing(prepared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its matrices cannot be prepared for products, few rows serve it too."""
+    if not prepared:
+        monkeypatch.setattr(frozen_module, "frozen_pair", lambda *_: None)
+    module, x = fused(lora(), frozen=True), inputs()
+    y = module(x)
+    assert (FEW in functions(y)) != prepared
+    y.sum().backward()
+    assert x.grad is not None
     assert all(parameter.grad is None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("needs", ["a", "b"])
+def test_keeps_only_what_the_gradients_asked_for_need(needs: str) -> None:
+    """The input where A trains, and its product with A where B does."""
+    module = fused(lora())
+    module.lora_A["default"].weight.requires_grad_(needs == "a")
+    module.lora_B["default"].weight.requires_grad_(needs == "b")
+    x = torch.randn(ROWS, WIDTH)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        y = module(x)
+    assert FEW in functions(y)
+    weights = {tuple(parameter.shape) for parameter in module.parameters()}
+    others = [tuple(tensor.shape) for tensor in kept if tuple(tensor.shape) not in weights]
+    assert others == [(ROWS, WIDTH) if needs == "a" else (ROWS, 4)]
+
+
+def test_a_compiled_graph_is_that_of_any_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be traced for few rows, and stay so."""
+    module, x = fused(lora()), inputs()
+    assert FEW in functions(module(x))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert (
+        few.has_few_rows(x, module.base_layer.weight, *module.lora_A.parameters(), *module.lora_B.parameters()) is False
+    )
+    assert FUNCTION in functions(module(x))
 
 
 class Gated(nn.Module):

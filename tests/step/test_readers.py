@@ -15,10 +15,12 @@ from peft import OFTConfig, get_peft_model
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from ist import IST, SparseTuner
+from ist import IST, SparseTuner, layer_scores
 from ist.adapters.view import view_model
-from ist.probing.suppression import UnsuppressedError, candidate_losses, model_loss
+from ist.probing.suppression import UnsuppressedError, agreed, candidate_losses, model_loss
 from ist.probing.trained import gate_scores
+from ist.runtime.distributed import Ranks
+from ist.step.fused import few
 from ist.step.readers import adapter_readers
 from tests.helpers.tiny import (
     checkpoint_activations,
@@ -222,16 +224,102 @@ def constant_mlp(module: Any, x: Tensor) -> Tensor:
     return one(module.down_proj, module.act_fn(module.gate_proj(x)) * one(module.up_proj, x))
 
 
-@pytest.mark.parametrize(("forward", "refused"), [(constant_mlp, True), (reading_mlp, False), (calling_mlp, False)])
-def test_a_gate_without_a_gradient_is_no_score(forward: Callable[..., Tensor], refused: bool) -> None:
-    def scores(model: Any) -> list[float]:
-        layers = view_model(model, None, "adapters").layers
-        return gate_scores(model, layers, tiny_batches(2), model_loss)
+MLPS = ["up_proj", "down_proj"]
 
-    mlps = ["up_proj", "down_proj"]
-    model = replace_mlps(tiny_lora(target_modules=mlps), forward)
+
+def gates_of(model: Any) -> list[float]:
+    return gate_scores(model, view_model(model, None, "adapters").layers, tiny_batches(2), model_loss)
+
+
+@pytest.mark.parametrize(("forward", "refused"), [(constant_mlp, True), (reading_mlp, False), (calling_mlp, False)])
+@pytest.mark.parametrize("targets", [MLPS, ["q_proj", "v_proj", *MLPS]], ids=["the MLP", "attention too"])
+def test_a_gate_without_a_gradient_is_no_score(
+    targets: list[str], forward: Callable[..., Tensor], refused: bool
+) -> None:
+    """Also where other adapters of the layer are called and have theirs."""
+    model = replace_mlps(tiny_lora(target_modules=targets), forward)
+    before, dicts = traces(model), [id(module._parameters) for module in model.modules()]
     if refused:
-        with pytest.raises(UnsuppressedError, match=REFUSED):
-            scores(model)
+        with pytest.raises(UnsuppressedError, match=REFUSED) as caught:
+            gates_of(model)
+        assert "criterion='removal'" in str(caught.value)
+        assert not any(advice in str(caught.value) for advice in ("plain LoRA", "selector="))
     else:
-        assert scores(model) == pytest.approx(scores(tiny_lora(target_modules=mlps)), rel=1e-4)
+        assert gates_of(model) == pytest.approx(gates_of(tiny_lora(target_modules=targets)), rel=1e-4)
+    assert traces(model) == before
+    assert [id(module._parameters) for module in model.modules()] == dicts
+
+
+def test_removal_that_is_not_measured_names_another_criterion() -> None:
+    model = replace_mlps(adapted("dora"), reading_any)
+    with pytest.raises(UnsuppressedError, match=REFUSED) as caught:
+        layer_scores(model, None, tiny_batches(1), criterion="removal")
+    assert "criterion='gradient'" in str(caught.value)
+    assert not any(advice in str(caught.value) for advice in ("plain LoRA", "selector="))
+
+
+@pytest.mark.parametrize("few_rows", [True, False])
+def test_gates_are_measured_while_a_tuner_has_fused_the_model(few_rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few, "MOST_ROWS", few.MOST_ROWS if few_rows else 0)
+    model = tiny_lora()
+    plain = gates_of(model)
+    with SparseTuner(model, selector="all", fused=True) as tuner:
+        assert tuner.num_fused
+        assert gates_of(model) == plain
+
+
+# ---- Adapters that a batch does not reach
+
+
+def routed_mlp(module: Any, x: Tensor) -> Tensor:
+    """An expert of a user's own, to which no token of these batches is routed."""
+    rows = x[..., 0] > 1e9
+    return calling_mlp(module, x) if rows.any() else torch.zeros_like(x, dtype=module.up_proj.weight.dtype)
+
+
+def skipped_mlp(module: Any, x: Tensor) -> Tensor:
+    """The same of plain adapters, of which none is there to be read."""
+    return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "oft"])
+def test_an_adapter_that_is_neither_called_nor_read_changes_nothing(method: str) -> None:
+    found, expected = (replace_mlps(adapted(method), forward) for forward in (routed_mlp, skipped_mlp))
+    assert torch.equal(measured(found), measured(expected))
+    if method == "lora":
+        assert gates_of(found) == gates_of(expected)
+
+
+class Rank(Ranks):
+    """One of two ranks, whose exchange tells whether the other one has refused."""
+
+    def __init__(self, other: bool) -> None:
+        self.rank, self.size, self.other, self.num_asked = 0, 2, other, 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether one of them has."""
+        self.num_asked += 1
+        return flag or self.other
+
+
+@pytest.mark.parametrize("other", [True, False])
+@pytest.mark.parametrize("own", [True, False])
+def test_ranks_refuse_together(own: bool, other: bool) -> None:
+    """A batch may reach a layer on one rank alone: none waits for another that has stopped."""
+    model, ranks = replace_mlps(adapted("dora"), reading_any if own else calling_mlp), Rank(other)
+    with (
+        pytest.raises(UnsuppressedError, match=REFUSED if own else "^Another process")
+        if own or other
+        else (nullcontext())
+    ):
+        assert len(agreed(lambda: measured(model), ranks)) == len(CANDIDATES)
+    assert ranks.num_asked == 1
+
+
+def test_all_candidates_are_computed_before_one_is_refused() -> None:
+    """Ranks that hold parts of the weights need each other in every forward."""
+    model, calls = replace_mlps(adapted("dora"), reading_any), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(UnsuppressedError, match=REFUSED):
+        measured(model)
+    assert len(calls) == len(CANDIDATES)

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 from transformers import default_data_collator
 
 from ..probing.probes import DatasetProbes, IterableProbes, ProbeStream
-from ..probing.suppression import LossFunction, UnsuppressedError, check_scalar, model_loss, suppress
+from ..probing.suppression import LossFunction, UnsuppressedError, agreed, check_scalar, model_loss, suppress
 from ..runtime.distributed import current_ranks
 from ..runtime.modes import evaluation_mode, to_device
 from ..runtime.randomness import keyed_seed, private_randomness
@@ -149,21 +149,30 @@ def check_probe(stream: ProbeStream | None, tuner: SparseTuner, loss_function: L
         # A trainer's own loss may gather its metrics over the ranks: all compute it, or none.
         if not current_ranks().all(batch is not None):
             return
-        try:
-            # Suppressed, so that it is seen before the training where a layer cannot be.
-            with suppress(tuner.layers, (), tuner.config.beta, tuner.config.suppression):
-                check_scalar((loss_function or model_loss)(tuner.model, to_device(batch, device)))
-        except torch.OutOfMemoryError:
-            return
-        except UnsuppressedError:
-            raise
-        except Exception as error:
-            if isinstance(error, ValueError) and "loss_function" in str(error):
-                raise ValueError(f"{error} Or choose without measuring: {WITHOUT}") from error
-            names = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
-            raise ValueError(
-                f"Importance cannot be measured on a probe batch ({names}), {describe(error)}. {OWN_LOSS}"
-            ) from error
+        agreed(lambda: compute_loss(tuner, batch, loss_function), current_ranks())
+
+
+def compute_loss(tuner: SparseTuner, batch: Any, loss_function: LossFunction | None) -> None:
+    """Compute the loss of a probe batch, as far as the memory allows.
+
+    Raises:
+        ValueError: no loss comes of it, or a layer cannot be suppressed.
+    """
+    try:
+        # Suppressed, so that it is seen before the training where a layer cannot be.
+        with suppress(tuner.layers, (), tuner.config.beta, tuner.config.suppression):
+            check_scalar((loss_function or model_loss)(tuner.model, to_device(batch, tuner._view.device)))
+    except torch.OutOfMemoryError:
+        return
+    except UnsuppressedError:
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and "loss_function" in str(error):
+            raise ValueError(f"{error} Or choose without measuring: {WITHOUT}") from error
+        names = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(
+            f"Importance cannot be measured on a probe batch ({names}), {describe(error)}. {OWN_LOSS}"
+        ) from error
 
 
 def describe(error: Exception) -> str:

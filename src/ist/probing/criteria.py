@@ -14,7 +14,7 @@ from ..config import check_choice, check_whole, with_checked_keywords
 from ..runtime.distributed import current_ranks
 from .gradients import ModuleGradient, Target, adapter_gradients, take_batches
 from .outputs import OutputNorms, output_norms
-from .suppression import LossFunction, model_loss
+from .suppression import LossFunction, agreed, model_loss
 from .trained import gate_scores, removal_scores
 
 __all__ = ["CRITERIA", "TRAINED", "Criterion", "check_num_batches", "layer_scores", "scores_of"]
@@ -157,7 +157,8 @@ def trained_scores(
     """The scores of layers whose adapters were trained a little."""
     measure = gate_scores if criterion == "gate" else removal_scores
     given = take_batches(batches, num_batches)
-    return tuple(current_ranks().mean(measure(model, found, given, loss_function or model_loss)))
+    ranks = current_ranks()
+    return tuple(ranks.mean(agreed(lambda: measure(model, found, given, loss_function or model_loss), ranks)))
 
 
 def target_of(module: AdaptedModule, peft_config: Any) -> Target:

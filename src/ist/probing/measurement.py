@@ -21,7 +21,7 @@ from ..runtime.modes import to_device
 from ..runtime.randomness import keyed_seed, private_randomness
 from .batched import BatchedLosses
 from .probes import ProbeStream
-from .suppression import LossFunction, candidate_losses, model_loss
+from .suppression import LossFunction, agreed, candidate_losses, model_loss
 from .watch import LearningWatch
 
 __all__ = ["Measurement"]
@@ -86,10 +86,10 @@ class Measurement:
         key = self.num_probes * ranks.size + ranks.rank
         with private_randomness(keyed_seed(self._config.seed, "probe", key), device):
             batch = self._next_batch()
-            if not ranks.all(batch is not None):
+            if not ranks.all(batch is not None) or batch is None:
                 self._warn_no_batch()
                 return None
-            losses = self._losses(candidates, to_device(batch, device)) if batch is not None else None
+            losses = agreed(lambda: self._losses(candidates, to_device(batch, device)), ranks)
         self.num_probes += 1
         if not ranks.all(losses is not None):
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,30 +13,49 @@ from torch import Tensor, nn
 from ..adapters.adalora import without_orthogonality_loss
 from ..adapters.layers import Layer
 from ..adapters.responses import Suppression, scaled_response
+from ..runtime.distributed import Ranks
 from ..runtime.modes import evaluation_mode
 from ..runtime.wrappers import base_model
-from ..step.readers import adapter_readers
+from .reads import Reads, watched_reads
 
 __all__ = [
     "LossFunction",
     "UnsuppressedError",
+    "agreed",
     "candidate_losses",
     "check_batch",
     "check_not_read",
     "factors_of",
     "model_loss",
-    "scaled_layers",
+    "scaled_adapters",
     "suppress",
 ]
 
+T = TypeVar("T")
 LossFunction = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 """`(model, batch) -> loss`, a scalar in nats."""
 TOKENS = ("input_ids", "attention_mask", "labels")
 """Fields of a batch that every model takes as tensors of numbers."""
+SWITCH_OFF = "switch that tool's kernels off (Axolotl's lora_mlp_kernel and the like)"
+"""What helps in any case."""
+ADVICE = (
+    f"{SWITCH_OFF}, train plain LoRA, whose factor such kernels read, or give selector='random', which measures nothing"
+)
+"""What helps where selectors measure."""
 
 
 class UnsuppressedError(ValueError):
-    """A layer's response cannot be suppressed, so that nothing measured with it would be right."""
+    """A layer's response cannot be suppressed, so that nothing measured with it would be right.
+
+    Args:
+        found: what cannot be suppressed and why, up to the advice.
+        advice: what to do.
+    """
+
+    def __init__(self, found: str, advice: str = ADVICE) -> None:
+        super().__init__(f"{found}: {advice}.")
+        self.found = found
+        """What cannot be suppressed and why."""
 
 
 def factors_of(layers: Sequence[Layer], unsuppressed: Collection[int], beta: float) -> list[float]:
@@ -60,43 +79,64 @@ def suppress(
         UnsuppressedError: at the end, where the forward of a block has read an adapter's weights past its suppression.
     """
     factors = factors_of(layers, unsuppressed, beta)
-    with scaled_layers([pair for pair in zip(layers, factors, strict=True) if pair[1] != 1], suppression):
+    pairs = [pair for pair in zip(layers, factors, strict=True) if pair[1] != 1]
+    with scaled_adapters([(*pair, name) for pair in pairs for name in pair[0].adapters], suppression):
         yield
 
 
 @contextmanager
-def scaled_layers(factors: Iterable[tuple[Layer, Any]], suppression: Suppression = "response") -> Iterator[None]:
-    """Within the context, the responses of layers are multiplied by a factor each, a number or a tensor of one.
+def scaled_adapters(factors: Sequence[tuple[Layer, Any, str]], suppression: Suppression = "response") -> Iterator[None]:
+    """Within the context, the responses of adapters are multiplied by a factor each.
+
+    Args:
+        factors: a layer, a number or a tensor of one, and the name of the adapter in the layer.
+        suppression: see `suppress`.
 
     Raises:
         UnsuppressedError: as `suppress`.
     """
-    scaled = []
     with ExitStack() as stack:
-        for layer, factor in factors:
-            for adapter in layer.adapters.values():
-                scaled.append((layer, adapter, stack.enter_context(scaled_response(adapter, factor, suppression))))
+        scaled = []
+        for layer, factor, name in factors:
+            adapter = layer.adapters[name]
+            scaled.append((layer, adapter, stack.enter_context(scaled_response(adapter, factor, suppression))))
+        called = [(layer, adapter) for layer, adapter, was_scaled in scaled if not was_scaled()]
+        reads = stack.enter_context(watched_reads(called))
         yield
-    for layer, adapter, was_scaled in scaled:
-        if not was_scaled():
-            check_not_read(layer, adapter)
+        unscaled = [adapter for _, adapter, was_scaled in scaled if not was_scaled()]
+    check_not_read(unscaled, reads)
 
 
-def check_not_read(layer: Layer, adapter: nn.Module) -> None:
-    """Raise UnsuppressedError where another tool has replaced the forward around an adapter that is not called."""
-    for reader in adapter_readers(layer):
-        if any(module is adapter for module in reader.modules()):
-            raise UnsuppressedError(unsuppressed(layer, reader, adapter))
+def check_not_read(unscaled: Iterable[nn.Module], reads: Reads) -> None:
+    """Raise UnsuppressedError where a tool has read one of the adapters whose response was not scaled."""
+    for adapter in unscaled:
+        if adapter in reads:
+            raise UnsuppressedError(unsuppressed(*reads[adapter], adapter))
 
 
 def unsuppressed(layer: Layer, reader: nn.Module, adapter: nn.Module) -> str:
-    """That a layer cannot be measured, in one line."""
+    """Why a layer cannot be measured, in one line."""
     return (
         f"The forward of a {type(reader).__name__} in {layer.name} was replaced by one that reads the weights of its "
         f"adapters ({type(adapter).__name__}) and calls none, so that their response cannot be suppressed and no "
-        "importance be measured: switch that tool's kernels off (Axolotl's lora_mlp_kernel and the like), train plain "
-        "LoRA, whose factor such kernels read, or give selector='random', which measures nothing."
+        "importance be measured"
     )
+
+
+def agreed(measure: Callable[[], T], ranks: Ranks) -> T:
+    """What `measure` returns, on every rank.
+
+    Raises:
+        UnsuppressedError: on every rank, where it is raised on one: which adapters a batch reaches may differ.
+    """
+    raised, result = None, None
+    try:
+        result = measure()
+    except UnsuppressedError as error:
+        raised = error
+    if ranks.any(raised is not None):
+        raise raised or UnsuppressedError("Another process found that a layer's response cannot be suppressed")
+    return result  # type: ignore[return-value]
 
 
 def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
@@ -176,12 +216,20 @@ def candidate_losses(
 
     Returns:
         Losses in nats, float64 of shape `[N_c]` on the CPU.
+
+    Raises:
+        UnsuppressedError: see `suppress`; after all candidates.
     """
-    losses = []
+    losses, raised = [], None
     with evaluation_mode(model), without_orthogonality_loss(model):
         for candidate in candidates:
-            with suppress(layers, candidate, beta, suppression):
-                losses.append(check_scalar(loss_function(model, batch)))
+            try:
+                with suppress(layers, candidate, beta, suppression):
+                    losses.append(check_scalar(loss_function(model, batch)))
+            except UnsuppressedError as error:
+                raised = raised or error
+    if raised is not None:  # Only now: other ranks, whose batches may differ, wait for each other in every forward.
+        raise raised
     return torch.stack(losses).cpu()
 
 

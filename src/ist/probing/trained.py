@@ -14,12 +14,24 @@ from ..runtime.modes import evaluation_mode, to_device
 from ..runtime.sharding import compute_device
 from .passes import without_gradients
 from .probes import Batch
-from .suppression import LossFunction, candidate_losses, check_not_read, check_scalar, scaled_layers
+from .reads import Reads, watched_reads
+from .suppression import (
+    SWITCH_OFF,
+    LossFunction,
+    UnsuppressedError,
+    candidate_losses,
+    check_not_read,
+    check_scalar,
+    scaled_adapters,
+)
 
 __all__ = ["gate_scores", "removal_scores"]
 
 BETA = 0.25
 """`β` of eq. 8, where a gate's other end is."""
+OF_REMOVAL = f"{SWITCH_OFF}, or measure criterion='gradient' before there are adapters"
+OF_GATES = f"{SWITCH_OFF}, or take criterion='removal', or criterion='gradient' before there are adapters"
+"""What helps where adapters cannot be measured by these criteria."""
 
 
 def removal_scores(
@@ -28,13 +40,20 @@ def removal_scores(
     """How much the mean loss grows when the response of one layer is taken away, for each layer, in nats.
 
     `num_layers + 1` forwards a batch, without gradient.
+
+    Raises:
+        UnsuppressedError: the forward of a block reads the adapters' weights past their suppression.
     """
     device = compute_device(model)
     everyone = [layer.index for layer in layers]
     candidates = [everyone, *([other for other in everyone if other != one] for one in everyone)]
-    losses = sum(
-        candidate_losses(model, layers, candidates, to_device(batch, device), 0.0, loss_function) for batch in batches
-    )
+    try:
+        losses = sum(
+            candidate_losses(model, layers, candidates, to_device(batch, device), 0.0, loss_function)
+            for batch in batches
+        )
+    except UnsuppressedError as error:
+        raise UnsuppressedError(error.found, OF_REMOVAL) from error
     losses = torch.as_tensor(losses) / len(batches)
     return (losses[1:] - losses[0]).tolist()
 
@@ -45,33 +64,42 @@ def gate_scores(
     """What each layer's response saves between a factor of β and 1, `-(1 − β)·∂L/∂g_i`, in nats.
 
     The factors `g_i` of all layers are `(1 + β)/2`, the midpoint: at 1, training has driven the gradient to zero. One
-    forward and one backward a batch, for all layers at once.
+    forward and one backward a batch, for all layers at once. Each adapter has a factor of its own, and the gradients of
+    a layer's are added up.
 
     Raises:
-        UnsuppressedError: the forward of a block reads the adapters' weights, and no gradient comes to their factor.
+        UnsuppressedError: the forward of a block reads an adapter's weights, and no gradient comes to its factor.
     """
     device = compute_device(model)
     middle = (1 + BETA) / 2
-    gates = [torch.full((), middle, device=device, requires_grad=True) for _ in layers]
-    with ExitStack() as stack:
-        stack.enter_context(evaluation_mode(model))
-        stack.enter_context(without_orthogonality_loss(model))
-        stack.enter_context(without_gradients(model))
-        stack.enter_context(torch.enable_grad())
-        for batch in batches:
-            with scaled_layers(list(zip(layers, gates, strict=True))):
-                loss = loss_function(model, to_device(batch, device))
-            check_scalar(loss)
-            if not loss.requires_grad:
-                check_gates(layers, gates)
-            loss.backward()
-    check_gates(layers, gates)
-    return [-(1 - BETA) * (0.0 if gate.grad is None else gate.grad.item()) / len(batches) for gate in gates]
+    gates = [
+        (layer, torch.full((), middle, device=device, requires_grad=True), name)
+        for layer in layers
+        for name in layer.adapters
+    ]
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(evaluation_mode(model))
+            stack.enter_context(without_orthogonality_loss(model))
+            stack.enter_context(without_gradients(model))
+            stack.enter_context(torch.enable_grad())
+            reads = stack.enter_context(watched_reads((layer, layer.adapters[name]) for layer, _, name in gates))
+            for batch in batches:
+                with scaled_adapters(gates):
+                    loss = loss_function(model, to_device(batch, device))
+                check_scalar(loss)
+                if not loss.requires_grad:
+                    check_gates(gates, reads)
+                loss.backward()
+        check_gates(gates, reads)
+    except UnsuppressedError as error:
+        raise UnsuppressedError(error.found, OF_GATES) from error
+    sums = {layer.index: 0.0 for layer in layers}
+    for layer, gate, _ in gates:
+        sums[layer.index] += 0.0 if gate.grad is None else gate.grad.item()
+    return [-(1 - BETA) * sums[layer.index] / len(batches) for layer in layers]
 
 
-def check_gates(layers: Sequence[Layer], gates: Sequence[torch.Tensor]) -> None:
+def check_gates(gates: Sequence[tuple[Layer, torch.Tensor, str]], reads: Reads) -> None:
     """Raise UnsuppressedError where a gate has no gradient since a kernel takes the factor for a constant."""
-    for layer, gate in zip(layers, gates, strict=True):
-        if gate.grad is None:
-            for adapter in layer.adapters.values():
-                check_not_read(layer, adapter)
+    check_not_read([layer.adapters[name] for layer, gate, name in gates if gate.grad is None], reads)

@@ -9,7 +9,8 @@ that training is the same to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ..adapters.layers import Layer
 from ..adapters.view import ModelView
 from ..runtime.part import Part
 
-__all__ = ["OptimizerState"]
+__all__ = ["OptimizerState", "weak"]
 
 SMALLEST = 1024
 """Elements from which on a tensor is worth a journey: step counts and the tables of 8-bit optimizers stay."""
@@ -31,7 +32,7 @@ class OptimizerState(Part):
     Which moments are where is read from the optimizer at each step, so that it may load a checkpoint at any time.
 
     Args:
-        optimizer: of torch's kind, unwrapped.
+        optimizer: of torch's kind, unwrapped; it is its owner's to free.
         view: the model in training.
         mode: `keep`, `reset` or `offload`; `offload` does nothing for weights on the CPU.
 
@@ -49,7 +50,7 @@ class OptimizerState(Part):
         self._mode = mode
         self._pinned: dict[tuple[nn.Parameter, str], Tensor] = {}
         self._stream: Any = None
-        self._optimizer = optimizer
+        self._optimizer = weak(optimizer)
         self._handles: list[Any] = []
         if mode == "offload":
             self._handles = [
@@ -59,12 +60,13 @@ class OptimizerState(Part):
 
     def begin(self, active: Collection[int], step: int = 0) -> None:
         """The next step trains the layers `active`: see to the moments of all others, and have theirs come back."""
-        if self._mode == "keep":
+        optimizer = self._optimizer()
+        if self._mode == "keep" or optimizer is None:
             return
         frozen = parameters_of(layer for layer in self._layers if layer.index not in active)
         if self._mode == "reset":
             for parameter in frozen:
-                self._optimizer.state.pop(parameter, None)
+                optimizer.state.pop(parameter, None)
             return
         self._move(frozen, away=True)
         self._move(parameters_of(layer for layer in self._layers if layer.index in active), away=False)
@@ -92,11 +94,13 @@ class OptimizerState(Part):
 
     def _move(self, parameters: Iterable[nn.Parameter], away: bool) -> None:
         """Begin to move moments to the host, or to where their parameters are."""
+        if (optimizer := self._optimizer()) is None:
+            return
         journeys = [
             (parameter, name, moment)
             for parameter in parameters
             if parameter.is_cuda
-            for name, moment in self._optimizer.state.get(parameter, {}).items()
+            for name, moment in optimizer.state.get(parameter, {}).items()
             if isinstance(moment, Tensor) and moment.is_cuda == away and moment.numel() >= SMALLEST
             if not getattr(moment, "is_paged", False)  # bitsandbytes' paged optimizers move theirs by themselves.
         ]
@@ -111,12 +115,12 @@ class OptimizerState(Part):
         with torch.cuda.stream(self._stream):
             for parameter, name, moment in journeys:
                 if away:
-                    self._optimizer.state[parameter][name] = self._to_host(parameter, name, moment)
+                    optimizer.state[parameter][name] = self._to_host(parameter, name, moment)
                     moment.record_stream(self._stream)
                 else:
                     moved = moment.to(device, non_blocking=True)
                     moved.record_stream(current)
-                    self._optimizer.state[parameter][name] = moved
+                    optimizer.state[parameter][name] = moved
 
     def _to_host(self, parameter: nn.Parameter, name: str, moment: Tensor) -> Tensor:
         """A copy in pinned memory, which is taken once for each moment."""
@@ -130,3 +134,11 @@ class OptimizerState(Part):
 def parameters_of(layers: Iterable[Layer]) -> Iterator[nn.Parameter]:
     """The parameters of layers that train."""
     return (parameter for layer in layers for parameter in layer.parameters)
+
+
+def weak(optimizer: Any) -> Callable[[], Any]:
+    """Gives an optimizer back, or None where it is gone; one of a kind that has no weak references is held."""
+    try:
+        return weakref.ref(optimizer)
+    except TypeError:
+        return lambda: optimizer

@@ -19,7 +19,7 @@ from .depth import BackwardDepth
 from .frozen_check import FrozenCheck
 from .gradient_check import GradientCheck
 from .interrupted import Interruption
-from .optimizer_state import OptimizerState
+from .optimizer_state import OptimizerState, weak
 from .prefetch import BackwardPrefetch
 from .recompute import Recompute
 from .same_adapters import SameAdapters
@@ -43,7 +43,7 @@ class StepParts:
         self._view, self._config = view, config
         self._recompute = Recompute(view, config.recompute)
         self._parts: tuple[Part, ...] = ()
-        self._of_optimizer: tuple[Part, ...] = ()
+        self._of_optimizers: list[tuple[Callable[[], Any], tuple[Part, ...]]] = []
 
     def open(self, on_update: Callable[[], None], on_interruption: Callable[[], None]) -> None:
         """Put the parts on the model.
@@ -82,25 +82,26 @@ class StepParts:
             *(() if view.adalora is None else (RankAllocation(view.adalora),)),
         )
 
-    def attach(self, optimizer: Any) -> None:
-        """Take the parts that the optimizer needs, in the place of those of an earlier one.
+    def attach(self, optimizer: Any) -> bool:
+        """Take the parts that the optimizer needs, beside those of earlier ones, with which it may take turns.
 
         Args:
-            optimizer: unwrapped.
+            optimizer: unwrapped; it is not kept alive, and its parts go with it.
+
+        Returns:
+            Whether it is new.
 
         Raises:
             ValueError: its state cannot be offloaded, or it is of adapters that are not those of the layers.
         """
         self._same_adapters.check()
-        self.detach()
+        self._of_optimizers = [(known, parts) for known, parts in self._of_optimizers if known() is not None]
+        if any(known() is optimizer for known, _ in self._of_optimizers):
+            return False
         state = OptimizerState(optimizer, self._view, self._config.optimizer_state)
         pairs = (FrozenPairs(optimizer, self.activation.frozen_ids),) if is_lora_fa(optimizer) else ()
-        self._of_optimizer = (state, *pairs)
-
-    def detach(self) -> None:
-        """Leave the optimizer alone, whose moments are its owner's to free."""
-        parts, self._of_optimizer = self._of_optimizer, ()
-        close_all(parts)
+        self._of_optimizers.append((weak(optimizer), (state, *pairs)))
+        return True
 
     def check_length(self, num_steps: int) -> None:
         """Warn where a training of so many steps does not fit."""
@@ -117,10 +118,19 @@ class StepParts:
             raise
 
     def continues(self) -> None:
-        """A block begins: of a new step, or of one that an earlier block began; not of one whose training is over."""
+        """A block begins: of a new step, or of one that an earlier block began; not of one whose training is over.
+
+        Raises:
+            ValueError: the step continues with other adapters; it is given up.
+        """
         if self.interruption.was_shown():
             self.give_up()
         elif self.activation.active is not None:
+            try:
+                self._same_adapters.check()
+            except ValueError:
+                self.give_up()
+                raise
             self.skipped.continues()
 
     def before_update(self) -> None:
@@ -145,11 +155,11 @@ class StepParts:
 
     def close(self) -> None:
         """Leave the model as it was: the last part first, and every one of them, also where one fails."""
-        parts, self._parts, self._of_optimizer = self._all(), (), ()
+        parts, self._parts, self._of_optimizers = self._all(), (), []
         close_all(parts)
 
     def _all(self) -> tuple[Part, ...]:
-        return (*self._parts, *self._of_optimizer)
+        return (*self._parts, *(part for _, parts in self._of_optimizers for part in parts))
 
 
 def close_all(parts: Iterable[Part]) -> None:

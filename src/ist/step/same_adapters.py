@@ -5,6 +5,9 @@ layer, and be measured in their place.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
+
+from torch import nn
 
 from ..adapters.responses import active_names
 from ..adapters.view import ModelView
@@ -14,17 +17,19 @@ __all__ = ["SameAdapters"]
 
 
 class SameAdapters(Part):
-    """Makes sure, where a step begins, that the active adapters are still those that the tuner was made for.
+    """Makes sure, where a step begins or continues, that no adapter is active but those that the tuner was made for.
 
-    Within a step another adapter may be active for a while, as a reference is.
+    Some of them alone may be active. Within a micro-batch any other adapter may be, as a reference is.
 
     Args:
         view: the model in training.
     """
 
     def __init__(self, view: ModelView) -> None:
-        modules = [adapter for layer in view.layers for adapter in layer.adapters.values()]
-        self._names = [(module, active_names(module)) for module in modules]
+        self._modules: list[nn.Module] = [adapter for layer in view.layers for adapter in layer.adapters.values()]
+        self._known = [active_names(module) or [] for module in self._modules]
+        self._allowed: list[Any] = []
+        """What was active at the last check, by module: the same again needs no look at the names."""
 
     def begin(self, active: Collection[int], step: int) -> None:
         """A step begins."""
@@ -32,19 +37,29 @@ class SameAdapters(Part):
 
     def check(self) -> None:
         """Raise ValueError where others are active."""
-        for module, names in self._names:
-            if (now := active_names(module)) != names:
+        found = [vars(module).get("_active_adapter") or active_names(module) for module in self._modules]
+        if found == self._allowed:
+            return
+        for module, known in zip(self._modules, self._known, strict=True):
+            if others := [name for name in active_names(module) or [] if name not in known]:
                 raise ValueError(
-                    f"The active adapter is {listed(now)} and was {listed(names)} when this tuner was made, so that "
-                    f"every layer of {listed(now)} would train: call model.set_adapter({listed(names)}) before the "
-                    "step, or close this tuner, and make an optimizer and a SparseTuner for the new adapter."
+                    f"The active adapter is {listed(others)} and was {listed(known)} when this tuner was made, so that "
+                    f"every layer of {listed(others)} would train: call {set_adapter(known)} before the step, or close "
+                    "this tuner, and make an optimizer and a SparseTuner for the new adapter."
                 )
+        # Copies: PEFT keeps the list that it was given, which its owner may change.
+        self._allowed = [list(names) if isinstance(names, list) else names for names in found]
 
     def close(self) -> None:
         """Let the modules go."""
-        self._names = []
+        self._modules, self._known, self._allowed = [], [], []
 
 
-def listed(names: list[str] | None) -> str:
-    """Names as `set_adapter` takes them."""
-    return repr(names[0] if names and len(names) == 1 else names or [])
+def listed(names: list[str]) -> str:
+    """Names as they are given: one alone, several as a list."""
+    return repr(names[0] if len(names) == 1 else names)
+
+
+def set_adapter(names: list[str]) -> str:
+    """The call that sets adapters active; a PeftModel's own takes one name alone."""
+    return f"model.{'' if len(names) == 1 else 'base_model.'}set_adapter({listed(names)})"

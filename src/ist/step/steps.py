@@ -104,8 +104,8 @@ class SparseSteps:
     def attach_optimizer(self, optimizer: Any) -> None:
         """Get to know the optimizer before the first step; `end_step` does it at the latest.
 
-        Warns of layers that the optimizer can never train. LoRA-FA's is helped past frozen layers, which it
-        needs before its first step; other optimizers are left alone.
+        Warns once of layers that the optimizer can never train. Several optimizers may take turns. LoRA-FA's is helped
+        past frozen layers, which it needs before its first step; other optimizers are left alone.
 
         Args:
             optimizer: made from all trainable parameters; it may be wrapped, as Accelerate does.
@@ -125,9 +125,10 @@ class SparseSteps:
                 f"A {type(optimizer).__name__} has no groups of parameters: give an optimizer made from the trainable "
                 "parameters, as torch.optim.AdamW(p for p in model.parameters() if p.requires_grad) is."
             )
-        self._parts.attach(optimizer)
+        is_new = self._parts.attach(optimizer)
         self._optimizer = optimizer
-        warn_of_missing_parameters(optimizer, self.layers)
+        if is_new:
+            warn_of_missing_parameters(optimizer, self.layers)
 
     def check_length(self, num_steps: int) -> None:
         """Warn where a training of `num_steps` optimizer steps does not fit, as AdaLoRA's schedule may not."""
@@ -238,10 +239,12 @@ class SparseSteps:
         """
         self._check_open()
         self._num_begun = 0
+        last = self._optimizer
         if optimizer is not None:
             self.attach_optimizer(optimizer)
         if self.active_layers is None:
-            if not (self._ended or self._in_block or self._warned):
+            takes_turns = last is not None and last is not self._optimizer  # The other one has ended the step.
+            if not (self._ended or self._in_block or self._warned or takes_turns):
                 self._warned = True
                 warnings.warn(NOT_BEGUN, stacklevel=2)
             return None

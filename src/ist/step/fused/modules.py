@@ -122,6 +122,9 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return peft_forward(self, frozen, x, *args, **kwargs)
     if name in self.lora_variant or not self.cast_input_dtype_enabled or x.dim() < 2:
         return peft_forward(self, frozen, x)
+    scaling = self.scaling[name]
+    if isinstance(scaling, Tensor):  # A factor that may have a gradient, as a gate does.
+        return peft_forward(self, frozen, x)
     children = self._modules  # Looked up here, once: a module's own search for its attributes is slow.
     drop = children["lora_dropout"]._modules[name]
     down, up = children["lora_A"]._modules[name], children["lora_B"]._modules[name]
@@ -138,7 +141,7 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = frozen_base(self, base, x) if frozen else base(x)
         if frozen:
             a, b = a.detach(), b.detach()
-        return lora_update(y, x, a, b, c, self.scaling[name], dropout)
+        return lora_update(y, x, a, b, c, scaling, dropout)
     weight, bias = base._parameters["weight"], base._parameters["bias"]
     weight = weight if isinstance(base, nn.Linear) else weight.t()
     pair = self._ist_pair(x, a, b) if frozen and not dropout else None
@@ -146,12 +149,12 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         check_no_factors(factors)
     if pair is not None:
         values = None if factors is None else values_for(factors, x)
-        return frozen_lora_linear(x, weight, bias, pair, c, self.scaling[name], values)
+        return frozen_lora_linear(x, weight, bias, pair, c, scaling, values)
     if frozen:
         a, b = a.detach(), b.detach()
     if not dropout and has_few_rows(x, weight, a, b):
-        return few_rows_linear(x, weight, bias, a, b, c, self.scaling[name])
-    return lora_linear(x, weight, bias, a, b, c, self.scaling[name], dropout)
+        return few_rows_linear(x, weight, bias, a, b, c, scaling)
+    return lora_linear(x, weight, bias, a, b, c, scaling, dropout)
 
 
 def held(module: Any, name: str) -> Any:
