@@ -222,7 +222,7 @@ def test_tensors_of_8_bits_are_converted_one_at_a_time(monkeypatch: pytest.Monke
         return own(tensor)
 
     monkeypatch.setattr(weights, "is_finite", is_finite)
-    monkeypatch.setattr(weights, "all_finite", lambda tensors: all([is_finite(tensor) for tensor in tensors]))
+    monkeypatch.setattr(weights, "all_finite", lambda tensors: all(map(is_finite, tensors)))
     assert list_non_finite(named) == []
     assert len(alive) == 4
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of a model's weights in one file; with `.index.json` the list of several."""
-NO_SHAPES = {"dtype", "torch_dtype", "attn_implementation", "quantization_config"}
+NO_SHAPES = {"dtype", "torch_dtype", "attn_implementation", "experts_implementation", "quantization_config"}
 """Options of `from_pretrained` that a configuration has too, and that change no shape."""
 SAME_BASE = {"use_cache", "output_attentions", "output_hidden_states", "return_dict", "pad_token_id"}
 """Further ones that change nothing of what a model computes; those of dropout change it in a training alone."""
@@ -162,7 +162,7 @@ def parts_beyond(model: Any, unused: Iterable[str]) -> dict[str, tuple[int, set[
     names: dict[str, set[str]] = {}
     beyond: dict[str, tuple[int, set[int]]] = {}
     for name in unused:
-        for match in re.finditer(r"\.(\d+)\.(?=(.*))", name):
+        for match in re.finditer(r"\.(\d+)(?=\.(.*))", name):
             for prefix in ("", f"{getattr(model, 'base_model_prefix', '')}."):
                 place = f"{prefix}{name[: match.start()]}"
                 stack = modules.get(place)
