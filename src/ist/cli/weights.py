@@ -139,17 +139,21 @@ def check_layers(source: str, model: Any, unused: Iterable[str], cuts: bool = Fa
         nested = any(part.isdecimal() for part in place.split("."))  # such as the experts of a layer
         if len(numbers) <= (0 if nested or cuts else further):
             continue
-        whole, has = f"The weights in {source} have {max(numbers) + 1}", f"its config.json makes {made}"
+        held = max(numbers) + 1
         if made not in layers or nested:
-            raise ValueError(f"{whole} parts of {place}, and {has}: give the config.json that belongs to them.")
+            raise ValueError(
+                f"The weights in {source} have {held} parts of {place}, and its config.json makes {made}: give the "
+                "config.json that belongs to them."
+            )
         if cuts:
             raise ValueError(
-                f"{whole} layers in {place}, and --model_init_kwargs makes {made}; an adapter does not save the model "
-                "that it is on: " + SAVE_FIRST.format("smaller", "")
+                f"The weights in {source} have {held} layers in {place}, and --model_init_kwargs makes {made}; an "
+                "adapter does not save the model that it is on: " + SAVE_FIRST.format("smaller", "")
             )
         raise ValueError(
-            f"{whole} layers in {place}, and {has}: give the config.json that belongs to them. If fewer layers are "
-            "meant, save the smaller model with save_pretrained and train that."
+            f"The weights in {source} have {held} layers in {place}, and its config.json makes {made}: give the "
+            "config.json that belongs to them. If fewer layers are meant, save the smaller model with "
+            "save_pretrained and train that."
         )
 
 
