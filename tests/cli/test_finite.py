@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from ist.cli import weights
 from ist.cli.analyse.command import load_adapter
 from ist.cli.loading import load_causal_model
 from ist.cli.main import main
@@ -181,6 +183,69 @@ def test_tensors_of_every_type_are_looked_at(dtype: torch.dtype) -> None:
     assert list_non_finite(named) == ["odd"]
     del named["odd"]
     assert list_non_finite(named) == list_non_finite({}) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("mark", ["quant_state", "bnb_quantized", "hf_quantizer"])
+def test_codes_of_a_quantised_matrix_are_no_numbers(dtype: torch.dtype, mark: str) -> None:
+    codes = torch.randint(0, 256, (1 << 16, 1), dtype=torch.uint8, generator=torch.manual_seed(0)).view(-1).view(dtype)
+    assert not codes.isfinite().all()
+    model: Any = torch.nn.ModuleDict({"norm": torch.nn.LayerNorm(2), "proj": Packed()})
+    model["proj"].weight = torch.nn.Parameter(codes[:, None])
+    with pytest.raises(ValueError, match=r"hold NaN .*: proj\.weight\)"):
+        check_finite("folder", model)
+    setattr(model if mark == "hf_quantizer" else model["proj"].weight, mark, object())
+    check_finite("folder", model)
+    for name in ("proj.bias", "norm.weight"):
+        weight = model.get_parameter(name)
+        torch.nn.init.constant_(weight, NAN)
+        with pytest.raises(ValueError, match=rf"hold NaN .*: {re.escape(name)}\)"):
+            check_finite("folder", model)
+        torch.nn.init.zeros_(weight)
+
+
+class Packed(torch.nn.Module):
+    """What a quantiser puts in the place of a linear module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.zeros(2))
+
+
+def test_tensors_of_8_bits_are_converted_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {str(number): torch.ones(8).to(torch.float8_e4m3fn) for number in range(4)}
+    own, alive = weights.is_finite, []
+
+    def is_finite(tensor: torch.Tensor) -> bool:
+        assert not any(other() is not None for other in alive)
+        alive.append(weakref.ref(tensor))
+        return own(tensor)
+
+    monkeypatch.setattr(weights, "is_finite", is_finite)
+    monkeypatch.setattr(weights, "all_finite", lambda tensors: all(map(is_finite, tensors)))
+    assert list_non_finite(named) == []
+    assert len(alive) == 4
+
+
+class Opaque(torch.Tensor):
+    """A tensor whose class computes nothing."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.Tensor.detach, torch.Tensor.isfinite, torch.Tensor.float, torch.Tensor.bfloat16):
+            raise NotImplementedError(f"{cls.__name__} dispatch: no {function}")
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_tensors_that_nothing_can_be_told_of_are_passed_over() -> None:
+    named = {
+        "four bits": torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+        "opaque": torch.ones(4).as_subclass(Opaque),
+        "scale": torch.ones(4).to(torch.float8_e8m0fnu),
+        "large": torch.tensor([3.4e38]),
+        "odd": torch.tensor([NAN]),
+    }
+    assert list_non_finite(named) == ["odd"]
 
 
 @pytest.mark.parametrize(

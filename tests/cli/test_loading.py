@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ist.cli.failures import describe_missing
 from ist.cli.loading import check_tokens, load_adapter, load_causal_model
 from ist.cli.main import main
-from ist.cli.weights import check_weights
+from ist.cli.weights import check_layers, check_weights
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 
@@ -117,8 +117,7 @@ def test_a_model_with_fewer_layers_than_its_files_is_refused_unless_it_is_asked_
     changed(CONFIG, num_hidden_layers=2)(model)
     said = (
         f"The weights in {model} have {made} layers in model.layers, and its config.json makes 2: give the config.json "
-        "that belongs to them. If fewer layers are meant, save the smaller model with save_pretrained, or give ist "
-        "train --model_init_kwargs '{\"num_hidden_layers\": 2}'.\n"
+        "that belongs to them. If fewer layers are meant, save the smaller model with save_pretrained and train that.\n"
     )
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"instruction": "a", "output": "b"}) + "\n")
@@ -126,38 +125,123 @@ def test_a_model_with_fewer_layers_than_its_files_is_refused_unless_it_is_asked_
         capsys.readouterr()
         assert main([*command, "--model_name_or_path", str(model), "--data_files", str(data)]) == 2
         assert capsys.readouterr().err.endswith(said)
-    cut = load_causal_model(str(tiny_model_folder), num_hidden_layers=2)
+    cut = load_causal_model(str(tiny_model_folder), saves=True, num_hidden_layers=2)
     assert len(cut.model.layers) == 2
     assert f"weights of {tiny_model_folder} are not used (model.layers.2." in caplog.text
 
 
-class Config:
-    num_nextn_predict_layers = 1
+CUT = "--model_init_kwargs", '{"num_hidden_layers": 2}'
+
+
+def test_what_the_flags_make_of_a_model_is_not_lost_with_an_adapter(
+    tiny_model_folder: Path, adapter: Path, tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every later command would put the adapter on the whole base, without a word."""
+    data = tmp_path / "data.jsonl"
+    data.write_text((json.dumps({"instruction": "a", "output": "b"}) + "\n") * 8)
+    train = [
+        "train", "--data_files", str(data), "--use_cpu", "--bf16=false", "--max_steps=1", "--num_test_problems=0",
+        "--save_strategy=no", "--model_name_or_path",
+    ]  # fmt: skip
+    for model in (tiny_model_folder, adapter):
+        capsys.readouterr()
+        assert main([*train, str(model), *CUT, "--output_dir", str(tmp_path / "cut")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "layers in model.layers, and --model_init_kwargs makes 2; an adapter does not save the model" in line
+        assert line.endswith("save the smaller model first, with save_pretrained, and train that, or take --method "
+                             "full, which saves it.")  # fmt: skip
+        assert not (tmp_path / "cut").exists()
+    full = tmp_path / "full"
+    assert main([*train, str(tiny_model_folder), *CUT, "--output_dir", str(full), "--method=full"]) == 0
+    assert len(load_causal_model(str(full)).model.layers) == 2
+    assert "An adapter does not save" not in caplog.text
+    said = "An adapter does not save rope_parameters, rms_norm_eps of --model_init_kwargs, and every later command"
+    options = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rms_norm_eps": 1e-4}
+    load_causal_model(str(tiny_model_folder), use_cache=False, attention_dropout=0.1, dtype="auto", **options)
+    assert f"{said} takes {tiny_model_folder} without: save the changed model first" in caplog.text
+
+
+class Stacked:
+    """A configuration with a name of its own for its number of layers, and perhaps one of its text."""
+
+    attribute_map = {"num_hidden_layers": "n_layer"}  # noqa: RUF012
+
+    def __init__(self, layers: int | None, text: Any = None, **further: int) -> None:
+        self.num_hidden_layers, self.text = layers, text
+        vars(self).update(further)
+
+    def get_text_config(self) -> Any:
+        return self.text or self
+
+
+NEXT = Stacked(2, num_nextn_predict_layers=1)
 
 
 @pytest.mark.parametrize(
-    ("unused", "further", "said"),
+    ("unused", "config", "said"),
     [
-        (["stack.2.weight", "stack.3.weight"], False, r"have 4 layers in stack, and its config.json makes 2"),
-        (["stack.2.weight"], True, ""),  # which predicts a further token
-        (["stack.2.weight", "stack.3.weight"], True, "have 4 layers in stack"),
-        (["stack.2.other"], False, ""),
-        (["stack.1.weight", "first.0.weight", "stack.x.weight"], False, ""),
-        (["inner.stack.0.2.weight"], False, ""),
-        (["2.weight", "blocks.2.weight"], False, "have 3 layers in model.blocks"),  # saved without its prefix
+        (["stack.2.weight", "stack.3.weight"], Stacked(2), r"have 4 layers in stack, and its config.json makes 2"),
+        (["stack.2.weight"], NEXT, ""),  # which predicts a further token
+        (["stack.2.weight"], Stacked(2, num_mtp_layers=1), ""),
+        (["stack.2.weight"], Stacked(None, NEXT), ""),
+        (["stack.2.weight"], Stacked(None, Stacked(2, num_mtp_layers=1)), ""),
+        (["stack.2.weight", "stack.3.weight"], NEXT, "have 4 layers in stack"),
+        (["stack.2.weight"], Stacked(None, Stacked(2)), "have 3 layers in stack"),
+        (["stack.2.weight"], Stacked(5), r"have 3 parts of stack, .* makes 2: give the config.json that belongs to t"),
+        (["stack.2.weight"], None, "have 3 parts of stack"),
+        (["deep.0.2.weight"], NEXT, r"have 3 parts of deep\.0,"),  # experts, as many as there are layers
+        (["stack.2.other"], None, ""),
+        (["stack.1.weight", "first.0.weight", "stack.x.weight"], None, ""),
+        (["inner.stack.0.2.weight"], None, ""),
+        (["2.weight", "blocks.2.weight"], Stacked(2), "have 3 layers in model.blocks"),  # saved without its prefix
     ],
 )
-def test_layers_beyond_the_last_are_those_named_as_the_others(unused: list[str], further: bool, said: str) -> None:
+def test_layers_beyond_the_last_are_those_named_as_the_others(unused: list[str], config: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
+        check_weights("folder", stacked(config), {"unexpected_keys": unused})
+
+
+def stacked(config: Any) -> Any:
+    """A model with three stacks of two parts each."""
+    parts = [torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(2)]) for _ in range(3)]
     model: Any = torch.nn.ModuleDict({
-        "stack": torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(2)]),
+        "stack": parts[0],
         "first": torch.nn.Linear(2, 2),
-        "model": torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(2)])}),
+        "model": torch.nn.ModuleDict({"blocks": parts[1]}),
+        "deep": torch.nn.ModuleList([parts[2]]),
     })  # fmt: skip
     model.base_model_prefix = "model"
-    if further:
-        model.config = Config
-    with pytest.raises(ValueError, match=said) if said else nullcontext():
-        check_weights("folder", model, {"unexpected_keys": unused})
+    if config is not None:
+        model.config = config
+    return model
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({}, True),
+        ({"num_hidden_layers": 2}, False),
+        ({"n_layer": 2}, False),
+        ({"text_config": {"n_layer": 2}}, False),
+        ({"device_map": {"model.layers.0": 0, "num_hidden_layers": 0}}, True),
+        ({"layer_types": ["full_attention"] * 2}, True),
+        ({"layer_norm_eps": 1e-5}, True),
+        ({"num_layers": 2}, True),
+    ],
+)
+def test_only_a_number_of_layers_asks_for_fewer(options: dict[str, Any], refused: bool) -> None:
+    """The model's own weights train, so that its configuration is saved."""
+    with pytest.raises(ValueError, match="have 3 layers in stack") if refused else nullcontext():
+        check_weights("folder", stacked(Stacked(2)), {"unexpected_keys": ["stack.2.weight"]}, options, saves=True)
+
+
+def test_the_names_of_a_stack_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = stacked(Stacked(2)), []
+    for part in model["stack"]:
+        monkeypatch.setattr(part, "named_parameters", lambda own=part.named_parameters: read.append(1) or own())
+    with pytest.raises(ValueError, match="have 99 layers in stack"):
+        check_layers("folder", model, [f"stack.{number}.weight" for number in range(2, 99)])
+    assert len(read) == 2
 
 
 @pytest.mark.parametrize(
@@ -211,7 +295,7 @@ RESIZED = "--model_init_kwargs", '{"ignore_mismatched_sizes": true, "vocab_size"
 
 
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
-def test_weights_of_other_sizes_begin_anew_where_that_is_asked_for_and_they_train(
+def test_weights_of_other_sizes_begin_anew_where_that_is_asked_for_and_they_are_saved(
     tiny_model_folder: Path, tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = tmp_path / "data.jsonl"
@@ -224,14 +308,12 @@ def test_weights_of_other_sizes_begin_anew_where_that_is_asked_for_and_they_trai
     assert main([*train, "--output_dir", str(tmp_path / "frozen")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "ignore_mismatched_sizes starts 2 weights of " in line
-    assert "neither trains nor saves: add --lora_modules_to_save embed_tokens lm_head, or take --method full" in line
+    assert "does not save the model that it is on: save the resized model first, with resize_token_embeddings" in line
+    assert line.endswith("and save_pretrained, and train that, or take --method full, which saves it.")
     said = f"2 weights of {tiny_model_folder} are newly initialised, since their sizes differ (lm_head.weight is "
-    for number, flags in enumerate((["--lora_modules_to_save", "embed_tokens", "lm_head"], ["--method=full"])):
-        caplog.clear()
-        assert main([*train, "--output_dir", str(tmp_path / str(number)), *flags]) == 0, capsys.readouterr().err
-        assert said in caplog.text
-    saved = load_file(tmp_path / "0" / ADAPTER)
-    assert {len(weight) for name, weight in saved.items() if "lm_head" in name or "embed" in name} == {999}
+    assert main([*train, "--output_dir", str(tmp_path / "full"), "--method=full"]) == 0, capsys.readouterr().err
+    assert said in caplog.text
+    assert load_causal_model(str(tmp_path / "full")).config.vocab_size == 999
 
 
 def test_nothing_that_does_not_train_begins_anew(tiny_model_folder: Path) -> None:
@@ -240,10 +322,22 @@ def test_nothing_that_does_not_train_begins_anew(tiny_model_folder: Path) -> Non
         load_causal_model(str(tiny_model_folder), **options)
     with pytest.raises(ValueError, match="starts 2 weights"):
         load_causal_model(str(tiny_model_folder), ignore_mismatched_sizes=True, **options)
-    with pytest.raises(ValueError, match=r"starts 1 weight of .*: add --lora_modules_to_save lm_head, or"):
-        load_causal_model(
-            str(tiny_model_folder), ignore_mismatched_sizes=True, trains=lambda name: "embed" in name, **options
-        )
+
+
+@pytest.mark.parametrize("modules", [["embed_tokens"], ["embed_tokens", "lm_head"]])
+def test_an_adapter_on_a_resized_base_is_refused_whatever_it_saves(
+    modules: list[str], tiny_model_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """A tied head would be random and frozen beside the trained copy of the embedding."""
+    model = Path(shutil.copytree(tiny_model_folder, tmp_path / "model"))
+    changed(CONFIG, tie_word_embeddings=True)(model)
+    rewritten(WEIGHTS, lambda w: {k: v for k, v in w.items() if "lm_head" not in k})(model)
+    train = ["train", "--model_name_or_path", str(model), "--task=word-problems", "--use_cpu", *RESIZED]
+    flags = ["--lora_modules_to_save", *modules, "--output_dir", str(tmp_path / "run")]
+    assert main([*train, *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "save the resized model first, with resize_token_embeddings and save_pretrained" in line
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

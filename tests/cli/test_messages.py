@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,13 +97,14 @@ def test_target_modules_that_are_there(model: nn.Module, targets: list[str] | st
         ),
         ({"target_parameters": ["q_proj.weight"]}, ""),
         ({"target_parameters": ["experts"]}, "names experts for target_parameters, and that is no parameter of this "),
+        ({"target_parameters": ["proj.weight"]}, "names proj.weight for target_parameters, and that is no parameter "),
+        ({"target_parameters": ["eight"]}, "names eight for target_parameters, and that is no parameter of this "),
+        ({"modules_to_save": "q_proj"}, "sets modules_to_save to the text 'q_proj', and it takes a list: give [\"q_p"),
     ],
 )
-def test_modules_and_parameters_that_peft_would_pass_over(
-    model: nn.Module, setting: dict[str, list[str]], said: str
-) -> None:
+def test_modules_and_parameters_that_peft_would_pass_over(model: nn.Module, setting: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)) if said else nullcontext():
-        check_named(model, LoraConfig(target_modules=["q_proj"], **setting), "--adapter lora")  # type: ignore[arg-type]
+        check_named(model, LoraConfig(target_modules=["q_proj"], **setting), "--adapter lora")
     check_named(model, None, "x")
 
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from ist.cli.train.arguments import parse_arguments
 from ist.cli.train.model import load_base
+from ist.cli.weights import check_finite
 from tests.helpers.tiny import tiny_llama
 
 
@@ -75,6 +76,22 @@ def test_the_flag_still_quantises(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
     assert type(load(tmp_path, "--load_in_4bit").model.layers[0].mlp.down_proj).__name__ == "Linear4bit"
     assert type(load(tmp_path).model.layers[0].mlp.down_proj) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("storage", ["uint8", "float16", "bfloat16", "float32"])
+def test_codes_that_are_stored_as_other_numbers_are_loaded_and_saved(tmp_path: Path, storage: str) -> None:
+    """Read as numbers of that type, some are NaN; FSDP needs such a type."""
+    pytest.importorskip("bitsandbytes")
+    tiny_llama().save_pretrained(tmp_path / "whole")
+    made = load(tmp_path / "whole", "--load_in_4bit", "--bnb_4bit_quant_storage", storage)
+    assert made.model.layers[0].mlp.down_proj.weight.dtype == getattr(torch, storage)
+    made.save_pretrained(tmp_path / "saved")
+    again = load(tmp_path / "saved").model.layers[0].mlp.down_proj.weight
+    assert torch.equal(again.view(torch.uint8), made.model.layers[0].mlp.down_proj.weight.view(torch.uint8))
+    with torch.no_grad():
+        made.model.norm.weight[1] = float("nan")
+    with pytest.raises(ValueError, match=r"\(1 of 11 tensors: model\.norm\.weight\)"):
+        check_finite("folder", made)
 
 
 def test_fp8_is_loaded_as_transformers_does(tmp_path: Path) -> None:

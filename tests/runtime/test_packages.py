@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from ist.runtime.packages import DISTRIBUTIONS, EXTRAS, distribution_of, how_to_install, is_of_python
+from ist.runtime.packages import (
+    DISTRIBUTIONS,
+    EXTRAS,
+    distribution_of,
+    how_to_install,
+    is_of_python,
+    say_how_to_install,
+)
 
 SOURCE = Path(__file__).parents[2] / "src" / "ist"
 WHERE_ALLOWED = {"runtime/packages.py", "cli/quickstart_model.py"}
@@ -37,6 +44,25 @@ def test_the_way_to_a_module(module: str, way: str) -> None:
     assert how_to_install(module) == way
 
 
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("yaml", "install it with pip install 'ist-peft[train]'"),
+        ("cv2", "install it with pip install opencv-python"),
+        ("flash_attn.layers", "install it with pip install flash-attn"),
+        ("google.protobuf.message", "install it with pip install protobuf"),
+        ("google", "install the package that brings google"),
+        ("google.cloud", "install the package that brings google.cloud"),
+        ("Crypto.Cipher", "install it with pip install pycryptodome"),
+        ("serial", "install it with pip install pyserial"),
+        ("ruamel.yaml", "install it with pip install ruamel.yaml"),
+        ("my_helpers.texts", "install the package that brings my_helpers.texts"),
+    ],
+)
+def test_an_unknown_module_is_not_laid_to_a_distribution_of_its_name(module: str, said: str) -> None:
+    assert say_how_to_install(module) == said
+
+
 def same(name: str) -> str:
     """A distribution's name as package indices compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -44,7 +70,7 @@ def same(name: str) -> str:
 
 def test_distributions_are_those_of_what_is_installed_here() -> None:
     installed = packages_distributions()
-    found = [module for module in DISTRIBUTIONS if module in installed and module != "google"]
+    found = [module for module in DISTRIBUTIONS if module in installed]
     assert "yaml" in found
     for module in found:
         assert same(distribution_of(module)) in map(same, installed[module]), module

@@ -7,7 +7,7 @@ import traceback
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-from ..runtime.packages import how_to_install, is_of_python
+from ..runtime.packages import is_of_python, say_how_to_install
 
 __all__ = ["describe_failure", "describe_missing"]
 
@@ -47,9 +47,9 @@ def describe_missing(error: ModuleNotFoundError, command: str) -> str:
         return f"{' '.join(str(error.name).split()).rstrip(' .:')}: install it with pip."
     module = error.name or ""
     if module.partition(".")[0] == "ist":
-        way = how_to_install("matplotlib" if command == "report" else "trl")
+        way = say_how_to_install("matplotlib" if command == "report" else "trl")
     elif is_of_python(module):
         return f"{said}: it is a part of Python, and this one ({sys.executable}) lacks it: take another Python."
     else:
-        way = how_to_install(module) if module else "pip"
-    return f"{said}: install it with {way}"
+        way = say_how_to_install(module) if module else "install it with pip"
+    return f"{said}: {way}"

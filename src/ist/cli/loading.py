@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,12 @@ NOT_CAUSAL = re.compile(r"Unrecognized configuration class <class '(?:\w+\.)*(\w
 UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
-def load_causal_model(source: str, *, trains: Callable[[str], bool] | None = None, **options: Any) -> Any:
+def load_causal_model(source: str, *, saves: bool = False, **options: Any) -> Any:
     """A model from a folder or the hub.
 
     Args:
         source: its folder or name.
-        trains: whether a weight, by its name, will be trained and saved. None for a model that does not train.
+        saves: whether the model's own weights train and are saved, and its configuration as the options change it.
         options: of transformers' `from_pretrained`.
 
     Raises:
@@ -57,7 +57,7 @@ def load_causal_model(source: str, *, trains: Callable[[str], bool] | None = Non
         told = {"ignore_mismatched_sizes": True, "output_loading_info": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **{**options, **told})
     model, found = loaded if isinstance(loaded, tuple) else (loaded, {})  # Remote code may have a way of its own.
-    check_weights(source, model, found, options, trains)
+    check_weights(source, model, found, options, saves)
     return model
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..experiments.evaluation.metrics import UserMetric
-from ..runtime.packages import how_to_install
+from ..runtime.packages import say_how_to_install
 
 __all__ = ["check_marks", "load_metric"]
 
@@ -46,7 +46,7 @@ def load_metric(text: str) -> UserMetric:
         said = " ".join(str(error).split())
         way_out = "."
         if isinstance(error, ModuleNotFoundError) and error.name and top(error.name) != top(source):
-            way_out = f": put it beside {source}, or install it with {how_to_install(error.name)}."
+            way_out = f": put it beside {source}, or {say_how_to_install(error.name)}."
         raise ValueError(
             f"--metric_function {text} cannot be imported ({type(error).__name__}: {said}){way_out}"
         ) from error

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from .nearest import did_you_mean, unknown_flag
@@ -67,7 +67,7 @@ class OneLineParser(argparse.ArgumentParser):
 def check_commas(flag: str, values: Sequence[str]) -> None:
     """Raise ValueError where names have commas between them in place of spaces; expressions and files may have some."""
     for value in values:
-        if re.fullmatch(r"[\w./-]+(,[\w./-]+)+,?", value) and not Path(value).exists():
+        if re.fullmatch(r"[\w./-]+(,[\w./-]+)+,?", value) and not os.path.exists(value):
             parts = " ".join(part for part in value.split(",") if part)
             raise ValueError(f"{flag} {value} has commas, and several values have spaces between them: {flag} {parts}.")
 
@@ -75,7 +75,7 @@ def check_commas(flag: str, values: Sequence[str]) -> None:
 def check_first(arguments: Sequence[str], command: str) -> None:
     """Raise ValueError where a command begins with a name in place of a flag: that of a recipe, or a model's folder."""
     if arguments and not arguments[0].startswith("-"):
-        what, flag = ("model", "model_name_or_path") if Path(arguments[0]).is_dir() else ("recipe", "recipe")
+        what, flag = ("model", "model_name_or_path") if os.path.isdir(arguments[0]) else ("recipe", "recipe")
         raise ValueError(
             f"{arguments[0]!r} belongs to no flag: a {what} is given as `ist {command} --{flag} {arguments[0]}`, and "
             f"`ist {command} --help` lists the other flags."

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,15 @@ logger = logging.getLogger(__name__)
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of a model's weights in one file; with `.index.json` the list of several."""
-NO_SHAPES = {"dtype", "torch_dtype", "attn_implementation", "quantization_config"}
+NO_SHAPES = {"dtype", "torch_dtype", "attn_implementation", "experts_implementation", "quantization_config"}
 """Options of `from_pretrained` that a configuration has too, and that change no shape."""
+SAME_BASE = {"use_cache", "output_attentions", "output_hidden_states", "return_dict", "pad_token_id"}
+"""Further ones that change nothing of what a model computes; those of dropout change it in a training alone."""
+FURTHER = ("num_nextn_predict_layers", "num_mtp_layers")
+"""Names of the number of layers that predict further tokens, which transformers leaves out."""
+ORIGINAL = ("torch.nn.", "transformers.models.", "transformers_modules.")
+"""Where the classes of a model's own modules are; a quantiser puts others in their place."""
+SAVE_FIRST = "save the {} model first, with {}save_pretrained, and train that, or take --method full, which saves it."
 
 
 def check_weights(
@@ -31,7 +38,7 @@ def check_weights(
     model: Any,
     found: Mapping[str, Any],
     options: Mapping[str, Any] | None = None,
-    trains: Callable[[str], bool] | None = None,
+    saves: bool = False,
 ) -> None:
     """Raise ValueError where the weights of a model are not what its configuration describes, or are not finite.
 
@@ -40,27 +47,31 @@ def check_weights(
         model: loaded, with random numbers in the place of what is missing.
         found: what transformers says of the loading.
         options: what the user has given to transformers' `from_pretrained`.
-        trains: whether a weight, by its name, is trained and saved. None for a model that does not train.
+        saves: whether the model's own weights train and are saved with their configuration. Otherwise every later
+            command loads the model as its files describe it, without these options.
     """
     options = options or {}
     changed = [name for name in options if name not in NO_SHAPES and hasattr(getattr(model, "config", None), name)]
     described = "its config.json" + (f", with {', '.join(changed)} of --model_init_kwargs," if changed else "")
     check_missing(source, model, found, described)
-    check_sizes(source, found, described, bool(options.get("ignore_mismatched_sizes")), trains or no_weight)
+    check_sizes(source, found, described, bool(options.get("ignore_mismatched_sizes")), saves)
     unused = sorted(found.get("unexpected_keys", ()))
-    if not any("layer" in name for name in names_in(options)):
-        check_layers(source, model, unused)
+    cuts = sets_layers(model, options)
+    if not (cuts and saves):
+        check_layers(source, model, unused, cuts)
     check_finite(source, model)
+    other = [name for name in changed if name not in SAME_BASE and "dropout" not in name]
+    if other and not saves:
+        logger.warning(
+            "An adapter does not save %s of --model_init_kwargs, and every later command takes %s without: save the "
+            "changed model first, with save_pretrained, and train that.",
+            ", ".join(other), source,
+        )  # fmt: skip
     if unused:
         logger.warning(
             "%s of %s are not used (%s): the model of its config.json has no place for them.",
             count(len(unused)).capitalize(), source, some(unused),
         )  # fmt: skip
-
-
-def no_weight(name: str) -> bool:
-    """Nothing of the model trains."""
-    return False
 
 
 def check_missing(source: str, model: Any, found: Mapping[str, Any], described: str) -> None:
@@ -79,17 +90,15 @@ def check_missing(source: str, model: Any, found: Mapping[str, Any], described: 
         )
 
 
-def check_sizes(
-    source: str, found: Mapping[str, Any], described: str, resizes: bool, trains: Callable[[str], bool]
-) -> None:
-    """Raise ValueError where weights are of another size than in the files, unless that is wanted and they train.
+def check_sizes(source: str, found: Mapping[str, Any], described: str, resizes: bool, saves: bool) -> None:
+    """Raise ValueError where weights are of another size than in the files, unless that is wanted and they are saved.
 
     Args:
         source: the model's folder or name.
         found: what transformers says of the loading.
         described: where the sizes come from, in words.
         resizes: whether the user has asked for `ignore_mismatched_sizes`.
-        trains: whether a weight, by its name, is trained and saved.
+        saves: whether the model's own weights train and are saved.
     """
     mismatched = sorted(found.get("mismatched_keys", ()))
     if not mismatched:
@@ -100,13 +109,11 @@ def check_sizes(
             f"The weights in {source} are not of the sizes in {described} ({first} is {size(saved)}, and should be "
             f"{size(wanted)}): give the config.json that belongs to them."
         )
-    frozen = [name for name, *_ in mismatched if not trains(name)]
-    if frozen:
-        modules = sorted({name.rpartition(".")[0].rpartition(".")[2] for name in frozen})
+    if not saves:
         raise ValueError(
-            f"ignore_mismatched_sizes starts {count(len(frozen))} of {source} from random numbers ({some(frozen)}), "
-            f"which an adapter neither trains nor saves: add --lora_modules_to_save {' '.join(modules)}, or take "
-            "--method full, which trains the model's own weights."
+            f"ignore_mismatched_sizes starts {count(len(mismatched))} of {source} from random numbers ({first} is "
+            f"{size(saved)} there, and {size(wanted)} here), and an adapter does not save the model that it is on: "
+            + SAVE_FIRST.format("resized", "resize_token_embeddings and ")
         )
     logger.warning(
         "%s of %s are newly initialised, since their sizes differ (%s is %s there, and %s here).",
@@ -114,40 +121,88 @@ def check_sizes(
     )  # fmt: skip
 
 
-def check_layers(source: str, model: Any, unused: Iterable[str]) -> None:
+def check_layers(source: str, model: Any, unused: Iterable[str], cuts: bool = False) -> None:
     """Raise ValueError where the files hold more layers of a stack than the model has.
 
     Layers that predict further tokens, which transformers leaves out, are none of the stack.
+
+    Args:
+        source: the model's folder or name.
+        model: loaded.
+        unused: names of the weights in its files that it has no place for.
+        cuts: whether the user has set the number of layers.
+    """
+    configs = configs_of(model)
+    further = max((getattr(config, name, None) or 0 for config in configs for name in FURTHER), default=0)
+    layers = {getattr(config, "num_hidden_layers", None) for config in configs}
+    for place, (made, numbers) in sorted(parts_beyond(model, unused).items()):
+        nested = any(part.isdecimal() for part in place.split("."))  # such as the experts of a layer
+        if len(numbers) <= (0 if nested or cuts else further):
+            continue
+        held = max(numbers) + 1
+        if made not in layers or nested:
+            raise ValueError(
+                f"The weights in {source} have {held} parts of {place}, and its config.json makes {made}: give the "
+                "config.json that belongs to them."
+            )
+        if cuts:
+            raise ValueError(
+                f"The weights in {source} have {held} layers in {place}, and --model_init_kwargs makes {made}; an "
+                "adapter does not save the model that it is on: " + SAVE_FIRST.format("smaller", "")
+            )
+        raise ValueError(
+            f"The weights in {source} have {held} layers in {place}, and its config.json makes {made}: give the "
+            "config.json that belongs to them. If fewer layers are meant, save the smaller model with "
+            "save_pretrained and train that."
+        )
+
+
+def parts_beyond(model: Any, unused: Iterable[str]) -> dict[str, tuple[int, set[int]]]:
+    """By the name of a stack, how many parts it has, and the numbers of those that only weights without a place have.
+
+    Such weights are named as those of the stack's parts are.
     """
     modules = dict(model.named_modules())
-    extra: dict[str, set[int]] = {}
+    names: dict[str, set[str]] = {}
+    beyond: dict[str, tuple[int, set[int]]] = {}
     for name in unused:
-        for match in re.finditer(r"\.(\d+)\.(?=(.*))", name):
+        for match in re.finditer(r"\.(\d+)(?=\.(.*))", name):
             for prefix in ("", f"{getattr(model, 'base_model_prefix', '')}."):
-                stack = modules.get(f"{prefix}{name[: match.start()]}")
-                if isinstance(stack, nn.ModuleList) and has_layer(stack, int(match[1]), match[2]):
-                    extra.setdefault(f"{prefix}{name[: match.start()]}", set()).add(int(match[1]))
-    further = getattr(getattr(model, "config", None), "num_nextn_predict_layers", None) or 0
-    for place, numbers in sorted(extra.items()):
-        made = len(modules[place])  # type: ignore[arg-type]
-        if len(numbers) > further:
-            raise ValueError(
-                f"The weights in {source} have {max(numbers) + 1} layers in {place}, and its config.json makes {made}: "
-                "give the config.json that belongs to them. If fewer layers are meant, save the smaller model with "
-                f"save_pretrained, or give ist train --model_init_kwargs '{{\"num_hidden_layers\": {made}}}'."
-            )
+                place = f"{prefix}{name[: match.start()]}"
+                stack = modules.get(place)
+                if not isinstance(stack, nn.ModuleList) or int(match[1]) < len(stack) or not len(stack):
+                    continue
+                if place not in names:
+                    names[place] = {inner for part in stack for inner, _ in part.named_parameters()}
+                if match[2] in names[place]:
+                    beyond.setdefault(place, (len(stack), set()))[1].add(int(match[1]))
+    return beyond
 
 
-def has_layer(stack: nn.ModuleList, number: int, rest: str) -> bool:
-    """Whether a weight is one of a layer beyond a stack's last, named as those of its layers are."""
-    return number >= len(stack) > 0 and any(rest in dict(layer.named_parameters()) for layer in stack)
+def configs_of(model: Any) -> list[Any]:
+    """A model's configuration, and that of its text where it is another."""
+    config = getattr(model, "config", None)
+    get_text = getattr(config, "get_text_config", None)
+    return [config] if get_text is None else [config, get_text()]
+
+
+def sets_layers(model: Any, options: Mapping[str, Any]) -> bool:
+    """Whether options set a model's number of layers, by any name that its configuration has for it."""
+    names = {"num_hidden_layers"}
+    for config in configs_of(model):
+        names.add((getattr(config, "attribute_map", None) or {}).get("num_hidden_layers", "num_hidden_layers"))
+    inner = [value for name, value in options.items() if name.endswith("_config") and isinstance(value, Mapping)]
+    return any(not names.isdisjoint(settings) for settings in (options, *inner))
 
 
 def check_finite(source: str, model: Any) -> None:
     """Raise ValueError where weights are NaN or infinite, as far as this process holds them."""
     if modeling_utils.is_fsdp_enabled() and int(os.environ.get("LOCAL_RANK", "0")):
         return  # FSDP sends the weights to this process later.
-    named = {name: parameter for name, parameter in model.named_parameters() if not parameter.is_meta}
+    codes = set(code_names(model))
+    named = {
+        name: parameter for name, parameter in model.named_parameters() if not (parameter.is_meta or name in codes)
+    }
     broken = list_non_finite(named)
     if broken:
         narrow = any(named[name].dtype == torch.float16 for name in broken)
@@ -158,18 +213,45 @@ def check_finite(source: str, model: Any) -> None:
         )
 
 
+def code_names(model: Any) -> Iterator[str]:
+    """The names of parameters that hold packed codes of a quantised matrix; as numbers of their dtype they say nothing.
+
+    bitsandbytes and HQQ may store them as bfloat16, float16 or float32. Numbers of 8 bits stand for themselves.
+    """
+    quantised = getattr(model, "hf_quantizer", None) is not None
+    for place, module in model.named_modules():
+        put_in = quantised and not f"{type(module).__module__}.".startswith(ORIGINAL)
+        for name, parameter in module.named_parameters(recurse=False):
+            packed = getattr(parameter, "quant_state", None) is not None or getattr(parameter, "bnb_quantized", False)
+            if packed or (put_in and parameter.dim() > 1 and parameter.element_size() > 1):
+                yield f"{place}.{name}" if place else name
+
+
 def list_non_finite(named: Mapping[str, Tensor]) -> list[str]:
     """The names of tensors with NaN or infinite numbers among them, in order; whole numbers are always finite.
 
     Args:
         named: tensors of any kind and shape by name.
     """
-    wide = {
-        name: tensor.detach().float() if tensor.element_size() == 1 else tensor
-        for name, tensor in named.items()
-        if tensor.is_floating_point() or tensor.is_complex()
-    }
-    return [] if all_finite(wide.values()) else [name for name, tensor in wide.items() if not is_finite(tensor)]
+    floating = {name: tensor for name, tensor in named.items() if tensor.is_floating_point() or tensor.is_complex()}
+    plain = {name: tensor for name, tensor in floating.items() if is_plain(tensor)}
+    fine = set(plain) if all_finite(plain.values()) else {name for name, tensor in plain.items() if is_finite(tensor)}
+    return [
+        name for name, tensor in floating.items() if not (name in fine if name in plain else is_finite_alone(tensor))
+    ]
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is looked at together with others: one of 8 bits, or of a quantiser's own class, is not."""
+    return tensor.element_size() > 1 and (type(tensor) in (Tensor, nn.Parameter) or hasattr(tensor, "to_local"))
+
+
+def is_finite_alone(tensor: Tensor) -> bool:
+    """Whether a tensor is finite; true where PyTorch cannot tell, as of float4_e2m1fn_x2, which has no NaN."""
+    try:
+        return is_finite(tensor.detach().bfloat16() if tensor.element_size() == 1 else tensor)
+    except (RuntimeError, TypeError):  # NotImplementedError is a RuntimeError.
+        return True
 
 
 def say_non_finite(what: str, broken: Collection[str], total: int, file: str) -> str:
@@ -191,14 +273,6 @@ def file_of(source: str, name: str) -> str:
 def first_file(source: str, files: Iterable[str]) -> str:
     """The first of some files that a folder has, or an empty text."""
     return next((file for file in files if (Path(source) / file).is_file()), "")
-
-
-def names_in(value: Any) -> Iterable[str]:
-    """The keys of nested mappings."""
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield str(name)
-            yield from names_in(inner)
 
 
 def count(number: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["distribution_of", "how_to_install", "is_of_python"]
+__all__ = ["distribution_of", "how_to_install", "is_of_python", "say_how_to_install"]
 
 EXTRAS = {
     "trl": "train",
@@ -18,6 +18,7 @@ EXTRAS = {
 }
 """Modules that an extra of this library brings, and which."""
 DISTRIBUTIONS = {
+    "Crypto": "pycryptodome",
     "IPython": "ipython",
     "Levenshtein": "levenshtein",
     "OpenSSL": "pyOpenSSL",
@@ -36,11 +37,12 @@ DISTRIBUTIONS = {
     "fitz": "PyMuPDF",
     "fla": "flash-linear-attention",
     "git": "GitPython",
-    "google": "protobuf",
     "google.protobuf": "protobuf",
     "jwt": "PyJWT",
     "pkg_resources": "setuptools",
     "pynvml": "nvidia-ml-py",
+    "ruamel": "ruamel.yaml",
+    "serial": "pyserial",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "umap": "umap-learn",
@@ -48,6 +50,16 @@ DISTRIBUTIONS = {
     "zmq": "pyzmq",
 }
 """Modules, and the distributions that bring them, where more than `_` and `-` differs."""
+SAME = {
+    "accelerate", "aqlm", "bitsandbytes", "blobfile", "causal_conv1d", "clearml", "codecarbon", "comet_ml",
+    "compressed_tensors", "dagshub", "deepspeed", "dvclive", "eetq", "einops", "evaluate", "flash_attn", "flytekit",
+    "gptqmodel", "hqq", "huggingface_hub", "jinja2", "kernels", "kubeflow", "liger_kernel", "mamba_ssm", "mlflow",
+    "neptune", "nltk", "numpy", "optimum", "pandas", "peft", "psutil", "pyarrow", "regex", "requests", "rouge_score",
+    "sacrebleu", "safetensors", "scipy", "sentencepiece", "swanlab", "sympy", "tensorboard", "tiktoken", "tokenizers",
+    "torch", "torchao", "torchaudio", "torchvision", "tqdm", "trackio", "transformers", "triton", "vllm", "wandb",
+    "xformers",
+}  # fmt: skip
+"""Modules that a distribution of the same name brings, with `-` for `_`; of others nothing is known."""
 
 
 def how_to_install(module: str) -> str:
@@ -61,11 +73,28 @@ def how_to_install(module: str) -> str:
     return f"pip install 'ist-peft[{extra}]'" if extra else f"pip install {distribution_of(module)}"
 
 
+def say_how_to_install(module: str) -> str:
+    """What to do about a missing module, to stand in a sentence: of an unknown one, `pip install` may bring another.
+
+    Args:
+        module: its name as it is imported, with dots or without.
+    """
+    top = module.partition(".")[0]
+    if top in EXTRAS or top in SAME or place_of(module):
+        return f"install it with {how_to_install(module)}"
+    return f"install the package that brings {module}"
+
+
 def distribution_of(module: str) -> str:
     """The distribution of a module, as `pip install` takes it."""
+    return DISTRIBUTIONS.get(place_of(module)) or module.partition(".")[0].replace("_", "-")
+
+
+def place_of(module: str) -> str:
+    """The longest beginning of a module's name that `DISTRIBUTIONS` has, or an empty text."""
     parts = module.split(".")
     places = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
-    return next((DISTRIBUTIONS[place] for place in places if place in DISTRIBUTIONS), parts[0].replace("_", "-"))
+    return next((place for place in places if place in DISTRIBUTIONS), "")
 
 
 def is_of_python(module: str) -> bool:

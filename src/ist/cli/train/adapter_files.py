@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def check_adapter(adapter: str) -> None:
     """Raise ValueError where `--adapter` names neither a kind, nor a type of PEFT, nor a configuration's file."""
     if adapter in ADAPTERS or adapter in peft_types():
         return
-    if not Path(adapter).exists():
+    if not os.path.exists(adapter):
         near = next((kind for kind in (*ADAPTERS, *peft_types()) if kind == adapter.lower()), None)
         hint = f" (did you mean {near}?)" if near else ""
         raise ValueError(

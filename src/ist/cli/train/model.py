@@ -88,12 +88,7 @@ def load_base(run: RunArguments, source: str, revision: str, config: Any) -> Any
         "trust_remote_code": run.training.trust_remote_code,
         **model_options,
     }
-
-    def trains(weight: str) -> bool:
-        module = weight.rpartition(".")[0]  # PEFT looks for the ends of modules' names.
-        return config is None or any(map(module.endswith, getattr(config, "modules_to_save", None) or ()))
-
-    return load_causal_model(source, trains=trains, **options)
+    return load_causal_model(source, saves=config is None, **options)
 
 
 def padding_tokenizer(run: RunArguments, source: str, revision: str) -> Any:

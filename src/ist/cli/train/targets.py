@@ -66,9 +66,15 @@ def check_named(model: nn.Module, config: Any, where: str) -> None:
     modules = [name for name, _ in model.named_modules() if name]
     parameters = [name for name, _ in model.named_parameters()]
     for setting, names in (("modules_to_save", modules), ("target_parameters", parameters)):
-        for named in getattr(config, setting, None) or ():
-            if not any(name.endswith(named) for name in names):
-                what, parts = ("module", 1) if setting == "modules_to_save" else ("parameter", 2)
+        given = getattr(config, setting, None) or ()
+        if isinstance(given, str):
+            raise ValueError(f'{where} sets {setting} to the text {given!r}, and it takes a list: give ["{given}"].')
+        what, parts = ("module", 1) if setting == "modules_to_save" else ("parameter", 2)
+        dot = (
+            "" if what == "module" else "."
+        )  # PEFT finds any end of a module's name, and whole parts of a parameter's.
+        for named in given:
+            if named not in names and not any(name.endswith(f"{dot}{named}") for name in names):
                 ends = (".".join(name.split(".")[-parts:]) for name in names)
                 last = dict.fromkeys(end for end in ends if not end.isdecimal())
                 raise ValueError(
