@@ -248,9 +248,7 @@ class SparseSteps:
                 self._warned = True
                 warnings.warn(NOT_BEGUN, stacklevel=2)
             return None
-        if isinstance(self._optimizer, Optimizer):
-            return self._end_if_updated()
-        return self._finish()
+        return self._end_if_updated() if isinstance(self._optimizer, Optimizer) else self._finish()
 
     def close(self) -> None:
         """Leave the model as PEFT made it. The tuner's state can still be saved; for more steps make another tuner."""
