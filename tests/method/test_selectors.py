@@ -373,7 +373,7 @@ def test_names_and_factories():
     assert selector_factory(factory)(ISTConfig(), 8).choose(0) == (1, 2)
 
 
-@pytest.mark.parametrize("name", ["lift", "", "IST"])
-def test_an_unknown_name_is_refused(name):
-    with pytest.raises(ValueError, match=f"selector='{name}' is unknown: choose one of 'ist', 'random'"):
+@pytest.mark.parametrize(("name", "nearest"), [("lift", ""), ("", ""), ("IST", r" \(did you mean 'ist'\?\)")])
+def test_an_unknown_name_is_refused(name, nearest):
+    with pytest.raises(ValueError, match=f"selector='{name}' is unknown{nearest}: choose one of 'ist', 'random'"):
         selector_factory(name)
