@@ -157,7 +157,7 @@ def test_an_optimizer_that_is_not_of_pytorch_s_kind_and_is_skipped_stops_the_tra
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_scaler_with_a_step_of_its_own_is_heard(when: str) -> None:
-    """Also where its class is made while the training goes on."""
+    """Also where its class is made in the middle of a training."""
     model = tiny_lora(2)
     with SparseTuner(model, selector="all") as tuner:
         kind = OwnStep if when == "before" else type("Later", (GradScaler,), {"step": own_step})
