@@ -37,6 +37,7 @@ WORK = Path(tempfile.gettempdir()) / "ist-quality"
 
 def read_lines(files: Iterable[Path], model: str | None = None) -> dict[str, dict[str, Any]]:
     """The lines of result files by id; a good one counts before one with an error, and a cut-off last line for none.
+    Nor does one whose rows ended with another token than the model's answers, which no call trains any more.
 
     Args:
         files: of JSON lines.
@@ -49,7 +50,7 @@ def read_lines(files: Iterable[Path], model: str | None = None) -> dict[str, dic
                 line = json.loads(text)
             except json.JSONDecodeError:
                 continue
-            if model is not None and line.get("model", model) != model:
+            if (model is not None and line.get("model", model) != model) or line.get("rows_end"):
                 continue
             if line["id"] not in lines or "error" in lines[line["id"]]:
                 lines[line["id"]] = line

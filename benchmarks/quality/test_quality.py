@@ -405,6 +405,14 @@ def test_rows_end_with_a_token_that_ends_the_models_answers(tokenizer: Any, tiny
         run.check_ends(str(tiny_model_folder), other)
 
 
+def test_a_training_whose_rows_ended_otherwise_is_run_again(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    file.write_text(
+        "".join(json.dumps({"id": name, **more}) + "\n" for name, more in (("a", {"rows_end": "b"}), ("c", {})))
+    )
+    assert [*run.read_lines([file])] == ["c"]
+
+
 def test_processes_fail_and_are_replaced(
     data: Path, tokenizer: Any, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
