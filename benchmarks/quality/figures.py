@@ -39,7 +39,7 @@ AGAINST = ("LoRA", "random", "fixed, at random")
 
 
 PLANS = ("main", "ablations", "focused", "focused-sets", "focused-criteria", "focused-init", "focused-depth")
-PLANS += ("focused-upper", "focused-second", "focused-normalised")
+PLANS += ("focused-upper", "focused-second", "focused-normalised", "focused-more")
 
 
 @cache
@@ -161,11 +161,11 @@ def load_lines(folder: Path) -> list[Line]:
 
     What was timed more than once has all its times in `times`; the first one counts.
     """
-    lines: dict[tuple[str, str], Line] = {}
+    lines: dict[tuple[str, ...], Line] = {}
     for line in read_folder(folder):
         if line["study"] == "scaling":
             continue
-        key = (line["model"], line["id"])
+        key = (line["model"], line["id"], line.get("rows_end", ""))
         known = lines.get(key, {"error": ""})
         if "error" in known:
             known = lines[key] = {**line, "times": []}

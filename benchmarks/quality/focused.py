@@ -41,6 +41,8 @@ PAIRS = (
     ("quarter: a least distance, against parts", "distance, quarter", "focused, quarter"),
     ("quarter: gradient by weights, against the gradient", "by weights, quarter", "focused, quarter"),
     ("quarter: first step, against the gradient", "first step, quarter", "focused, quarter"),
+    ("ranks by importance, against equal ones", "uneven, half", "focused, half"),
+    ("third: gradient by activations, against the gradient", "by activations, third", "focused, third"),
     ("start from the gradient, against random", "gradient start, half", "focused, half"),
     ("half from the gradient, equal time", "gradient start, half", "LoRA, time of half"),
     ("all layers: start from the gradient, against random", "LoRA, gradient start", "LoRA"),

@@ -1,6 +1,7 @@
-"""Time of an adapter's products, in own kernels and by PyTorch: python benchmarks/step_time/products.py NAME.
+"""Time of the products of an adapter, as the library has them and by PyTorch: python products.py NAME [--options].
 
-Which way serves at which rank (`ist.step.fused.launch`) rests on these figures. Each product is computed in turn on
+Which way serves at which rank (`ist.step.fused.launch`) rests on these figures. `earlier` has those of when the library
+computed all of them in kernels of its own. Each product is computed in turn on
 several tensors, so that none is in the GPU's cache from the time before.
 """
 
@@ -14,6 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -25,7 +27,6 @@ from ist.step.fused.precision import Plain, Split  # noqa: E402
 SIZES = {"4096 to 4096": (4096, 4096), "4096 to 11008": (4096, 11008), "11008 to 4096": (11008, 4096)}
 """Inputs and outputs of the modules of LLaMA-7B."""
 COPIES = 3
-OPERATIONS = ("down", "up", "base and up", "grad_of_h", "grad_of_b", "grad_of_a", "grad_of_x on top")
 
 
 class Tensors:
@@ -43,15 +44,25 @@ class Tensors:
 def calls(kind: Any, own: Tensors) -> dict[str, Callable[[int], Any]]:
     """Each product, of the copy with a number."""
     h = kind.down(own.x[0], own.a, 0.0)[0]
-    return {
+    found: dict[str, Callable[[int], Any]] = {
         "down": lambda i: kind.down(own.x[i], own.a, 0.0),
         "up": lambda i: kind.add_up_(own.y[i], h, own.b, 1.0),
         "base and up": lambda i: kind.output(own.x[i], own.weight, None, h, own.b, 1.0),
         "grad_of_h": lambda i: kind.grad_of_h(own.y[i], own.b),
         "grad_of_b": lambda i: kind.grad_of_b(own.y[i], h, 1.0),
         "grad_of_a": lambda i: kind.grad_of_a(h, own.x[i], None, 1.0),
-        "grad_of_x on top": lambda i: kind.input_grad(own.y[i], own.weight, h, own.a, None, 0.0, 1.0),
+        "base and grad_of_x": lambda i: kind.input_grad(own.y[i], own.weight, h, own.a, None, 0.0, 1.0),
     }
+    if isinstance(kind, launch.Kernels):
+        found |= {"base": lambda i: linear(own.x[i], own.weight), "up, base on top": lambda i: on_top(kind, own, h, i)}
+    return found
+
+
+def on_top(kind: Any, own: Tensors, h: torch.Tensor, copy: int) -> torch.Tensor:
+    """As `base and up`, the adapter's product first."""
+    y = torch.empty_like(own.y[copy])
+    kind._up_(y, h, own.b.t(), 1.0, None, False)
+    return y.addmm_(own.x[copy], own.weight.t())
 
 
 def microseconds(call: Callable[[int], Any], repeats: int) -> float:
@@ -73,7 +84,7 @@ def ways(float32: bool) -> dict[str, Any]:
     own = torch.float32 if float32 else torch.bfloat16
     kernels = launch.make_kernels(None, torch.bfloat16, float32, own)
     plain = Split() if float32 else Plain(None, own, own)
-    return {"kernels": kernels, "PyTorch": plain}
+    return {"the library": kernels, "PyTorch": plain}
 
 
 def main() -> None:

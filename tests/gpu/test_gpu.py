@@ -290,7 +290,9 @@ def mask(kind: Any, shape: tuple[int, int], dropout: float) -> Tensor:
         ("float32 over bf16", 333, 1100, 200, 40, 0.3),
         ("bf16", 128, 256, 256, 64, 0.0),
         *(("float32 over bf16", 210, 512, 384, rank, 0.3) for rank in (96, 128, 200, 256)),
-        *(("float32 over bf16", 2300, 320, 200, rank, 0.0) for rank in (65, 256)),
+        *((case, 2300, 320, 200, rank, 0.0) for case in CASES for rank in (8, 64, 65, 129)),
+        *((case, 2300, 200, 320, rank, 0.0) for case in CASES for rank in (32, 256)),
+        *((case, 2300, 320, 200, rank, 0.3) for case in CASES for rank in (32, 129)),
         *((case, 333, 1100, 200, rank, 0.3) for case in ("bf16", "fp16 autocast") for rank in (96, 256)),
     ],
 )
@@ -322,7 +324,8 @@ def test_kernels_give_the_products(case: str, rows: int, width: int, out: int, r
 
 @pytest.mark.parametrize("adapter_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
 @pytest.mark.parametrize("rank", [64, 96, 256])
-def test_wide_ranks_give_the_same_bits_again(adapter_dtype: torch.dtype, rank: int) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_wide_ranks_give_the_same_bits_again(adapter_dtype: torch.dtype, rank: int, dropout: float) -> None:
     """Blocks of ranks are summed in one order."""
     torch.manual_seed(3)
     x, dy = torch.randn(2500, 512, device="cuda").bfloat16(), torch.randn(2500, 384, device="cuda").bfloat16()
@@ -333,7 +336,7 @@ def test_wide_ranks_give_the_same_bits_again(adapter_dtype: torch.dtype, rank: i
         torch.manual_seed(4)
         inputs = [x.clone(), a.to(adapter_dtype), b.to(adapter_dtype)]
         inputs = [tensor.requires_grad_() for tensor in inputs]
-        y = lora_linear(inputs[0], weight, None, inputs[1], inputs[2], None, 0.5, 0.2)
+        y = lora_linear(inputs[0], weight, None, inputs[1], inputs[2], None, 0.5, dropout)
         both.append([y, *torch.autograd.grad(y, inputs, dy)])
     assert all(torch.equal(one, other) for one, other in zip(*both, strict=True))
 

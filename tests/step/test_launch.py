@@ -20,9 +20,11 @@ class Twin:
 
     def __init__(self, compute: Callable[..., tuple[tuple[int, ...], ...]]) -> None:
         self.compute = compute
+        self.launches = 0
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*args: Any, num_warps: int = 4, num_stages: int = 2, **kwargs: Any) -> None:
+            self.launches += 1
             for programs, (size, tile, per_tile) in zip(grid, self.compute(*args, **kwargs), strict=True):
                 number, rest = divmod(programs, per_tile)
                 assert not rest
@@ -121,6 +123,7 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(sys.modules["ist.step.fused"], "kernels", kernels, raising=False)
     monkeypatch.delitem(sys.modules, "ist.step.fused.launch", raising=False)
     module = importlib.import_module("ist.step.fused.launch")
+    monkeypatch.setattr(module, "wide_product", lambda left, right: left.float() @ right.float())  # Has no CPU.
     monkeypatch.setattr(torch.cuda, "default_generators", (Generator(),))
     draw = module.draw
     monkeypatch.setattr(module, "draw", lambda device, dropout: draw(SimpleNamespace(index=0), dropout))
@@ -186,6 +189,43 @@ def test_products_and_gradients(
         assert right is not None
         assert float((found.double() - right).norm() / right.norm()) < 8e-3
     assert torch.cuda.default_generators[0].get_offset() == (4 if dropout else 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "dropout", "many", "expected"),
+    [
+        ("float32 over bf16", 32, 0.0, False, (2, 2, 2)),
+        ("float32 over bf16", 32, 0.0, True, (0, 2, 0)),
+        ("float32 over bf16", 64, 0.0, True, (0, 2, 0)),
+        ("float32 over bf16", 65, 0.0, True, (0, 0, 0)),
+        ("float32 over bf16", 128, 0.2, True, (1, 1, 1)),
+        ("float32 over bf16", 128, 0.2, False, (2, 2, 2)),
+        ("bf16", 128, 0.0, True, (0, 2, 0)),
+        ("autocast", 128, 0.0, True, (0, 2, 0)),
+        ("bf16", 129, 0.0, True, (0, 0, 0)),
+        ("bf16", 32, 0.2, True, (1, 2, 1)),
+    ],
+)
+def test_of_many_rows_pytorch_multiplies_what_it_multiplies_faster(
+    launch: Any,
+    kind: str,
+    rank: int,
+    dropout: float,
+    many: bool,
+    expected: tuple[int, int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """How often the kernels run in a forward and its backward: what drops out, and what is added with small ranks."""
+    own = module_kinds(launch)[kind]
+    monkeypatch.setattr(function, "products", lambda *_: own)
+    monkeypatch.setattr(products, "FEW_ROWS", 0 if many else 2048)
+    dtype = torch.float32 if kind == "autocast" else torch.bfloat16
+    x, weight = torch.randn(6, 16).to(dtype).requires_grad_(), torch.randn(24, 16).to(dtype)
+    a, b = (torch.randn(shape).to(own.weight_dtype).requires_grad_() for shape in ((rank, 16), (24, rank)))
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        y = function.lora_linear(x, weight, None, a, b, None, 1.0, dropout)
+    y.sum().backward()
+    assert tuple(twin.launches for twin in (launch.down_kernel, launch.up_kernel, launch.grad_kernel)) == expected
 
 
 def test_the_share_that_is_kept_is_that_of_dropout_and_draws_differ(launch: Any) -> None:

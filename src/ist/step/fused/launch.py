@@ -1,4 +1,9 @@
-"""The products of an adapter in own kernels: where they serve, and with which tiles they are launched."""
+"""The products of an adapter in own kernels: where they serve, and with which tiles they are launched.
+
+Of many rows without dropout, PyTorch's products of whole matrices (cuBLAS) are the faster ones for all but one: the
+product that is added to an output, which a kernel of small ranks reads and writes once. So Kernels takes these there
+(benchmarks/step_time/results/products-*.json).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,8 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .products import Products, has_many_rows, linear_on_top
+from .precision import Plain, Split, fold, wide_product
+from .products import Products, add_product_, has_many_rows, linear_on_top
 
 __all__ = ["Kernels", "draw", "find_kernels", "is_wide", "try_out"]
 
@@ -19,6 +25,8 @@ BLOCK = 64
 """Ranks that one tile holds: what fits into the shared memory of every GPU that kernels are for."""
 MOST_RANKS = 256
 """Above, products of matrices are no longer thin, and cuBLAS does them well."""
+MOST_ADDED = {True: 64, False: 128}
+"""The ranks up to which a kernel adds `h w` to many rows faster than cuBLAS does; True is where matrices are split."""
 Draw = tuple[int, int, int]
 """What dropout depends on: two numbers that make the hash, and a threshold."""
 NOTHING: Draw = (0, 0, 0)
@@ -41,7 +49,7 @@ class Kernels(Products):
         weight_dtype: of A and B.
     """
 
-    __slots__ = ("autocast", "dtype", "half", "split", "weight_dtype")
+    __slots__ = ("autocast", "dtype", "half", "split", "weight_dtype", "whole")
 
     def __init__(self, autocast: torch.dtype | None, half: torch.dtype, split: bool, weight_dtype: torch.dtype) -> None:
         self.autocast = autocast
@@ -49,13 +57,19 @@ class Kernels(Products):
         self.split = split
         self.weight_dtype = weight_dtype
         self.dtype = torch.float32 if split else half
+        self.whole: Plain | SplitOnce = SplitOnce() if split else Plain(autocast, half, weight_dtype)
 
     def rest(self, dropout: float) -> float:
         return 1 / (1 - dropout)
 
     def down(self, x: Tensor, a: Tensor, dropout: float) -> tuple[Tensor, None, Any]:
-        drawn = draw(x.device, dropout) if dropout else None
-        return self._down(x, a, drawn), None, drawn
+        if dropout:
+            drawn = draw(x.device, dropout)
+            return self._down(x, a, drawn), None, drawn
+        if has_many_rows(x):
+            check_columns(x, a)
+            return self.whole.product_with_a(self._readable(x), a), None, None
+        return self._down(x, a), None, None
 
     def drop_again(
         self, x: Tensor | None, dropout: float, mask: Tensor | None, drawn_from: Any, like: Callable[[], Tensor]
@@ -69,14 +83,18 @@ class Kernels(Products):
         self._up_(y, h, b.t(), factor)
 
     def grad_of_h(self, dy: Tensor, b: Tensor) -> Tensor:
-        return self._down(dy, b.t())
+        return self.whole.grad_of_h(self._readable(dy), b) if has_many_rows(dy) else self._down(dy, b.t())
 
     def grad_of_b(self, dy: Tensor, h: Tensor, factor: float) -> Tensor:
+        if has_many_rows(dy):
+            return self.whole.grad_of_b(self._readable(dy), h.to(self.dtype), factor)
         found = torch.empty(dy.shape[1], h.shape[1], dtype=self.weight_dtype, device=dy.device)
         self._grad_(found.t(), h, dy, factor, None)
         return found
 
     def grad_of_a(self, dh: Tensor, inputs: Tensor, mask: Any, factor: float) -> Tensor:
+        if mask is None and has_many_rows(inputs):
+            return self.whole.grad_of_a(dh, self._readable(inputs), None, factor)
         found = torch.empty(dh.shape[1], inputs.shape[1], dtype=self.weight_dtype, device=dh.device)
         self._grad_(found, dh, inputs, factor, mask)
         return found
@@ -92,18 +110,11 @@ class Kernels(Products):
         return dx
 
     def parts(self, w: Tensor, low: int) -> Tensor:
-        rank, width = w.shape
-        found = torch.empty(3 * rank, width, dtype=torch.bfloat16, device=w.device)
-        with torch.cuda.device_of(w):
-            parts_kernel[(rank, tiles(width, 1024))](w, found, rank, width, *w.stride(), LOW=low, COLUMNS=1024)
-        return found
+        return three_parts(w, low)
 
     def _down(self, x: Tensor, w: Tensor, drawn: Draw | None = None) -> Tensor:
         """`D(x) wᵀ`, in float32."""
-        if x.shape[1] != w.shape[1] or x.device != w.device:
-            raise RuntimeError(
-                f"An adapter of {w.shape[1]} columns on {w.device} got an input of {x.shape[1]} on {x.device}."
-            )
+        check_columns(x, w)
         many = has_many_rows(x)
         x = self._readable(x)
         (rows, width), rank = x.shape, w.shape[0]
@@ -123,12 +134,14 @@ class Kernels(Products):
         """`y += f D(h w)`, or `y = …`."""
         rows, width = y.shape
         ranks, blocks = rank_blocks(w.shape[0])
-        down, across, warps = (128, 64, 8) if blocks > 1 else (64, 128 if ranks <= 32 else 64, 4)
+        if drawn is None and w.shape[0] > MOST_ADDED[self.split] and has_many_rows(y):
+            self.whole.add_(y, h, w, factor, add)
+            return
         with torch.cuda.device_of(y):
-            up_kernel[(tiles(rows, down), tiles(width, across))](
+            up_kernel[(tiles(rows, 64), tiles(width, 128))](
                 y, h, w, rows, width, w.shape[0], y.stride(0), *w.stride(), factor, *(drawn or NOTHING),
-                DROP=drawn is not None, SPLIT=self.split, ADD=add, ROWS=down, COLUMNS=across, RANK=ranks,
-                BLOCKS=blocks, num_warps=warps,
+                DROP=drawn is not None, SPLIT=self.split, ADD=add, ROWS=64, COLUMNS=128, RANK=ranks, BLOCKS=blocks,
+                num_warps=4,
             )  # fmt: skip
 
     def _grad_(self, g: Tensor, h: Tensor, x: Tensor, factor: float, drawn: Draw | None) -> None:
@@ -149,6 +162,51 @@ class Kernels(Products):
         if x.dtype != self.half:
             x = x.to(self.half)
         return x if x.stride(1) == 1 else x.contiguous()
+
+
+class SplitOnce(Split):
+    """`Split` with the parts of a matrix made by one kernel."""
+
+    __slots__ = ()
+
+    def product_with_a(self, x: Tensor, a: Tensor) -> Tensor:
+        return fold(wide_product(x, two_parts(a).t()))
+
+    def grad_of_h(self, dy: Tensor, b: Tensor) -> Tensor:
+        return fold(wide_product(dy, two_parts(b.t()).t()))
+
+    def grad_of_b(self, dy: Tensor, h: Tensor, factor: float) -> Tensor:
+        return fold(wide_product(dy.t(), two_parts(h.t()).t())).mul_(factor)
+
+    def grad_of_a(self, dh: Tensor, inputs: Any, mask: Any, factor: float) -> Tensor:
+        high, low = wide_product(two_parts(dh.t()), inputs).view(2, -1, inputs.shape[-1])
+        return high.add_(low).mul_(factor)
+
+    def add_(self, y: Tensor, h: Tensor, w: Tensor, factor: float, add: bool = True) -> None:
+        """`y += f h w`, or `y = …`: high · high, low · high, high · low."""
+        add_product_(y, three_parts(h.t(), 1).t(), three_parts(w, 2), factor, add)
+
+
+def two_parts(w: Tensor) -> Tensor:
+    """`w` `[r, n]` as its high and its low bfloat16 part one under another, `[2r, n]`."""
+    return three_parts(w, 1)[: 2 * len(w)]
+
+
+def three_parts(w: Tensor, low: int) -> Tensor:
+    """As `Products.parts`."""
+    rank, width = w.shape
+    found = torch.empty(3 * rank, width, dtype=torch.bfloat16, device=w.device)
+    with torch.cuda.device_of(w):
+        parts_kernel[(rank, tiles(width, 1024))](w, found, rank, width, *w.stride(), LOW=low, COLUMNS=1024)
+    return found
+
+
+def check_columns(x: Tensor, w: Tensor) -> None:
+    """Raise RuntimeError where an adapter's matrix does not take an input of these columns, or from this device."""
+    if x.shape[1] != w.shape[1] or x.device != w.device:
+        raise RuntimeError(
+            f"An adapter of {w.shape[1]} columns on {w.device} got an input of {x.shape[1]} on {x.device}."
+        )
 
 
 def find_kernels(a: Tensor, autocast: torch.dtype | None, activations: tuple[torch.dtype, ...]) -> Kernels | None:

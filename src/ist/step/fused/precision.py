@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from .products import Products, add_product_, product
 
-__all__ = ["Plain", "Split", "parts"]
+__all__ = ["Plain", "Split", "fold", "parts", "wide_product"]
 
 
 class TorchProducts(Products):
@@ -137,7 +137,11 @@ class Plain(TorchProducts):
         add_product_(dx, dh, self.cast(a), factor)
 
     def add_up_(self, y: Tensor, h: Tensor, b: Tensor, factor: float) -> None:
-        add_product_(y, h, self.cast(b).t(), factor)
+        self.add_(y, h, b.t(), factor)
+
+    def add_(self, y: Tensor, h: Tensor, w: Tensor, factor: float, add: bool = True) -> None:
+        """`y += f h w`, or without `add` `y = …`."""
+        add_product_(y, self.cast(h), self.cast(w), factor, add)
 
     def grad_of_h(self, dy: Tensor, b: Tensor) -> Tensor:
         return self.cast(dy) @ self.cast(b)
