@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,8 @@ from transformers import AutoModelForCausalLM
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from harness import FIVE, model_config
-from ist import focus
 
-__all__ = ["local", "make_sharded", "renew_buffers", "weightless"]
+__all__ = ["even_focus", "local", "lora_config", "make_sharded", "renew_buffers", "weightless"]
 
 RANK, ALPHA, DROPOUT = 32, 64, 0.05
 
@@ -41,15 +42,28 @@ def weightless(size: str, method: str, layers: int | None = None, only: Sequence
     """
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(model_config(size, layers), dtype=torch.bfloat16)
-    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=list(FIVE), task_type="CAUSAL_LM")
-    # Random weights have no important layers, and an even spread needs no data.
-    config = focus(base, lora, spread="even") if method == "focused" else lora
+    lora = lora_config()
+    config = even_focus(lora, base.config.num_hidden_layers) if method == "focused" else lora
     if only is not None:
         config.layers_to_transform = list(only)
     return get_peft_model(base, config, low_cpu_mem_usage=True)
 
 
-def make_sharded(size: str, method: str, engine: str, device: torch.device) -> nn.Module:
+def lora_config() -> LoraConfig:
+    """LoRA of the paper's modules."""
+    return LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=list(FIVE), task_type="CAUSAL_LM")
+
+
+def even_focus(config: LoraConfig, layers: int) -> LoraConfig:
+    """What `ist.focus(model, config, spread="even")` returns for a model of so many equal layers.
+
+    Random weights have no important layers. Written out, since `focus` takes seconds for 80 layers, in every process.
+    """
+    alpha = config.lora_alpha * sqrt(2)  # Twice the rank with the same size of updates.
+    return replace(config, r=2 * config.r, lora_alpha=alpha, layers_to_transform=[*range(1, layers, 2)])
+
+
+def make_sharded(size: str, method: str, engine: str, device: torch.device, model: Any = None) -> nn.Module:
     """The model of `weightless` under a distributed backend, with random weights on the device.
 
     Args:
@@ -57,8 +71,9 @@ def make_sharded(size: str, method: str, engine: str, device: torch.device) -> n
         method: as for `weightless`.
         engine: `none`, `ddp` or `fsdp2`; units of FSDP2 are the decoder layers, and the rest is the root's.
         device: of this rank.
+        model: that of `weightless`, where it has been made.
     """
-    model = weightless(size, method)
+    model = weightless(size, method) if model is None else model
     if engine == "fsdp2":
         for block in model.base_model.model.model.layers:
             fully_shard(block)

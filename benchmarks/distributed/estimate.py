@@ -23,19 +23,22 @@ START = 20.0
 
 
 def training_seconds(cell: Cell, schedule: Mapping[str, int], kind: str) -> float:
-    """Seconds of all steps of a cell on paper: a round to warm up, those that are timed, and one that is counted.
+    """Seconds of all steps of a cell on paper: to warm up, those that are timed, and those that are counted.
+
+    A round of sampled training is counted, and one step of the others.
 
     Args:
         cell: what is measured.
-        schedule: `interval` and `rounds`.
+        schedule: `interval`, `rounds` and `warm_up`.
         kind: `cuda` or `cpu`.
     """
     counted = traffic(cell.size, cell.method, cell.engine, cell.processes)
     received = received_bytes(counted, cell.engine, cell.processes)
     step = predict(MACHINES[kind], work(cell.size, cell.method, cell.rows, cell.tokens), received)
-    rounds = schedule["rounds"] + 2
-    measurements = rounds * (step + cell.late) if cell.method == "sampled" else 0.0  # Three forwards of a row each.
-    return rounds * schedule["interval"] * step + measurements
+    rounds = schedule["rounds"] + schedule.get("warm_up", 1)
+    if cell.method != "sampled":
+        return (rounds * schedule["interval"] + 1) * step
+    return (rounds + 1) * (schedule["interval"] * step + step + cell.late)  # Three forwards of a row each.
 
 
 def expected_seconds(
@@ -45,7 +48,7 @@ def expected_seconds(
 
     Args:
         cell: what is measured.
-        schedule: `interval` and `rounds`.
+        schedule: `interval`, `rounds` and `warm_up`.
         kind: `cuda` or `cpu`.
         rows: of cells that were measured on the same machine. What they took beside their steps on paper, the median of
             those with as many processes, or of all, is what this one will.

@@ -31,10 +31,10 @@ BETWEEN = 50e9
 """Bytes a second of one GPU's network card, by the makers' figures: real transfers reach less."""
 
 
-def peak_on_paper(size: str, method: str, engine: str, processes: int) -> int:
+def peak_on_paper(size: str, method: str, engine: str, processes: int, rows: int = ROWS, tokens: int = TOKENS) -> int:
     """Bytes of the rank that holds the most, with DDP's buckets, or the weights that FSDP2 gathers for a moment."""
     kept = max(sum(held.values()) for held in state_bytes(size, method, engine, processes))
-    activations = activation_bytes(size, method, ROWS, TOKENS)
+    activations = activation_bytes(size, method, rows, tokens)
     if engine == "ddp":  # Buckets for the gradients of all adapters.
         return (
             kept + activations + sum(prod(shape) * width for _, shape, width, trains in shapes(size, method) if trains)

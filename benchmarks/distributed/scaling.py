@@ -96,13 +96,22 @@ class Row:
 
 
 def load_rows(folder: Path) -> list[Row]:
-    """Every line of every `*.jsonl` of a folder; of a cell on one kind of device, the last."""
-    rows: dict[Any, Row] = {}
-    for file in sorted(folder.glob("*.jsonl")):
-        for text in file.read_text(encoding="utf-8").splitlines():
-            row = Row(json.loads(text))
-            rows[row.cell.key, row.line["device"]] = row
-    return list(rows.values())
+    """The lines of every `*.jsonl` of a folder: of a cell on one kind of device, the last by date.
+
+    One that failed replaces none that was measured.
+    """
+    lines = [
+        (number, Row(json.loads(text)))
+        for number, text in enumerate(
+            text for file in sorted(folder.glob("*.jsonl")) for text in file.read_text(encoding="utf-8").splitlines()
+        )
+    ]
+    best: dict[Any, tuple[bool, str, int, Row]] = {}
+    for number, row in lines:
+        own = (row.error is None, row.line.get("date", ""), number, row)
+        key = row.cell.key, row.line["device"]
+        best[key] = max(best.get(key, own), own, key=lambda rank: rank[:3])
+    return [row for *_, row in best.values()]
 
 
 def rows_of_one_gpu(rows: Sequence[Row]) -> list[Row]:
@@ -199,13 +208,14 @@ def grid_table(rows: Sequence[Row], rows_of_each: int = 2, tokens: int = 512) ->
         return f"{row.tokens_per_second:.0f} ({spread_of(row.speeds)})"
 
     lines = []
+    shown: list[Row] = []
     for size in sizes:
         if not any(row.cell.size == size for row in rows):
             lines.append((size, "DDP, FSDP2", "all", *["not run"] * len(numbers)))
             continue
         for engine in ("ddp", "fsdp2"):
             for method in METHODS:
-                cells = (
+                cells = [
                     Cell(
                         size=size,
                         processes=number,
@@ -215,19 +225,21 @@ def grid_table(rows: Sequence[Row], rows_of_each: int = 2, tokens: int = 512) ->
                         tokens=tokens,
                     )
                     for number in numbers
-                )
+                ]
+                shown += [found[cell.key] for cell in cells if cell.key in found]
                 lines.append((size, ENGINES[engine], METHODS[method], *map(text, cells)))
     columns = tuple(f"{number} GPU{'s' if number > 1 else ''}" for number in numbers)
     table = markdown(("shape", "backend", "method", *columns), lines)
-    measured = [row for row in rows if row.error is None]
+    measured = [row for row in shown if row.error is None]
     steps = spread_of([len(row.line["step_seconds"]) for row in measured] or [0])
-    intervals = spread_of([row.line["schedule"]["interval"] for row in measured] or [0])
+    sampled = [row for row in measured if row.cell.method == "sampled"]
+    intervals = spread_of([row.line["schedule"]["interval"] for row in sampled] or [0])
     note = (
         f"Tokens/s of each GPU by the median of {steps} steps (by the slowest to by the fastest), {rows_of_each} × "
         f"{tokens} tokens on each; sampled training with a measurement of importance every {intervals} steps. Cells "
         f"not run, and strong scaling: `{COMMAND}`."
     )
-    return f"{table}\n\n{note} {sources(rows)}"
+    return f"{table}\n\n{note} {sources(list(dict.fromkeys(shown)) or rows)}"
 
 
 def traffic_table(rows: Sequence[Row]) -> str:

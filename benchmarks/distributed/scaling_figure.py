@@ -60,9 +60,10 @@ def draw_panel(axes: Any, rows: Sequence[Row], together: bool) -> None:
     axes.text(0.5, 1.02, bars, color="0.4", ha="center", transform=axes.transAxes)
     axes.set(xlabel="GPUs", ylabel=f"tokens/s of {of}")
     axes.set_xscale("log", base=2)
-    if is_scaling(rows):
+    shown = is_scaling(rows) or not together  # One number of GPUs is a point of weak scaling, and no strong scaling.
+    if shown:
         draw_curves(axes, rows, together)
-    measured = {row.cell.processes for row in rows} if is_scaling(rows) else set()
+    measured = {row.cell.processes for row in rows} if shown else set()
     numbers = sorted({*PLANNED[1], *measured})
     axes.set(xlim=(numbers[0] / 1.2, numbers[-1] * 1.2), ylim=(0, None))
     axes.set_xticks(numbers)

@@ -28,6 +28,7 @@ from scaling import (  # noqa: E402
     traffic_table,
 )
 from scaling_figure import draw  # noqa: E402
+from strong_scaling import strong_table  # noqa: E402
 
 from commit import commit  # noqa: E402
 from pages import fill, source, write_section  # noqa: E402
@@ -186,11 +187,12 @@ def write_node_page(results: Path) -> None:
     if scaled:
         draw(PICTURE, on_gpus)
     figure = "\n\n![Tokens/s of each GPU by number of GPUs](images/scaling.png)" if scaled else ""
+    strong = strong_table(on_gpus)
     sections = {
         "memory on paper": (NODE_PAGE, memory_table()),
         "measured memory": (NODE_PAGE, measured_memory_table(on_gpus)),
         "traffic": (NODE_PAGE, traffic_table(rows)),
-        "scaling": (NODE_PAGE, f"{grid_table(on_gpus)}{figure}"),
+        "scaling": (NODE_PAGE, "\n\n".join(filter(None, [grid_table(on_gpus), strong])) + figure),
         "probes": (NODE_PAGE, probe_table(rows)),
         "fit": (NODE_PAGE, fit_table(on_gpus)),
         "beyond a node": (NODE_PAGE, beyond_table(on_gpus)),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,13 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import estimate  # noqa: E402
 import measuring  # noqa: E402
 import model  # noqa: E402
+import run  # noqa: E402
 import scaling  # noqa: E402
 import scaling_figure  # noqa: E402
-from grid import Cell, plan  # noqa: E402
-from workers import CellError, launch  # noqa: E402
+import strong_scaling  # noqa: E402
+import table  # noqa: E402
+from grid import METHODS, Cell, plan  # noqa: E402
+from workers import CellError, Workers, launch  # noqa: E402
 
 sys.path[:] = PATH  # as other tests expect it
 
@@ -66,24 +72,99 @@ def test_cells_with_a_line_are_skipped_and_a_line_that_was_cut_off_is_not_one(
 ) -> None:
     measured: list[Cell] = []
 
-    def measure(cell: Cell, schedule: Any, limit: float) -> dict[str, Any]:
-        measured.append(cell)
+    def row(self: Any, planned: measuring.Planned) -> dict[str, Any]:
+        measured.append(planned[0])
         return {"device": "CPU"}
 
-    monkeypatch.setattr(measuring, "measure", measure)
+    monkeypatch.setattr(measuring.Ahead, "row", row)
     first, second = plan(["tiny"], [1], [], ["lora", "focused"], 2, 2, 16)
     file = tmp_path / "results" / "x.jsonl"
-    measuring.run_cells([first], file, {"interval": 1, "rounds": 1}, 1)
+    schedule = {"interval": 1, "rounds": 1}
+    measuring.run_cells([(first, schedule)], file, 1)
     with file.open("a") as out:
         out.write('{"cell": {"size": "ti')
-    measuring.run_cells([first, second], file, {"interval": 1, "rounds": 1}, 1)
+    measuring.run_cells([(first, schedule), (second, schedule)], file, 1)
     assert measured == [first, second]
     rows = measuring.read_rows(file)
     assert [Cell(**line["cell"]) for line in rows] == [first, second]
     assert {"commit", "versions", "device", "date", "schedule"} <= {*rows[0]}
 
 
+def test_groups_of_flags_follow_one_another_each_with_its_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(run, "run_cells", lambda *arguments: given.extend(arguments))
+    flags = (
+        "x --within 270 --sizes 70b --processes 2 --engines fsdp2 --methods lora --total-rows 0 --late 0 --interval 5"
+    )
+    late = "--then --sizes 13b --processes 1 2 --engines ddp --late 2 --only-late --rounds 1 --warm-up 3"
+    again = "--then --sizes 70b --processes 2 --engines fsdp2 --methods lora --total-rows 0 --late 0"
+    run.main(["--results", str(tmp_path), *f"{flags} {late} {again}".split()])
+    planned, file, limit, within, ahead = given
+    assert [(cell.size, cell.method, cell.late, own) for cell, own in planned] == [
+        ("70b", "lora", 0.0, {"interval": 5, "rounds": 2, "warm_up": 1}),
+        ("13b", "sampled", 2.0, {"interval": 10, "rounds": 1, "warm_up": 3}),
+    ]
+    assert (file, limit, within, ahead) == (tmp_path / "x.jsonl", 300, 270, False)
+
+
+def test_a_cell_for_which_no_time_is_left_has_no_line_and_a_shorter_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measuring.Ahead, "row", lambda *_: {"device": "CPU"})
+    monkeypatch.setattr(
+        measuring, "expected_seconds", lambda cell, *_: {"lora": 10, "sampled": 100, "focused": 20}[cell.method]
+    )
+    cells = [(cell, {"interval": 1, "rounds": 1}) for cell in plan(["tiny"], [1], [], list(METHODS), 2, 0, 16)]
+    measuring.run_cells(cells, tmp_path / "x.jsonl", 1, within=60)
+    assert [line["cell"]["method"] for line in measuring.read_rows(tmp_path / "x.jsonl")] == ["lora", "focused"]
+    assert "not run, about 100 s with 60 s left" in capsys.readouterr().out
+
+
 # --- processes
+
+
+WAITING = """
+import json, os, pathlib, sys, time
+cell = json.loads(sys.argv[1])["cell"]["method"]
+folder = pathlib.Path(__file__).parent
+(folder / f"{cell}-started").touch()
+while not os.path.exists(os.environ["GO_FILE"]):
+    time.sleep(0.01)
+end = time.monotonic() + 20
+while cell == "lora" and not (folder / "focused-started").exists() and time.monotonic() < end:
+    time.sleep(0.01)
+if cell == "lora":
+    sys.exit("out of memory")
+pathlib.Path(sys.argv[2]).write_text(json.dumps({"device": "CPU"}))
+"""
+
+
+def test_the_next_cell_starts_ahead_and_runs_after_one_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "worker.py").write_text(WAITING)
+    monkeypatch.setattr(measuring, "HERE", tmp_path)
+    monkeypatch.setattr("workers.GRACE", 0.1)
+    schedule = {"interval": 1, "rounds": 1}
+    first, second = [(cell, schedule) for cell in plan(["tiny"], [1], [], ["lora", "focused"], 2, 0, 16)]
+    with measuring.Ahead([first, second], 60, ahead=True) as trials:
+        assert trials.row(first)["error"] == "rank 0: out of memory"
+        assert (tmp_path / "focused-started").exists(), "while the first ran, which waited for it"
+        assert trials.row(second)["device"] == "CPU"
+    with measuring.Ahead([first, second, first], 60, ahead=True) as trials:
+        assert trials.row(second)["device"] == "CPU", "a cell that was not started ahead is started, and the next ended"
+
+
+def test_processes_that_wait_end_with_their_program(tmp_path: Path) -> None:
+    file = tmp_path / "started"
+    code = f"import os, pathlib, sys, time; pathlib.Path({str(file)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    with Workers(["-c", code], 1, limit=60):
+        while not (file.exists() and file.read_text()):
+            time.sleep(0.01)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(file.read_text()), 0)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +277,7 @@ def test_a_cell_takes_what_its_steps_do_on_paper_and_what_others_took_beside_the
     assert len(short) == 9
     alone, sampled, *_, sharded = short
     assert estimate.expected_seconds(alone, schedule, "cuda") == pytest.approx(
-        estimate.START + 15 * (0.05 + model.work("13b", "lora", 2, 512) / 3e14)
+        estimate.START + 11 * (0.05 + model.work("13b", "lora", 2, 512) / 3e14)
     )
     base = {"schedule": schedule, "seconds": 60.0}
     rows = [{"cell": vars(alone), **base}, {"cell": vars(alone), **base, "error": "x", "seconds": 900}]
@@ -219,7 +300,7 @@ def test_each_cell_says_before_it_starts_how_long_it_will_take(
         "import json, pathlib, sys, time\ntime.sleep(0.3)\npathlib.Path(sys.argv[2]).write_text('{}')\n"
     )
     monkeypatch.setattr(measuring, "HERE", tmp_path)
-    measuring.run_cells(cells, tmp_path / "rows.jsonl", {"interval": 1, "rounds": 1}, 60)
+    measuring.run_cells([(cell, {"interval": 1, "rounds": 1}) for cell in cells], tmp_path / "rows.jsonl", 60)
     title = "{} of 2: tiny, 1 × none, {}, 1 × 8 tokens a process: {}"
     total, *said = capsys.readouterr().out.splitlines()
     assert total == "2 cells to measure, about 40 s"
@@ -232,3 +313,92 @@ def test_each_cell_says_before_it_starts_how_long_it_will_take(
         title.format(2, "focused", f"about {took[0]:.0f} s"),
         title.format(2, "focused", f"measured, {took[1]:.0f} s"),
     ]
+
+
+# --- rows that a later run adds
+
+
+class Axes:
+    """What a panel draws."""
+
+    def __init__(self) -> None:
+        self.curves = 0
+        self.words: list[tuple[float, str]] = []
+        self.xaxis = self
+
+    def text(self, place: float, height: float, word: str, **_: Any) -> None:
+        self.words.append((place, word))
+
+    def errorbar(self, *_: Any, **__: Any) -> None:
+        self.curves += 1
+
+    def get_ylim(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def write(folder: Path, name: str, lines: list[dict[str, Any]]) -> None:
+    (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_last_measurement_of_a_cell_counts_whatever_its_file_and_a_failure_replaces_none(tmp_path: Path) -> None:
+    old, new, failed = ({**row(), "date": f"2026-11-{day}", "seconds": day} for day in (1, 2, 3))
+    write(tmp_path, "a.jsonl", [new])
+    write(tmp_path, "b.jsonl", [old, {**failed, "error": "rank 0: out of memory"}])
+    (shown,) = scaling.load_rows(tmp_path)
+    assert shown.line["seconds"] == 2
+
+
+def later_rows() -> list[dict[str, Any]]:
+    """What two GPUs can add to the nine cells: the largest shape, of which a cell has no memory, a late rank, and one
+    batch on one GPU and on two.
+    """
+    large = [row(2, "fsdp2", 2.0 + number, size="70b", method=method) for number, method in enumerate(METHODS)]
+    large[0] = {**{name: large[0][name] for name in ("cell", "commit", "versions")}, "error": "rank 1: out of memory"}
+    large[0] |= {"device": "NVIDIA H200", "schedule": {"interval": 5, "rounds": 1, "warm_up": 2}}
+    late = [row(2, engine, method="sampled", late=2.0) for engine in ("ddp", "fsdp2")]
+    one = [row(1, "none", 0.4, method=method, rows=4) for method in METHODS]
+    two = [row(2, "fsdp2", 0.3, method=method) for method in METHODS]
+    weak = [row(1, "none", 0.2, method=method) for method in METHODS]
+    return [{**line, "date": "2026-12-01"} for line in (*large, *late, *one, *two, *weak)]
+
+
+def test_pages_take_the_rows_of_a_later_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "later.jsonl", later_rows())
+    page, full = tmp_path / "page.md", tmp_path / "full.md"
+    page.write_text(table.NODE_PAGE.read_text())
+    full.write_text(table.FULL_PAGE.read_text())
+    monkeypatch.setattr(table, "NODE_PAGE", page)
+    monkeypatch.setattr(table, "FULL_PAGE", full)
+    monkeypatch.setattr(table, "PICTURE", tmp_path / "scaling.png")
+    table.write_node_page(tmp_path)
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+    text = page.read_text()
+    assert "| 70b | FSDP2 | LoRA | not run | out of memory | not run | not run |" in text
+    assert "| 70b | FSDP2 | sampled (IST) | not run | 335 (" in text
+    assert "| 13b | 4 × 512 | FSDP2 | LoRA | 5120 (4655 to 5689) | 6827 (6206 to 7585), 1.33 × |" in text
+    assert "| 13b | 2 | FSDP2 | by 2 s | 600 ms |" in text
+    assert "| 70b | sampled (IST) | 161.0 | not run |" in text
+    assert "| 70b | 2 | FSDP2 | LoRA | 2 × 512 | rank 1: out of memory |" in full.read_text()
+
+
+def test_one_batch_on_several_gpus_and_nothing_where_there_is_none() -> None:
+    rows = [scaling.Row(line) for line in later_rows()]
+    lines = strong_scaling.strong_table(rows).splitlines()
+    assert [line.split(" | ")[2:4] for line in lines[2:5]] == [
+        ["FSDP2", "LoRA"], ["FSDP2", "sampled (IST)"], ["FSDP2", "focused (half)"]
+    ]  # fmt: skip
+    assert not lines[5], "DDP has no such row"
+    assert strong_scaling.strong_table([own for own in rows if own.cell.processes == 2]) == ""
+
+
+def test_the_figure_shows_a_shape_that_was_run_on_one_number_of_gpus() -> None:
+    drawn = Axes()
+    large = [scaling.Row(row(2, "fsdp2", 2.0, size="70b"))]
+    scaling_figure.draw_panel(drawn, large, together=False)
+    assert drawn.curves == 1
+    assert [place for place, word in drawn.words if word == "not run"] == [1, 4, 8]
+    scaling_figure.draw_panel(drawn, large, together=True)
+    assert drawn.curves == 1, "a single number of GPUs is no strong scaling"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from torch.distributed.fsdp import FSDPModule
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from build import local, make_sharded  # noqa: E402
+from build import local, make_sharded, weightless  # noqa: E402
 from collectives import CollectiveBytes  # noqa: E402
 from grid import Cell  # noqa: E402
+from workers import wait_for_go  # noqa: E402
 
 from harness import model_config, now, peak, reset_peak, shorten  # noqa: E402
 from ist import SparseTuner  # noqa: E402
@@ -35,11 +37,14 @@ OPTIONS: dict[str, dict[str, Any] | None] = {"lora": None, "sampled": {"mu": 100
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a cell trains: a warm-up round, `rounds` that are timed, and one whose collectives are counted."""
+    """How long a cell trains: rounds to warm up, those that are timed, and then steps whose collectives are counted."""
 
     interval: int
     """Steps of a round; at the end of each sampled training measures importance."""
     rounds: int
+    """Those that are timed."""
+    warm_up: int = 1
+    """Rounds before those that are timed."""
 
 
 class LateBatches:
@@ -57,10 +62,10 @@ class LateBatches:
 class Training:
     """A model in training in one process."""
 
-    def __init__(self, cell: Cell, interval: int, device: torch.device) -> None:
+    def __init__(self, cell: Cell, interval: int, device: torch.device, model: Any = None) -> None:
         rank, size = dist.get_rank(), dist.get_world_size()
         self.cell, self.kind = cell, device.type
-        self.model = make_sharded(cell.size, cell.method, cell.engine, device)
+        self.model = make_sharded(cell.size, cell.method, cell.engine, device, model)
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trainable, lr=1e-5, fused=True if self.kind == "cuda" else None)
         self._generator = torch.Generator().manual_seed(rank)
@@ -128,17 +133,22 @@ class Training:
 def measure(training: Training, schedule: Schedule) -> dict[str, Any]:
     """The figures of this rank."""
     interval = schedule.interval
-    for _ in range(interval):
-        training.time()
+    warm_up = [training.time() for _ in range(schedule.warm_up * interval)]
     reset_peak(training.kind)
-    times = [training.time() for _ in range(schedule.rounds * interval)]
+    times, allocations = [], [device_allocations(training.kind)]
+    for _ in range(schedule.rounds * interval):
+        times.append(training.time())
+        allocations.append(device_allocations(training.kind))
     cuda = training.kind == "cuda"
     top = peak("cuda") if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    counted = count(training, interval)
+    sampled = training.cell.method == "sampled"
+    counted = count(training, interval if sampled else 1)  # The steps of the others are all alike.
     return {
         "step_seconds": [step for step, _ in times],
+        "warm_up_seconds": [step for step, _ in warm_up],
+        "device_allocations": [after - before for before, after in pairwise(allocations)],
         "probe_seconds": [after for number, (_, after) in enumerate(times, 1) if number % interval == 0]
-        if training.cell.method == "sampled"
+        if sampled
         else [],
         **counted,
         "state_bytes": training.state_bytes(),
@@ -147,26 +157,31 @@ def measure(training: Training, schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def count(training: Training, interval: int) -> dict[str, Any]:
-    """The collectives of the steps of a round, and of its measurement."""
-    steps: list[dict[str, int]] = []
+def device_allocations(kind: str) -> int:
+    """How often PyTorch has asked the GPU's driver for memory, which makes a step slow; 0 on a CPU."""
+    return torch.cuda.memory_stats().get("num_device_alloc", 0) if kind == "cuda" else 0
+
+
+def count(training: Training, steps: int) -> dict[str, Any]:
+    """The collectives of some steps, and of the measurement at their end."""
+    counted: list[dict[str, int]] = []
     probe = {"gathered": 0, "reduced": 0, "calls": 0}
     with CollectiveBytes() as counter:
-        for _ in range(interval):
+        for _ in range(steps):
             training.train(look=True)
-            steps.append(counter.take())
+            counted.append(counter.take())
             training.finish()
             taken = counter.take()
             probe = {name: probe[name] + taken[name] for name in probe}
-    return {"step_collectives": steps, "probe_collectives": probe}
+    return {"step_collectives": counted, "probe_collectives": probe}
 
 
 def merge(ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """One row of the figures of all ranks: a step ends with the slowest of them; collectives are the same on each."""
     first = ranks[0]
+    most = ("step_seconds", "warm_up_seconds", "device_allocations", "probe_seconds")
     return {
-        "step_seconds": [max(own) for own in zip(*(rank["step_seconds"] for rank in ranks), strict=True)],
-        "probe_seconds": [max(own) for own in zip(*(rank["probe_seconds"] for rank in ranks), strict=True)],
+        **{name: [max(own) for own in zip(*(rank[name] for rank in ranks), strict=True)] for name in most},
         "step_collectives": first["step_collectives"],
         "probe_collectives": first["probe_collectives"],
         "state_bytes": [rank["state_bytes"] for rank in ranks],
@@ -178,13 +193,15 @@ def merge(ranks: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(cell: Cell, schedule: Schedule, file: Path, limit: float) -> None:
     """Measure the cell; rank 0 writes the row to `file`."""
+    model = weightless(cell.size, cell.method)
+    wait_for_go()
     local_rank = int(os.environ["LOCAL_RANK"])
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(local_rank)
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=limit))
-    figures = measure(Training(cell, schedule.interval, device), schedule)
+    figures = measure(Training(cell, schedule.interval, device, model), schedule)
     figures["device"] = torch.cuda.get_device_name() if cuda else "CPU"
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, figures)
