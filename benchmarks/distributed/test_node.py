@@ -29,7 +29,8 @@ def measured(processes: int, engine: str, method: str, late: float = 0.0) -> Row
     cell = Cell(size="tiny", processes=processes, engine=engine, method=method, rows=1, tokens=8, late=late)
     line = measuring.measure(cell, SCHEDULE, limit=90)
     assert "error" not in line, line["error"]
-    assert len(line["step_seconds"]) == 2
+    assert len(line["step_seconds"]) == len(line["warm_up_seconds"]) == len(line["device_allocations"]) == 2
+    assert len(line["step_collectives"]) == (2 if method == "sampled" else 1)
     assert len(line["peak_bytes"]) == processes
     fields: dict[str, Any] = {"cell": vars(cell), "schedule": SCHEDULE, **line}
     return Row(fields)
