@@ -95,6 +95,7 @@ class StepParts:
             ValueError: its state cannot be offloaded, or it is of adapters that are not those of the layers.
         """
         self._same_adapters.check()
+        self.boundary.hear(optimizer)
         self._of_optimizers = [(known, parts) for known, parts in self._of_optimizers if known() is not None]
         if any(known() is optimizer for known, _ in self._of_optimizers):
             return False
@@ -126,12 +127,20 @@ class StepParts:
         if self.interruption.was_shown():
             self.give_up()
         elif self.activation.active is not None:
-            try:
-                self._same_adapters.check()
-            except ValueError:
-                self.give_up()
-                raise
+            self.check_adapters()
             self.skipped.continues()
+
+    def check_adapters(self) -> None:
+        """A micro-batch ends, after which the step continues or its optimizer steps.
+
+        Raises:
+            ValueError: other adapters are active; the step is given up.
+        """
+        try:
+            self._same_adapters.check()
+        except ValueError:
+            self.give_up()
+            raise
 
     def before_update(self) -> None:
         """The optimizer is about to step."""
