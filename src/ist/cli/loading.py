@@ -19,9 +19,10 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from .finite import first_file, list_non_finite, say_non_finite, some
 from .quantised import check_settings
 from .sources import looked_for_adapter, looked_for_model
-from .weights import check_weights, count, first_file, list_non_finite, say_non_finite, some
+from .weights import check_weights, count
 
 __all__ = [
     "check_adapter_weights",
