@@ -65,9 +65,9 @@ def kept_beside(model: Any) -> Iterator[tuple[str, Tensor]]:
                 yield from floating(f"{place}{name}.{prefix}", {"absmax": getattr(inner, "absmax", None)})
             yield from floating(f"{place}{name}.", {"nested_offset": getattr(state, "offset", None)})
             yield from floating(place, {"SCB": getattr(parameter, "SCB", None)})
-            if hasattr(parameter, "__tensor_flatten__") and not hasattr(parameter, "to_local"):
-                parts = {part: getattr(parameter, part) for part in parameter.__tensor_flatten__()[0]}
-                yield from floating(f"{place}{name}.", parts)
+            flatten = getattr(parameter, "__tensor_flatten__", None)
+            if flatten is not None and not hasattr(parameter, "to_local"):
+                yield from floating(f"{place}{name}.", {part: getattr(parameter, part) for part in flatten()[0]})
         if put_in:
             meta = getattr(module, "meta", None)
             held = {**dict(module.named_buffers(recurse=False)), **(meta if isinstance(meta, dict) else {})}
