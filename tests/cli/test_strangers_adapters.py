@@ -250,6 +250,28 @@ def test_too_many_names_are_refused_and_expressions_that_end_are_none_of_ours(ba
         check_settings(str(configure(base, quantization_config=settings)), {})
 
 
+@pytest.mark.parametrize("command", ["eval", "train"])
+def test_a_tokenizer_whose_expression_takes_too_long(command: str, base: Path, tmp_path: Path, capsys: Any) -> None:
+    """Its library gives it up with what is no `Exception`."""
+    file = base / "tokenizer.json"
+    saved = json.loads(file.read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    saved["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, saved["pre_tokenizer"]]}
+    file.write_text(json.dumps(saved))
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"instruction": "a" * 40 + "!", "output": "b"}) + "\n")
+    flags = {
+        "eval": ["--protocol=loss"],
+        "train": ["--use_cpu", "--bf16=false", "--max_steps=1", "--validation_size=0"],
+    }
+    said = refused(
+        capsys, command, *flags[command], "--model_name_or_path", base, "--data_files", data, "--output_dir", tmp_path
+    )
+    assert said.startswith(
+        f"ist {command}: error: PanicException: Onig: Regex search error: retry-limit-in-match over;"
+    )
+
+
 def test_the_settings_of_a_part_are_found() -> None:
     config = {"text_config": {"quantization_config": {"a": 1}}, "compression_config": {"b": 2}, "c": {"d": 3}}
     assert list(quantised.settings_in(config)) == [{"a": 1}, {"b": 2}]
