@@ -95,13 +95,13 @@ class StepParts:
             ValueError: its state cannot be offloaded, or it is of adapters that are not those of the layers.
         """
         self._same_adapters.check()
-        self.boundary.hear(optimizer)
         self._of_optimizers = [(known, parts) for known, parts in self._of_optimizers if known() is not None]
         if any(known() is optimizer for known, _ in self._of_optimizers):
             return False
         state = OptimizerState(optimizer, self._view, self._config.optimizer_state)
         pairs = (FrozenPairs(optimizer, self.activation.frozen_ids),) if is_lora_fa(optimizer) else ()
         self._of_optimizers.append((weak(optimizer), (state, *pairs)))
+        self.boundary.hear(optimizer)
         return True
 
     def check_length(self, num_steps: int) -> None:
