@@ -185,6 +185,16 @@ class SparseTuner(SparseSteps):
         """
         self._weights.check(self.num_steps)
 
+    def check_adapters(self) -> None:
+        """Make sure that the step trains the adapters that it began with; call it where a micro-batch ends. `step` does
+        so where a block begins, and `IST` always.
+
+        Raises:
+            ValueError: others are active; the step is given up.
+        """
+        if self.active_layers is not None:
+            self._parts.check_adapters()
+
     def close(self) -> None:
         """Leave the model as PEFT made it. The tuner's state can still be saved; for more steps make another tuner."""
         super().close()

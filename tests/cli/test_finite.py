@@ -16,11 +16,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from ist.cli import weights
+from ist.cli import finite
 from ist.cli.analyse.command import load_adapter
+from ist.cli.finite import check_finite, file_of, list_non_finite
 from ist.cli.loading import load_causal_model
 from ist.cli.main import main
-from ist.cli.weights import check_finite, file_of, list_non_finite
 from ist.runs.checkpoints import checkpoints
 from tests.helpers.task_rows import write_collection
 
@@ -214,15 +214,15 @@ class Packed(torch.nn.Module):
 
 def test_tensors_of_8_bits_are_converted_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     named = {str(number): torch.ones(8).to(torch.float8_e4m3fn) for number in range(4)}
-    own, alive = weights.is_finite, []
+    own, alive = finite.is_finite, []
 
     def is_finite(tensor: torch.Tensor) -> bool:
         assert not any(other() is not None for other in alive)
         alive.append(weakref.ref(tensor))
         return own(tensor)
 
-    monkeypatch.setattr(weights, "is_finite", is_finite)
-    monkeypatch.setattr(weights, "all_finite", lambda tensors: all(map(is_finite, tensors)))
+    monkeypatch.setattr(finite, "is_finite", is_finite)
+    monkeypatch.setattr(finite, "all_finite", lambda tensors: all(map(is_finite, tensors)))
     assert list_non_finite(named) == []
     assert len(alive) == 4
 

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from ist.cli.finite import check_finite
+from ist.cli.main import main
 from ist.cli.train.arguments import parse_arguments
 from ist.cli.train.model import load_base
-from ist.cli.weights import check_finite
 from tests.helpers.tiny import tiny_llama
 
 
@@ -90,7 +91,7 @@ def test_codes_that_are_stored_as_other_numbers_are_loaded_and_saved(tmp_path: P
     assert torch.equal(again.view(torch.uint8), made.model.layers[0].mlp.down_proj.weight.view(torch.uint8))
     with torch.no_grad():
         made.model.norm.weight[1] = float("nan")
-    with pytest.raises(ValueError, match=r"\(1 of 11 tensors: model\.norm\.weight\)"):
+    with pytest.raises(ValueError, match=r"\(1 of 39 tensors: model\.norm\.weight\)"):
         check_finite("folder", made)
 
 
@@ -113,3 +114,94 @@ def test_fp8_is_loaded_as_transformers_does(tmp_path: Path) -> None:
         assert torch.equal(ours.state_dict()[name], weight), name
     for name, weight in expected.items():
         assert torch.equal(ours.state_dict()[name].to(torch.bfloat16), weight), name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("bits", "nested", "tensor"),
+    [
+        (4, False, "weight.absmax"),
+        (4, True, "weight.nested_absmax"),
+        (8, False, "SCB"),
+        (4, True, "norm"),
+        (8, False, "lm_head"),
+    ],
+)
+def test_numbers_beside_the_codes_that_are_not_finite(
+    bits: int, nested: bool, tensor: str, value: float, tmp_path: Path, capsys: Any, tiny_model_folder: Path
+) -> None:
+    """One line, also where the codes themselves can be any numbers."""
+    pytest.importorskip("bitsandbytes")
+    config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_use_double_quant=nested)
+    folder = tmp_path / "quantised"
+    AutoModelForCausalLM.from_pretrained(tiny_model_folder, quantization_config=config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model_folder).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in sorted(weights) if tensor in name)
+    weights[name].view(-1)[0] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "a", "output": "b"}\n' * 8)
+    data = ("--data_files", str(rows), "--output_dir", str(tmp_path / "out"), "--model_name_or_path", str(folder))
+    for command in (("eval", "--protocol=loss"), ("train", "--use_cpu", "--bf16=false", "--max_steps=1")):
+        capsys.readouterr()
+        assert main([*command, *data]) == 2
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if ": error: " in line)
+        assert f"The weights in {folder} hold NaN or infinite numbers (1 of " in line
+        assert f" tensors: {name} in model.safetensors): load the model's files anew" in line
+
+
+class Parts(torch.Tensor):
+    """A tensor of a quantiser's own class, made of codes and their scale."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, codes: torch.Tensor, scale: torch.Tensor) -> Parts:
+        made = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.bfloat16)  # type: ignore[attr-defined]
+        made.codes, made.scale = codes, scale
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["codes", "scale"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].codes, args[0].scale)
+        raise NotImplementedError(str(function))
+
+
+class Put(torch.nn.Module):
+    """What a quantiser puts in the place of a linear module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qweight = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.int32), requires_grad=False)
+        self.weight = torch.nn.Parameter(torch.full((4, 4), float("nan"), dtype=torch.float16))  # packed codes
+        self.weight_scale_inv = torch.nn.Parameter(torch.ones(2, 2))
+        self.register_buffer("scales", torch.ones(4, 2, dtype=torch.float16))
+        self.register_buffer("mask", torch.full((2, 2), float("-inf")))
+        self.meta = {"scale": torch.ones(4, 1), "zero": torch.ones(4, 1), "shape": (4, 4), "group_size": 64}
+        self.own = torch.nn.Parameter(Parts(torch.zeros(4, 4, dtype=torch.int8), torch.ones(4)), requires_grad=False)
+
+
+PLACES = {
+    "weight_scale_inv": lambda put: put.weight_scale_inv,
+    "scales": lambda put: put.scales,
+    "scale": lambda put: put.meta["scale"],
+    "zero": lambda put: put.meta["zero"],
+    "own.scale": lambda put: put.own.scale,
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_scales_of_any_quantiser_are_looked_at_and_codes_are_not(name: str) -> None:
+    model: Any = torch.nn.ModuleDict({"norm": torch.nn.LayerNorm(2), "proj": Put()})
+    model.hf_quantizer = object()
+    check_finite("folder", model)
+    with torch.no_grad():
+        PLACES[name](model["proj"]).view(-1)[1] = float("inf")
+    with pytest.raises(ValueError, match=rf"hold NaN or infinite numbers \(1 of \d+ tensors: proj\.{name}\): load the"):
+        check_finite("folder", model)

@@ -315,9 +315,18 @@ def test_escapes_in_a_text() -> None:
 def test_escapes_in_a_warning_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     with printable_logs():
         shown = warnings.formatwarning("file \x1b[2J is missing", UserWarning, "x.py", 1, "")
-    assert "file \\x1b[2J is missing" in shown
-    assert "\x1b" not in shown
+    assert shown == "UserWarning: file \\x1b[2J is missing (x.py:1)\n"
     assert "\x1b" in warnings.formatwarning("\x1b", UserWarning, "x.py", 1, "")
+
+
+def test_a_warning_of_another_library_is_one_line() -> None:
+    """Python would print the line of code below it, and the text as it is."""
+    import trl
+
+    with printable_logs():
+        shown = warnings.formatwarning(FutureWarning("two\n  lines"), FutureWarning, trl.__file__, 3)
+    assert shown == "FutureWarning: two lines (trl/__init__.py:3)\n"
+    assert len(warnings.formatwarning(UserWarning("a"), UserWarning, __file__, 1).splitlines()) == 2, "as before"
 
 
 def test_escapes_in_a_log_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,10 @@
-"""Adapters that a stranger gives away: no expression in their configuration hangs, and none imports a module."""
+"""Adapters and models of strangers: no expression in their configuration hangs, and none imports a module."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from ist.cli import expressions
+from ist.cli import expressions, quantised
 from ist.cli.expressions import check_expressions, names_of
 from ist.cli.main import main
+from ist.cli.quantised import check_settings
 from tests.helpers.tiny import tiny_llama
 
 ENDLESS = "(.+)+x"
@@ -181,3 +183,100 @@ def test_a_process_that_does_not_start_is_one_line(
     with pytest.raises(ValueError, match=re.escape(f"{begins}{said}")) as error:
         check_expressions(LoraConfig(target_modules=".*q_proj"), tiny_llama(), "the file")
     assert "\n" not in str(error.value)
+
+
+SKIPS = "(?:[a-z_.0-9]+)+!"
+QUANTISED: list[dict[str, Any]] = [
+    {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_skip_modules": [SKIPS]},
+    {"quant_method": "fp8", "modules_to_not_convert": ["lm_head", SKIPS]},
+    {"quant_method": "awq", "bits": 4, "modules_to_not_convert": [ENDLESS]},
+    {"quant_method": "compressed-tensors", "ignore": [f"re:{ENDLESS}"]},
+    {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"targets": [f"re:{SKIPS}"]}}},
+    {"quant_method": "gptq", "bits": 4, "dynamic": {f"-:{ENDLESS}": {}}},
+    {"quant_method": "gemma", "module_quant_configs": {"((.+)+!": {}, ")": {}}},
+]
+
+
+@pytest.fixture
+def base(tiny_model_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model_folder, tmp_path / "base"))
+
+
+def configure(folder: Path, **settings: Any) -> Path:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    return folder
+
+
+@pytest.mark.parametrize("settings", QUANTISED, ids=lambda settings: str(list(settings.items())[-1]))
+def test_an_endless_expression_of_a_quantised_base_is_refused(
+    settings: dict[str, Any], base: Path, tmp_path: Path, capsys: Any
+) -> None:
+    flags = ("--data_files", rows(tmp_path), "--output_dir", tmp_path / "out")
+    configure(base, quantization_config=settings)
+    said = refused(capsys, "eval", "--model_name_or_path", base, "--protocol=loss", *flags)
+    assert f"The quantization_config of {base} has the regular expression " in said
+    assert "did not end within 1 s on the names of this model's modules" in said
+
+
+@pytest.mark.parametrize("way", ["train", "base of an adapter", "adapter to train"])
+def test_every_command_that_takes_a_base_refuses_it(way: str, base: Path, tmp_path: Path, capsys: Any) -> None:
+    data = ("--data_files", rows(tmp_path), "--output_dir", tmp_path / "out")
+    train = ("train", "--max_steps=1", "--use_cpu", "--bf16=false", *data, "--model_name_or_path")
+    folder = tmp_path / "adapter"
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(str(folder))
+    configure(base, quantization_config=QUANTISED[1])
+    arguments: tuple[Any, ...] = {
+        "train": (*train, base),
+        "base of an adapter": ("eval", "--adapter", folder, "--protocol=loss", *data),
+        "adapter to train": (*train, folder),
+    }[way]
+    assert f"The quantization_config of {base} has the regular expression {SKIPS!r}, which did" in refused(
+        capsys, *arguments
+    )
+
+
+def test_too_many_names_are_refused_and_expressions_that_end_are_none_of_ours(base: Path) -> None:
+    many = {"quant_method": "fp8", "modules_to_not_convert": [f"n{number}" for number in range(3000)]}
+    with pytest.raises(ValueError, match=r"holds 300\d texts, and for this model \d+ at most: it is damaged"):
+        check_settings(str(configure(base, quantization_config=many)), {})
+    for settings in (
+        {"quant_method": "awq", "modules_to_not_convert": [r".*\.(q_proj|v_proj)$", "(", "lm_head"]},
+        {"quant_method": "awq", "modules_to_not_convert": None},
+        ["lm_head"],
+        None,
+    ):
+        check_settings(str(configure(base, quantization_config=settings)), {})
+
+
+@pytest.mark.parametrize("command", ["eval", "train"])
+def test_a_tokenizer_whose_expression_takes_too_long(command: str, base: Path, tmp_path: Path, capsys: Any) -> None:
+    """Its library gives it up with what is no `Exception`."""
+    file = base / "tokenizer.json"
+    saved = json.loads(file.read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    saved["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, saved["pre_tokenizer"]]}
+    file.write_text(json.dumps(saved))
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"instruction": "a" * 40 + "!", "output": "b"}) + "\n")
+    flags = {
+        "eval": ["--protocol=loss"],
+        "train": ["--use_cpu", "--bf16=false", "--max_steps=1", "--validation_size=0"],
+    }
+    said = refused(
+        capsys, command, *flags[command], "--model_name_or_path", base, "--data_files", data, "--output_dir", tmp_path
+    )
+    assert said.startswith(
+        f"ist {command}: error: PanicException: Onig: Regex search error: retry-limit-in-match over;"
+    )
+
+
+def test_the_settings_of_a_part_are_found() -> None:
+    config = {"text_config": {"quantization_config": {"a": 1}}, "compression_config": {"b": 2}, "c": {"d": 3}}
+    assert list(quantised.settings_in(config)) == [{"a": 1}, {"b": 2}]
+
+
+def test_names_alone_make_no_model(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantised.AutoModelForCausalLM, "from_config", None)
+    check_settings(str(configure(base, quantization_config={"modules_to_not_convert": ["lm_head"]})), {})

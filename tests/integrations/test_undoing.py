@@ -358,3 +358,46 @@ def answer_tokens_loss(model: Any, tokenizer: PreTrainedTokenizerFast, row: dict
     )
     logits = model(input_ids=text).logits[0, prompt.shape[1] - 1 : -1]
     return torch.nn.functional.cross_entropy(logits, text[0, prompt.shape[1] :], reduction="none")
+
+
+class Switches(TrainerCallback):
+    """Sets another adapter active after the first micro-batch of the second step, or its forward does."""
+
+    def __init__(self, when: str) -> None:
+        self.when, self.num = when, 0
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.num += 1
+        if self.when == "between" and self.num == 3:
+            kwargs["model"].set_adapter("second")
+
+
+@pytest.mark.parametrize("when", ["between", "in the last", "there and back"])
+def test_an_adapter_that_is_switched_between_two_micro_batches(when: str, tmp_path: Path) -> None:
+    """It is refused before the optimizer has moved anything by it; within a micro-batch any other may be active."""
+    model: Any = get_peft_model(tiny_llama(), LoraConfig(**LORA))
+    model.add_adapter("second", LoraConfig(**LORA))
+    switches = Switches(when)
+
+    class Own(Trainer):
+        def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(model, *args, **kwargs)
+            if when == "there and back":
+                reference_adapter(model)
+            if when == "in the last" and switches.num == 4:
+                model.set_adapter("second")
+            return loss
+
+    args = TrainingArguments(
+        str(tmp_path), max_steps=3, gradient_accumulation_steps=3, learning_rate=1e-2, report_to=[], use_cpu=True,
+        save_strategy="no",
+    )  # fmt: skip
+    trainer = Own(model=model, args=args, train_dataset=tiny_rows(96), callbacks=[IST(selector="all"), switches])  # type: ignore[arg-type]
+    if when == "there and back":
+        trainer.train()
+        assert trainer.state.global_step == 3
+        return
+    with pytest.raises(ValueError, match=r"^The active adapter is 'second' and was 'default' when this tuner was made"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+    assert switches.num == 4 if when == "in the last" else 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import re
 import warnings
@@ -23,6 +24,7 @@ from ist.runs.checkpoints import MANIFEST_FILE, write_manifest
 from ist.step.boundary import Boundary
 from ist.step.finite import BrokenStartError, NotFiniteError
 from ist.step.skipped import MOST_SKIPPED, SkippedError, SkippedSteps
+from ist.step.unhooked import TELLS
 from tests.helpers.tiny import cycle, tiny_batches, tiny_lora, trainable
 from tests.helpers.trainers import make_trainer
 
@@ -305,3 +307,138 @@ def test_a_loop_that_resumes_with_a_weight_that_is_nan() -> None:
     with_nan(model)
     with pytest.raises(BrokenStartError, match=r"where this run resumes, before step 8 \(1 of 32 tensors, "):
         tuner.check_weights()
+
+
+class Own:
+    """An optimizer that is not of PyTorch's kind."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.param_groups = [{"params": parameters, "lr": 1e-3}]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                parameter.data -= 1e-3 * parameter.grad
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad = None
+
+
+class Slots(Own):
+    """One with nothing but its groups."""
+
+    __slots__ = ("param_groups",)
+
+
+class Both(Own):
+    """Two of PyTorch's kind behind one."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        super().__init__(parameters)
+        self.optimizers = [torch.optim.SGD(parameters[part::2], lr=1e-3) for part in range(2)]
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+class Passes:
+    """Its class has no `step`."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.inner = torch.optim.SGD(parameters, lr=1e-3)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class Hooked(torch.optim.SGD):
+    """One of PyTorch's kind."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        super().__init__(parameters, lr=1e-3)
+
+
+MADE = (True, False, False, True, False, True, True)
+"""Which steps a loop makes, and which it skips by hand."""
+
+
+@pytest.mark.parametrize("given", ["before", "at every end", "never"])
+@pytest.mark.parametrize("kind", [Hooked, Own, Slots, Both])
+@pytest.mark.parametrize("clears", [True, False])
+def test_steps_that_a_loop_skips_by_hand_do_not_count(kind: Any, given: str, clears: bool) -> None:
+    """Of any optimizer that was given; where none was, after the first step that one with hooks has made."""
+    if given == "never" and kind in (Own, Slots):
+        pytest.skip("nothing shows the steps of an optimizer without hooks that was not given")
+    gc.collect()  # The tuners of other tests listen to the class.
+    model = tiny_lora(4)
+    optimizer, chosen, counts = kind(trainable(model)), [], []
+    with SparseTuner(model, selector="random", num_active_layers=1) as tuner:
+        if given == "before":
+            tuner.attach_optimizer(optimizer)
+        for made, batch in zip(MADE, cycle(tiny_batches(2, size=1)), strict=False):
+            chosen.append(tuner.begin_step())
+            model(**batch).loss.backward()
+            if made:
+                optimizer.step()
+            if made or clears:
+                optimizer.zero_grad()
+            tuner.end_step(optimizer if given == "at every end" else None)
+            counts.append(tuner.num_steps)
+    assert counts == list(itertools.accumulate(MADE))
+    expected = [chosen[0], *[chosen[1]] * 3, *[chosen[4]] * 2, chosen[6]]
+    assert chosen == expected, "a step that was skipped continues with its layers"
+    assert not hasattr(kind.step, TELLS), "its class is let alone"
+
+
+@pytest.mark.parametrize("kind", [Own, Slots, Both])
+def test_under_a_scaler_too(kind: Any) -> None:
+    tuner = SparseTuner(tiny_lora(2), selector="all")
+    loop = Loop(tuner, "begin_step")
+    loop.optimizer = kind(trainable(tuner.model))
+    loop.run(3)
+    assert tuner.num_steps == 0
+    loop.optimizer.zero_grad()
+    loop.run(2, skips=False)
+    assert tuner.num_steps == 2
+
+
+def test_what_nothing_shows_counts() -> None:
+    """Before the optimizer is given; where a `step` is the object's own, or passed on to one without hooks."""
+    model = tiny_lora(2)
+    for kind in (Own, Passes):
+        optimizer = kind(trainable(model))
+        if kind is Own:
+            vars(optimizer)["step"] = optimizer.step
+        with SparseTuner(model, selector="all") as tuner:
+            for _ in range(2):
+                tuner.begin_step()
+                tuner.end_step(optimizer)
+            assert tuner.num_steps == 2
+    with SparseTuner(model, selector="all") as tuner:
+        for num_steps in (1, 1):
+            tuner.begin_step()
+            tuner.end_step(Own(trainable(model)))
+            assert tuner.num_steps == num_steps
+
+
+def test_an_optimizer_without_hooks_steps_as_before_and_is_left_alone() -> None:
+    class Fresh(Own):
+        """Nobody else listens to it."""
+
+        def step(self, closure: Any = None) -> Any:
+            return closure()
+
+    plain, model = Fresh.step, tiny_lora(2)
+    first, second = SparseTuner(model, selector="all"), SparseTuner(tiny_lora(2), selector="all")
+    for tuner in (first, second):
+        tuner.attach_optimizer(Fresh(trainable(tuner.model)))
+    assert Fresh.step is not plain
+    assert Fresh(trainable(model)).step(closure=lambda: 5.0) == 5.0
+    assert [tuner._parts.boundary.num_outcomes for tuner in (first, second)] == [1, 0]
+    first.close()
+    assert Fresh.step is not plain
+    second.close()
+    assert Fresh.step is plain

@@ -1,6 +1,7 @@
-"""Regular expressions of adapter configurations: PEFT matches them with the names of modules, and some never end.
+"""Regular expressions of configurations, of adapters and of quantised models: PEFT and transformers match them with the
+names of modules, and some never end.
 
-They are tried before PEFT sees them, in a process of their own that can be stopped: this file, run by its path, which
+They are tried before those see them, in a process of their own that can be stopped: this file, run by its path, which
 is why it imports nothing but Python's own.
 """
 
@@ -10,27 +11,33 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["check_expressions"]
+__all__ = ["check_expressions", "check_quantization"]
 
 SECONDS = 10.0
 """After which expressions count as endless, beside `SECONDS_EACH`."""
 SECONDS_EACH = 5e-5
 """For an expression and a name: several times what one that ends takes."""
+MOST_TEXTS = 1000
+"""Beside four for each name."""
 MATCHES = {
     "{0}": ("fullmatch", "search"),
     r"(.*\.)?({0})$": ("match",),
     r"(^|.*\.){0}($|\..*)": ("match",),
     r"(?:^|.*?\.){0}\.(?P<idx>\d+)\.": ("match",),
     r".*\.{0}$": ("match",),
+    r"(?:{0})(?:(?<=\.)|(?=\.|$))": ("match",),
 }
-"""How PEFT matches names: targets, then parts of names as keys of patterns, modules to save and lists of blocks."""
+"""How PEFT matches names: targets, then parts of names as keys of patterns, modules to save and lists of blocks; and
+how transformers finds what stays as it is."""
+SIGNS = ("re:", "+:", "-:")
+"""Before expressions among names, in the settings of quantisers."""
 EMBEDDINGS = ("embed_tokens", "lm_head")
 FUSED, EXPERTS = (".gate_up_proj", ".down_proj"), ("gate", "gate_proj", "up_proj", "w1", "w2", "w3")
 """Ends of names of parameters that hold all experts, and what transformers 4 called the parts of one."""
@@ -47,12 +54,35 @@ def check_expressions(config: Any, model: nn.Module, where: str) -> None:
         model: which the adapter is put on; its modules and parameters have the names.
         where: the configuration comes from.
     """
-    names = names_of(model)
-    found = list(dict.fromkeys(text for value in vars(config).values() for text in texts_in(value)))
-    most = 1000 + 4 * len(names)
+    try_texts((text for value in vars(config).values() for text in texts_in(value)), lambda: model, where)
+
+
+def check_quantization(settings: Any, make_model: Callable[[], nn.Module], where: str) -> None:
+    """Raise ValueError where a text in the settings of a quantised checkpoint is an expression that does not end.
+
+    Args:
+        settings: of any quantiser, as JSON has them.
+        make_model: makes the model of the checkpoint, without its weights, where there are expressions.
+        where: the settings come from.
+    """
+    found = list(texts_in(settings))
+    bare = [text.removeprefix(sign) for text in found for sign in SIGNS if text.startswith(sign)]
+    several = settings.get("module_quant_configs") if isinstance(settings, Mapping) else None
+    if isinstance(several, Mapping) and several:  # Transformers makes one expression of the keys.
+        bare.append("|".join(f"(?P<g{number}>{key})" for number, key in enumerate(several)))
+    try_texts([*found, *bare], make_model, where)
+
+
+def try_texts(texts: Iterable[str], make_model: Callable[[], nn.Module], where: str) -> None:
+    """Raise ValueError where one of some texts is an expression that does not end on the names of a model."""
+    found = list(dict.fromkeys(texts))
+    expressions = [text for text in found if not re.fullmatch(r"[\w.-]*", text)]
+    if not expressions and len(found) <= MOST_TEXTS:
+        return
+    names = names_of(make_model())
+    most = MOST_TEXTS + 4 * len(names)
     if len(found) > most:
         raise ValueError(f"{where} holds {len(found)} texts, and for this model {most} at most: it is damaged.")
-    expressions = [text for text in found if not re.fullmatch(r"[\w.-]*", text)]
     if not expressions:
         return
     seconds = SECONDS + SECONDS_EACH * len(expressions) * len(names)

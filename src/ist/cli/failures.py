@@ -22,7 +22,7 @@ TIMES = {"RecursionError": "something nests too deep", "MemoryError": "the memor
 """Words for exceptions whose own message says little."""
 
 
-def describe_failure(error: Exception) -> str:
+def describe_failure(error: BaseException) -> str:
     """The sentence after `error:`.
 
     An exception of another library comes from a file or a flag that it could not use, and keeps its first line with its

@@ -19,8 +19,10 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from .finite import first_file, list_non_finite, say_non_finite, some
+from .quantised import check_settings
 from .sources import looked_for_adapter, looked_for_model
-from .weights import check_weights, count, first_file, list_non_finite, say_non_finite, some
+from .weights import check_weights, count
 
 __all__ = [
     "check_adapter_weights",
@@ -50,9 +52,11 @@ def load_causal_model(source: str, *, saves: bool = False, **options: Any) -> An
         options: of transformers' `from_pretrained`.
 
     Raises:
-        ValueError: it is no causal language model, or its weights are damaged, or are not those of its configuration.
+        ValueError: it is no causal language model, or its weights are damaged, or are not those of its configuration,
+            which may hold a regular expression that does not end.
     """
     with looked_for_model(source), whole(source, "model", options):
+        check_settings(source, options)
         # Sizes are compared below, where they can be told.
         told = {"ignore_mismatched_sizes": True, "output_loading_info": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **{**options, **told})

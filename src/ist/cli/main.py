@@ -107,6 +107,9 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "recipes": recipes,
     "report": report,
 }
+PANICS = "pyo3_runtime"
+"""The module of exceptions by which libraries written in Rust give up, as tokenizers does at an expression in a
+tokenizer.json that takes too long. They are no `Exception`."""
 GOES_ON = {
     "train": "--resume_from_checkpoint last resumes from the last checkpoint",
     "eval": "the same command continues from the answers that are there",
@@ -146,6 +149,11 @@ def run(arguments: list[str]) -> int:
         return 2
     except Exception as error:
         if is_debugging():
+            raise
+        say(command, f"error: {in_flags(describe_failure(error))}")
+        return 2
+    except BaseException as error:
+        if is_debugging() or type(error).__module__ != PANICS:
             raise
         say(command, f"error: {in_flags(describe_failure(error))}")
         return 2

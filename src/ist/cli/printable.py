@@ -39,14 +39,22 @@ class PrintableHandler(logging.Handler):
         print(printable(in_flags(record.getMessage())), file=sys.stderr, flush=True)
 
 
+def warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as one line, in place of Python's two: what it says, its category and where it comes from."""
+    place = filename.replace("\\", "/").rpartition("/site-packages/")[2]
+    return one_line(in_flags(f"{category.__name__}: {message} ({place}:{lineno})")) + "\n"
+
+
 @contextmanager
 def printable_logs() -> Iterator[None]:
-    """Within the block, what this library logs, and every warning, reaches the terminal with its control characters
-    shown."""
+    """Within the block, what this library logs reaches the terminal with its control characters shown, and so does
+    every warning, in one line."""
     logger, handler = logging.getLogger("ist"), PrintableHandler()
     logger.addHandler(handler)
     plain = warnings.formatwarning
-    warnings.formatwarning = lambda *args, **kwargs: printable(plain(*args, **kwargs))
+    warnings.formatwarning = warning_line
     try:
         yield
     finally:

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import modeling_utils
+from torch import nn
 
-from ..step.finite import all_finite, is_finite
+from .finite import check_finite, some
 
-__all__ = ["check_weights", "count", "first_file", "list_non_finite", "say_non_finite", "some"]
+__all__ = ["check_weights", "count"]
 
 logger = logging.getLogger(__name__)
 
-FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of a model's weights in one file; with `.index.json` the list of several."""
 NO_SHAPES = {"dtype", "torch_dtype", "attn_implementation", "experts_implementation", "quantization_config"}
 """Options of `from_pretrained` that a configuration has too, and that change no shape."""
 SAME_BASE = {"use_cache", "output_attentions", "output_hidden_states", "return_dict", "pad_token_id"}
 """Further ones that change nothing of what a model computes; those of dropout change it in a training alone."""
 FURTHER = ("num_nextn_predict_layers", "num_mtp_layers")
 """Names of the number of layers that predict further tokens, which transformers leaves out."""
-ORIGINAL = ("torch.nn.", "transformers.models.", "transformers_modules.")
-"""Where the classes of a model's own modules are; a quantiser puts others in their place."""
 SAVE_FIRST = "save the {} model first, with {}save_pretrained, and train that, or take --method full, which saves it."
 
 
@@ -195,95 +186,9 @@ def sets_layers(model: Any, options: Mapping[str, Any]) -> bool:
     return any(not names.isdisjoint(settings) for settings in (options, *inner))
 
 
-def check_finite(source: str, model: Any) -> None:
-    """Raise ValueError where weights are NaN or infinite, as far as this process holds them."""
-    if modeling_utils.is_fsdp_enabled() and int(os.environ.get("LOCAL_RANK", "0")):
-        return  # FSDP sends the weights to this process later.
-    codes = set(code_names(model))
-    named = {
-        name: parameter for name, parameter in model.named_parameters() if not (parameter.is_meta or name in codes)
-    }
-    broken = list_non_finite(named)
-    if broken:
-        narrow = any(named[name].dtype == torch.float16 for name in broken)
-        raise ValueError(
-            say_non_finite(f"The weights in {source} hold", broken, len(named), file_of(source, broken[0]))
-            + ("give --dtype float32 or bfloat16, since float16 ends at 65504, or " if narrow else "")
-            + "load the model's files anew, or save it anew from finite weights."
-        )
-
-
-def code_names(model: Any) -> Iterator[str]:
-    """The names of parameters that hold packed codes of a quantised matrix; as numbers of their dtype they say nothing.
-
-    bitsandbytes and HQQ may store them as bfloat16, float16 or float32. Numbers of 8 bits stand for themselves.
-    """
-    quantised = getattr(model, "hf_quantizer", None) is not None
-    for place, module in model.named_modules():
-        put_in = quantised and not f"{type(module).__module__}.".startswith(ORIGINAL)
-        for name, parameter in module.named_parameters(recurse=False):
-            packed = getattr(parameter, "quant_state", None) is not None or getattr(parameter, "bnb_quantized", False)
-            if packed or (put_in and parameter.dim() > 1 and parameter.element_size() > 1):
-                yield f"{place}.{name}" if place else name
-
-
-def list_non_finite(named: Mapping[str, Tensor]) -> list[str]:
-    """The names of tensors with NaN or infinite numbers among them, in order; whole numbers are always finite.
-
-    Args:
-        named: tensors of any kind and shape by name.
-    """
-    floating = {name: tensor for name, tensor in named.items() if tensor.is_floating_point() or tensor.is_complex()}
-    plain = {name: tensor for name, tensor in floating.items() if is_plain(tensor)}
-    fine = set(plain) if all_finite(plain.values()) else {name for name, tensor in plain.items() if is_finite(tensor)}
-    return [
-        name for name, tensor in floating.items() if not (name in fine if name in plain else is_finite_alone(tensor))
-    ]
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is looked at together with others: one of 8 bits, or of a quantiser's own class, is not."""
-    return tensor.element_size() > 1 and (type(tensor) in (Tensor, nn.Parameter) or hasattr(tensor, "to_local"))
-
-
-def is_finite_alone(tensor: Tensor) -> bool:
-    """Whether a tensor is finite; true where PyTorch cannot tell, as of float4_e2m1fn_x2, which has no NaN."""
-    try:
-        return is_finite(tensor.detach().bfloat16() if tensor.element_size() == 1 else tensor)
-    except (RuntimeError, TypeError):  # NotImplementedError is a RuntimeError.
-        return True
-
-
-def say_non_finite(what: str, broken: Collection[str], total: int, file: str) -> str:
-    """The first half of a message."""
-    place = f" in {file}" if file else ""
-    tensors = f"{len(broken)} of {total} tensors: {some(broken)}{place}"
-    return f"{what} NaN or infinite numbers ({tensors}): "
-
-
-def file_of(source: str, name: str) -> str:
-    """The file in a model's folder that a weight is in; empty where that cannot be told."""
-    for file in FILES:
-        index = Path(source) / f"{file}.index.json"
-        if index.is_file():
-            return json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).get(name, "")
-    return first_file(source, FILES)
-
-
-def first_file(source: str, files: Iterable[str]) -> str:
-    """The first of some files that a folder has, or an empty text."""
-    return next((file for file in files if (Path(source) / file).is_file()), "")
-
-
 def count(number: int) -> str:
     """A number of weights, in words."""
     return f"{number} weight{'' if number == 1 else 's'}"
-
-
-def some(names: Collection[str]) -> str:
-    """The first of several names."""
-    first, *others = names
-    return f"{first}, …" if others else first
 
 
 def size(shape: Any) -> str:

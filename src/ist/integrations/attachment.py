@@ -25,6 +25,7 @@ __all__ = [
     "current_trainer",
     "forget_evaluation",
     "move_to_front",
+    "no_trainer",
     "skip_steps",
     "watch_trainings",
 ]
@@ -78,6 +79,10 @@ def current_trainer(callback: TrainerCallback) -> Any:
     """The Trainer that trains with a callback, or None where its `train` does not call transformers' own."""
     trainer = in_training.get()
     return trainer if trainer is not None and callback in trainer.callback_handler.callbacks else None
+
+
+def no_trainer() -> None:
+    """What is not attached to a Trainer has none."""
 
 
 def check_alone(callbacks: Sequence[TrainerCallback], kind: type[Any]) -> None:

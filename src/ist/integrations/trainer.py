@@ -25,6 +25,7 @@ from .attachment import (
     check_backend_of,
     current_trainer,
     move_to_front,
+    no_trainer,
     skip_steps,
     watch_trainings,
 )
@@ -188,11 +189,19 @@ class IST(TrainerCallback, ExportableState):
         if self.tuner and not self.tuner.closed:
             self.tuner.begin_step()
 
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make sure that the micro-batch has trained the adapter that the step began with."""
+        if self.tuner:
+            self.tuner.check_adapters()
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the optimizer nothing of frozen layers."""
+        """So has the last one; and leave the optimizer nothing of frozen layers."""
         if self.tuner:
+            self.tuner.check_adapters()
             self.tuner.before_optimizer_step()
 
     def on_optimizer_step(
@@ -289,7 +298,3 @@ class IST(TrainerCallback, ExportableState):
             # The Trainer counts steps that a GradScaler skipped; the tuner does not.
             "global_step": self._global_step,
         }
-
-
-def no_trainer() -> None:
-    """What is not attached to a Trainer has none."""

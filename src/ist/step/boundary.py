@@ -11,12 +11,15 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from ..runtime.part import Part
 from .scaling import is_heard, leave_scalers, listen, unlisten
+from .unhooked import hear_steps, unhear_steps
 
 __all__ = ["Boundary"]
 
 
 class Boundary(Part):
-    """Notices when an optimizer of PyTorch's kind has updated some parameters, and when a GradScaler skips that.
+    """Notices when an optimizer has updated some parameters, and when a GradScaler skips that.
+
+    Those that are not of PyTorch's kind are heard from the first step that begins after `hear`.
 
     Micro-batches without an update and steps that a GradScaler skips are no optimizer steps. It calls fused optimizers
     all the same, which skip by themselves: their flag is read then, which waits for the device.
@@ -38,6 +41,9 @@ class Boundary(Part):
         self.num_outcomes = 0
         """Updates and skipped steps so far."""
         self._own = {id(parameter) for parameter in parameters}
+        self._num_before = 0
+        self._heard: dict[type, bool] = {}
+        """Of each kind of optimizer without hooks, whether it was heard when the step began."""
         self._skipped: dict[int, int] = {}
         """Of each optimizer's id, the steps that were skipped since the last update by any."""
         notice = weakref.WeakMethod(self._notice)
@@ -56,14 +62,33 @@ class Boundary(Part):
         """Forget the steps that were skipped."""
         self._skipped.clear()
 
+    def hear(self, optimizer: Any) -> None:
+        """Get to know an optimizer that may be of a kind of its own."""
+        if not isinstance(optimizer, Optimizer) and hear_steps(optimizer, self):
+            self._heard.setdefault(type(optimizer), False)
+
+    def knows(self, optimizer: Any) -> bool:
+        """Whether `updated` says what has become of this step; otherwise nothing tells whether the optimizer stepped.
+
+        Args:
+            optimizer: the loop's; None where it was never given, and one that has stepped before tells of itself.
+        """
+        if isinstance(optimizer, Optimizer) or self.num_outcomes > self._num_before:
+            return True
+        if optimizer is None:
+            return self.num_outcomes > 0
+        return self._heard.get(type(optimizer), False) and hear_steps(optimizer, self)
+
     def begin(self, active: Collection[int], step: int) -> None:
         """Nothing has been updated in this step."""
-        self.updated = False
+        self.updated, self._num_before = False, self.num_outcomes
+        self._heard = dict.fromkeys(self._heard, True)
         listen(self)  # There may be new kinds of scalers.
 
     def close(self) -> None:
         """Watch optimizers no more."""
         unlisten(self)
+        unhear_steps(self)
         self._remove()
 
     def not_updated(self, optimizer: Any) -> None:
@@ -74,8 +99,7 @@ class Boundary(Part):
     def updated_unseen(self, optimizer: Any) -> None:
         """An optimizer that is not of PyTorch's kind was stepped."""
         if self._holds(optimizer):
-            self._skipped.clear()
-            self.num_outcomes += 1
+            self._count_update()
 
     def ask(self, optimizer: Any) -> None:
         """Count what Accelerate's optimizer says of its last step, where its scaler is of a kind that is not heard."""
@@ -97,15 +121,18 @@ class Boundary(Part):
         if has_skipped(optimizer):
             self.not_updated(optimizer)
             return
+        self._count_update()
+        on_step = self._on_step and self._on_step()
+        if on_step:
+            on_step(optimizer)
+
+    def _count_update(self) -> None:
         self._skipped.clear()
         self.num_outcomes += 1
         self.updated = True
         on_update = self._on_update and self._on_update()
         if on_update:
             on_update()
-        on_step = self._on_step and self._on_step()
-        if on_step:
-            on_step(optimizer)
 
     def _holds(self, optimizer: Any) -> bool:
         """Whether an optimizer holds one of the parameters. Groups may be changed in place; a scaler steps whatever has
@@ -119,6 +146,7 @@ def leave(handle: Any) -> None:
     """What watched optimizers is no more."""
     handle.remove()
     leave_scalers()
+    unhear_steps()
 
 
 def has_skipped(optimizer: Any) -> bool:

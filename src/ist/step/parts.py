@@ -101,6 +101,7 @@ class StepParts:
         state = OptimizerState(optimizer, self._view, self._config.optimizer_state)
         pairs = (FrozenPairs(optimizer, self.activation.frozen_ids),) if is_lora_fa(optimizer) else ()
         self._of_optimizers.append((weak(optimizer), (state, *pairs)))
+        self.boundary.hear(optimizer)
         return True
 
     def check_length(self, num_steps: int) -> None:
@@ -126,12 +127,20 @@ class StepParts:
         if self.interruption.was_shown():
             self.give_up()
         elif self.activation.active is not None:
-            try:
-                self._same_adapters.check()
-            except ValueError:
-                self.give_up()
-                raise
+            self.check_adapters()
             self.skipped.continues()
+
+    def check_adapters(self) -> None:
+        """A micro-batch ends, after which the step continues or its optimizer steps.
+
+        Raises:
+            ValueError: other adapters are active; the step is given up.
+        """
+        try:
+            self._same_adapters.check()
+        except ValueError:
+            self.give_up()
+            raise
 
     def before_update(self) -> None:
         """The optimizer is about to step."""

@@ -225,8 +225,9 @@ class SparseSteps:
     def end_step(self, optimizer: Any = None) -> ImportanceUpdate | None:
         """End a step that the optimizer has made; every `update_interval` steps, measure and learn.
 
-        Where it has made none since `begin_step` (a micro-batch, a GradScaler that skips), the step continues with the
-        same layers, and ends as soon as it does. Optimizers that are not of PyTorch's kind count as having stepped.
+        Where it has made none since `begin_step` (a micro-batch, a GradScaler or a loop that skips), the step continues
+        with the same layers, and ends as soon as it does. Skips that nothing shows count as steps: within an
+        optimizer's own `step`; of one without PyTorch's hooks, before it was given, or where its class has no `step`.
 
         Args:
             optimizer: see `attach_optimizer`; needed at the first call, and where another one takes its place.
@@ -248,7 +249,7 @@ class SparseSteps:
                 self._warned = True
                 warnings.warn(NOT_BEGUN, stacklevel=2)
             return None
-        return self._end_if_updated() if isinstance(self._optimizer, Optimizer) else self._finish()
+        return self._end_if_updated() if self._parts.boundary.knows(self._optimizer) else self._finish()
 
     def close(self) -> None:
         """Leave the model as PEFT made it. The tuner's state can still be saved; for more steps make another tuner."""
