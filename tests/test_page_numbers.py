@@ -23,6 +23,11 @@ def trainings_of(file: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+LARGE_FILES = ("focused", "focused-quarter", "focused-upper", "focused-more")
+ALL_LARGE = [row for name in LARGE_FILES for row in trainings_of(f"{name}-qwen-h200.jsonl")]
+"""Of the 0.5B model."""
+
+
 def test_numbers_of_focused_training_are_those_of_its_trainings() -> None:
     """Those that no table shows."""
     text = words_of("focused.md")
@@ -35,65 +40,132 @@ def test_numbers_of_focused_training_are_those_of_its_trainings() -> None:
     assert f"the small one {min(looks):.1f} to {max(looks):.1f} before {min(slower):.0f} to {max(slower):.0f}," in text
     assert f"trainings of {min(seconds):.0f} to {max(seconds):.0f} seconds" in text
     assert {row["steps"] for row in focused} == {250}
-    upper = trainings_of("focused-upper-qwen-h200.jsonl")
-    (old,), (new,) = (
-        {row["steps"] for row in rows if row["method"] == "LoRA, time of half"} for rows in (large, small)
+    more = trainings_of("focused-more-small-h200.jsonl")
+    latest, before, mawps = (
+        {latest_steps(rows, task, "LoRA, time of half") for task in tasks}
+        for rows, tasks in (
+            (ALL_LARGE, ("gsm8k", "wikitext2", "mawps", "sst2")),
+            (small, ("gsm8k", "wikitext2", "sst2")),
+            (more, ("mawps",)),
+        )
     )
-    text_steps = {row["steps"] for row in upper if (row["task"], row["method"]) == ("wikitext2", "LoRA, time of half")}
-    assert text_steps == {new}
-    assert f"{new} of 250 for the small model and for WikiText-2 of the 0.5B model." in text
-    assert f"For the other tasks of the 0.5B model it is {old}, by an older measurement" in text
+    assert latest == mawps
+    assert f"{latest.pop()} of 250, and {before.pop()} for the small model on all tasks but MAWPS." in text
     rows = json.loads((STEPS / "focused-16x256-h200.json").read_text(encoding="utf-8"))["rows"]
-    lora, half = (
-        median(rows[f"{name}, Liger, no dropout"]["step_ms"]) for name in ("LoRA in our step", "focused half")
-    )
-    text = words_of("results.md")
-    assert f"{old} or {new} for a half, as it was measured when they were trained" in text
-    assert f"the newest measurement would give {round(250 * half / lora)}" in text
+    lora, half = (rows[f"{name}, Liger, no dropout"]["step_ms"] for name in ("LoRA in our step", "focused half"))
+    assert f"the 239 rest on, one took {max(half) / min(half) - 1:.0%} longer" in text
+    assert round(250 * median(half) / median(lora)) == 239
+    assert f"by the faster ones it would be {round(250 * min(half) / min(lora))}." in text
 
 
-def mean_of(method: str, task: str, metric: str, rows: list[dict[str, Any]], rate: float = 5e-4) -> float:
-    """Over seeds, at the latest number of steps of a method."""
-    own = [row for row in rows if (row["task"], row["method"], row["learning_rate"]) == (task, method, rate)]
-    last = max(own, key=lambda row: row["date"])["steps"]
-    losses = {row["seed"]: row["test"][metric]["loss"] for row in own if row["steps"] == last}
-    assert set(losses) == {0, 1, 2}
-    return mean(losses.values())
+def latest_steps(rows: list[dict[str, Any]], task: str, method: str) -> int:
+    """The steps of a method's latest training."""
+    return max((row for row in rows if (row["task"], row["method"]) == (task, method)), key=lambda r: r["date"])[
+        "steps"
+    ]
 
 
-def test_losses_of_parts_of_the_layers_are_those_of_their_trainings() -> None:
-    files = ("focused-qwen-h200.jsonl", "focused-quarter-qwen-h200.jsonl", "focused-upper-qwen-h200.jsonl")
-    rows = [row for file in files for row in trainings_of(file)]
-    alike = [row for row in rows if row.get("rows_end")]
+def gap(one: str, other: str, task: str, rows: list[dict[str, Any]] = ALL_LARGE, rates: Any = None) -> float:
+    """By how much a method's test is above another's, at its latest number of steps, over the seeds that both have.
+
+    Args:
+        one: a method.
+        other: another one.
+        task: whose loss it is, of MAWPS the share of exact matches.
+        rows: trainings that end their rows alike.
+        rates: the learning rate of each; 5e-4 of both without.
+    """
+    metric, figure = TESTS[task]
+    both = []
+    for method, rate in zip((one, other), rates or (5e-4, 5e-4), strict=True):
+        steps = latest_steps(rows, task, method)
+        own = [row for row in rows if (row["task"], row["method"], row["steps"]) == (task, method, steps)]
+        both.append({row["seed"]: row["test"][metric][figure] for row in own if row["learning_rate"] == rate})
+    seeds = both[0].keys() & both[1].keys()
+    assert len(seeds) >= 1
+    return mean(both[0][seed] - both[1][seed] for seed in seeds)
+
+
+TESTS = {"gsm8k": ("solutions", "loss"), "wikitext2": ("text", "loss"), "mawps": ("exact answers", "accuracy")}
+
+
+def test_losses_of_sets_of_layers_are_those_of_their_trainings() -> None:
     text = words_of("focused.md")
+    usual = [row for row in ALL_LARGE if not row.get("rows_end")]
+    half = "focused, half"
 
-    def words(one: str, other: str) -> float:
-        return mean_of(one, "wikitext2", "text", rows) - mean_of(other, "wikitext2", "text", rows)
+    def above(one: str, other: str, task: str) -> str:
+        return f"{abs(gap(one, other, task, usual)):.3f}"
 
-    def solutions(one: str, other: str) -> float:
-        return mean_of(one, "gsm8k", "solutions", alike) - mean_of(other, "gsm8k", "solutions", alike)
+    assert f"GSM8K's loss {above(half, 'LoRA', 'gsm8k')} nats worse, three tasks" in text
+    assert f"GSM8K's loss {above(half, 'LoRA, time of half', 'gsm8k')} nats worse, three tasks" in text
+    assert f"WikiText-2: {above(half, 'even, half', 'wikitext2')} nats below the evenly spread half" in text
+    top = {task: above("top, half", half, task) for task in ("gsm8k", "wikitext2")}
+    assert f"ended {top['gsm8k']} nats above the default, significantly, and {top['wikitext2']} on" in text
+    points = 100 * gap("top, half", half, "mawps", usual, (2.5e-4, 2.5e-4))
+    assert f"they answered {points:.1f} points more" in text
+    random = {task: above("random fixed, half", half, task) for task in ("gsm8k", "wikitext2")}
+    assert f"ended {random['gsm8k']} and {random['wikitext2']} above the default" in text
+    rule = {task: above("IST, half", half, task) for task in ("gsm8k", "wikitext2")}
+    assert f"ended {rule['gsm8k']} nats below the paper's rule" in text
+    assert f"and {rule['wikitext2']} below it on WikiText-2" in text
+    lisa = gap("LISA", half, "wikitext2", usual, (5e-5, 5e-4))
+    assert f"LISA ended {lisa:.3f} above the default" in text
+    for task in ("gsm8k", "wikitext2"):
+        assert abs(gap("uneven, half", half, task, usual)) < 0.002
+    start = [gap("gradient start, half", half, task, usual, (2.5e-4, 5e-4)) for task in ("gsm8k", "wikitext2")]
+    assert f"(one seed: {start[0]:.3f} worse on GSM8K, {-start[1]:.3f} better" in text
+    others = ("distance, half", "activation, half", "first step, half", "warm start, half")
+    assert max(abs(gap(other, half, "gsm8k", usual)) for other in others) < 0.00105
 
-    random, top = words("random fixed, half", "focused, half"), words("top, half", "focused, half")
-    assert f"ended {random:.3f} and {top:.3f} nats above the default" in text
-    assert f"ended {words('IST, half', 'focused, half'):.3f} nats below the paper's rule" in text
-    rate = 5e-5
-    lisa = mean_of("LISA", "wikitext2", "text", rows, rate) - mean_of("focused, half", "wikitext2", "text", rows)
-    assert f"and {lisa:.3f} below LISA" in text
+
+def test_losses_of_parts_of_the_depth_are_those_of_their_trainings() -> None:
+    text = words_of("focused.md")
+    usual = [row for row in ALL_LARGE if not row.get("rows_end")]
+    alike = [row for row in ALL_LARGE if row.get("rows_end")]
+    quarter = "by activations, quarter"
     others = ("focused, quarter", "even, quarter")
-    gradient, even = (words(other, "by activations, quarter") for other in others)
+    gradient, even = (gap(other, quarter, "wikitext2", usual) for other in others)
     assert (
         f"ended {gradient:.3f} nats below one chosen by the gradient, significantly, and {even:.3f} below an even"
         in text
     )
-    assert max(abs(solutions(other, "by activations, quarter")) for other in others) < 0.0015
-    assert "On GSM8K it was within 0.001 of both." in text
-    eighth, quarter = (words(f"above {part}, half", f"LoRA, time above {part}") for part in ("an eighth", "a quarter"))
-    assert f"was {eighth:.3f} above LoRA, within chance, with an eighth left out, and {quarter:.3f} above it" in text
-    assert f"its GSM8K was {solutions('above a quarter, half', 'LoRA, time above a quarter'):.3f} above" in text
-    small = trainings_of("focused-upper-small-h200.jsonl")
-    methods = ("above an eighth, half", "LoRA, time above an eighth")
-    better = [mean_of(method, "gsm8k", "solutions", small, 4e-3) for method in methods]
-    assert f"GSM8K was better by {better[1] - better[0]:.3f} nats" in text
+    assert max(abs(gap(other, quarter, "gsm8k", alike)) for other in others) < 0.0015
+    eighth, fourth = (
+        gap(f"above {part}, half", f"LoRA, time above {part}", "wikitext2", usual)
+        for part in ("an eighth", "a quarter")
+    )
+    assert f"though WikiText-2 was {eighth:.3f} above LoRA," in text
+    solutions = gap("above a quarter, half", "LoRA, time above a quarter", "gsm8k", alike)
+    assert f"was {fourth:.3f} above LoRA, and GSM8K {solutions:.3f} above, both" in text
+    small = [row for row in trainings_of("focused-upper-small-h200.jsonl") if row.get("rows_end")]
+    rates = (4e-3, 4e-3)
+    better = gap("LoRA, time above an eighth", "above an eighth, half", "gsm8k", small, rates)
+    assert f"small model's GSM8K was better by {better:.3f} nats" in text
+    first = [row for row in trainings_of("focused-small-h200.jsonl") if row["task"] == "wikitext2"]
+    losses = {
+        name: [row["learning_rate"] for row in first if row["method"] == name and row["seed"] == 2]
+        for name in ("LoRA", "even, half", "focused, half")
+    }
+    even_rate, lora_rate, half_rate = (losses[name][0] for name in ("even, half", "LoRA", "focused, half"))
+    assert (
+        f"by {-gap('even, half', 'LoRA', 'wikitext2', first, (even_rate, lora_rate)):.3f} nats better than LoRA" in text
+    )
+    worse = gap("focused, half", "LoRA", "wikitext2", first, (half_rate, lora_rate))
+    assert f"where the default is {worse:.3f} worse, within chance" in text
+
+
+def test_rates_of_the_half_are_those_of_its_curves() -> None:
+    curves: dict[str, dict[float, float]] = {}
+    for row in ALL_LARGE:
+        if (row["study"], row["task"]) == ("scaling", "gsm8k"):
+            curves.setdefault(row["method"], {})[row["learning_rate"]] = row["curve"][-1][2]
+    best = {name: min(curve, key=curve.__getitem__) for name, curve in curves.items()}
+    half, lora = best["half, sqrt"], best["all layers"]
+    off = curves["half, sqrt"][lora] - curves["half, sqrt"][half]
+    text = words_of("focused.md")
+    assert (half, round(lora * 1e4, 1)) == (5e-4, 3.5)
+    assert f"loss at 5e-4 and LoRA at 3.5e-4, where the half is {off:.3f} nats above its own best" in text
 
 
 def test_times_of_focused_training_are_those_of_its_steps() -> None:
@@ -127,24 +199,25 @@ def test_times_of_focused_training_are_those_of_its_steps() -> None:
     assert f"in {half} of PEFT's time" in (ROOT / "README.md").read_text(encoding="utf-8")
     cost = words_of("cost.md")
     assert f"The fused step takes {fused} of PEFT's time with adapters in all layers, and {half} with" in cost
-    others = [row["step_ms"] for name, row in rows.items() if "half above a quarter" not in name]
-    assert max(max(values) / min(values) for values in others) < 1.0255
-    assert "those of the others by 2.5% at most" in cost
+    spread = {name: max(row["step_ms"]) / min(row["step_ms"]) - 1 for name, row in rows.items()}
+    first, second = (spread.pop(f"focused {part}, Liger, no dropout") for part in ("half", "all above a quarter"))
+    rounds = sorted(round(ms) for ms in rows["focused half, Liger, no dropout"]["step_ms"])
+    assert f"those of the half differ by {first:.0%} ({rounds[1]} and {rounds[0]} ms)" in cost
+    assert f"above a quarter by {second:.0%}, those of the others by {max(spread.values()):.1%} at most" in cost
 
 
 def test_times_of_few_tokens_are_those_of_their_steps() -> None:
-    rows = json.loads((STEPS / "few-rows-1x1024-h200.json").read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((STEPS / "focused-1x1024-h200.json").read_text(encoding="utf-8"))["rows"]
 
-    def step(name: str) -> float:
-        return median(rows[name]["step_ms"])
+    def to_peft(part: str) -> float:
+        own, pefts = (f"{name}, bfloat16 adapters, no dropout" for name in (part, f"{part} in {PEFT}"))
+        return median(rows[own]["step_ms"]) / median(rows[pefts]["step_ms"])
 
-    def to_peft(way: str) -> list[str]:
-        return sorted(f"{step(f'{part}, {way}') / step(part + ', ' + PEFT):.2f}" for part in ("quarter", "half", "all"))
-
-    without, kernels = to_peft("function without kernels"), to_peft("function")
+    found = sorted(to_peft(f"focused {part}") for part in ("half", "third", "quarter"))
     cost = words_of("cost.md")
-    assert f"took {without[0]} to {without[-1]} of the time of PEFT's step" in cost
-    assert f"and the library's kernels {kernels[0]} to {kernels[-1]}, on a host" in cost
+    assert f"takes {found[0]:.2f} to {found[-1]:.2f} of the time of PEFT's step on the same layers" in cost
+    assert round(max(max(row["step_ms"]) / min(row["step_ms"]) for row in rows.values()), 2) == 1.33
+    assert "differs from itself by up to a third" in cost
 
 
 def test_numbers_of_two_gpus_are_those_of_their_cells() -> None:

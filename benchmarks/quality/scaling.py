@@ -101,7 +101,7 @@ def draw_curves(file: Path, curves: Sequence[Curves]) -> None:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(2.9 * len(curves), 3.0), layout="constrained", dpi=160)
+        figure = Figure(figsize=(1.4 + 2.9 * len(curves), 3.0), layout="constrained", dpi=160)
         FigureCanvasAgg(figure)
         for axes, each in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
             draw_panel(axes, each)
@@ -119,7 +119,10 @@ def draw_panel(axes: Any, curves: Curves) -> None:
         axes.plot(rates, [curve[rate] for rate in rates], marker="o", markersize=3, label=label, color=colour)
     axes.axvline(curves.best(curves.reference), color="0.7", linestyle=":", zorder=0)
     axes.set_xscale("log")
-    axes.set_title(f"{curves.model}, {curves.task}, {curves.part}", loc="left", fontsize=8)
-    axes.set_xlabel("learning rate")
+    rates = sorted({rate for curve in shown.values() for rate in curve})
+    axes.set_xticks(rates, [f"{rate * 1e4:.3g}" for rate in rates])
+    axes.set_xticks([], minor=True)
+    axes.set_title(f"{curves.task}, {curves.part} of the layers\n{curves.model}", loc="left", fontsize=8)
+    axes.set_xlabel("learning rate, 1e-4")
     axes.set_ylabel("nats")
     axes.legend(fontsize=6, frameon=False)
