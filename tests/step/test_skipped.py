@@ -369,16 +369,19 @@ MADE = (True, False, False, True, False, True, True)
 @pytest.mark.parametrize("kind", [Hooked, Own, Slots, Both])
 @pytest.mark.parametrize("clears", [True, False])
 def test_steps_that_a_loop_skips_by_hand_do_not_count(kind: Any, given: str, clears: bool) -> None:
-    """Of any optimizer that was given; where none was, after the first step that one with hooks has made."""
+    """Of any optimizer that was given, if it has hooks or has stepped since; where none was, after the first step that
+    one with hooks has made.
+    """
     if given == "never" and kind in (Own, Slots):
         pytest.skip("nothing shows the steps of an optimizer without hooks that was not given")
     gc.collect()  # The tuners of other tests listen to the class.
     model = tiny_lora(4)
     optimizer, chosen, counts = kind(trainable(model)), [], []
+    steps = (True, *MADE) if given == "at every end" and kind is not Hooked else MADE
     with SparseTuner(model, selector="random", num_active_layers=1) as tuner:
         if given == "before":
             tuner.attach_optimizer(optimizer)
-        for made, batch in zip(MADE, cycle(tiny_batches(2, size=1)), strict=False):
+        for made, batch in zip(steps, cycle(tiny_batches(2, size=1)), strict=False):
             chosen.append(tuner.begin_step())
             model(**batch).loss.backward()
             if made:
@@ -387,9 +390,10 @@ def test_steps_that_a_loop_skips_by_hand_do_not_count(kind: Any, given: str, cle
                 optimizer.zero_grad()
             tuner.end_step(optimizer if given == "at every end" else None)
             counts.append(tuner.num_steps)
-    assert counts == list(itertools.accumulate(MADE))
-    expected = [chosen[0], *[chosen[1]] * 3, *[chosen[4]] * 2, chosen[6]]
-    assert chosen == expected, "a step that was skipped continues with its layers"
+    assert counts == list(itertools.accumulate(steps))
+    continued = [(before, after) for made, before, after in zip(steps, chosen, chosen[1:], strict=False) if not made]
+    assert len(continued) == 3
+    assert all(before == after for before, after in continued), "a step that was skipped continues with its layers"
     assert not hasattr(kind.step, TELLS), "its class is let alone"
 
 
@@ -405,10 +409,65 @@ def test_under_a_scaler_too(kind: Any) -> None:
     assert tuner.num_steps == 2
 
 
-def test_what_nothing_shows_counts() -> None:
-    """Before the optimizer is given; where a `step` is the object's own, or passed on to one without hooks."""
+def bound_before(optimizer: Any) -> Callable[[], None]:
+    """As `torch.compile(optimizer.step)` before the tuner is made."""
+    return optimizer.step
+
+
+def other_method(optimizer: Any) -> Callable[[], None]:
+    """An update that is no `step`, as SAM's two are."""
+    return partial(Own.__dict__["step"], optimizer)
+
+
+@pytest.mark.parametrize("kind", [Own, Both])
+@pytest.mark.parametrize("update", [bound_before, other_method])
+def test_an_optimizer_that_steps_in_a_way_that_nothing_shows_moves_on(kind: Any, update: Any) -> None:
+    """It was taken for one whose every step is skipped, and the same layers trained for ever."""
+    gc.collect()
+    model = tiny_lora(4)
+    optimizer, chosen = kind(trainable(model)), []
+    step = update(optimizer)
+    with SparseTuner(model, selector="random", num_active_layers=1) as tuner:
+        tuner.attach_optimizer(optimizer)
+        for batch in itertools.islice(cycle(tiny_batches(2, size=1)), 8):
+            chosen.append(tuner.begin_step())
+            model(**batch).loss.backward()
+            step()
+            optimizer.zero_grad()
+            tuner.end_step(optimizer)
+        assert tuner.num_steps == 8
+    assert len(set(chosen)) > 1
+
+
+def test_an_optimizer_whose_groups_hold_copies_moves_on() -> None:
+    """Such as weights in float32, of which it writes to the model's own."""
     model = tiny_lora(2)
-    for kind in (Own, Passes):
+    optimizer = Own([torch.nn.Parameter(parameter.detach().clone()) for parameter in trainable(model)])
+    with SparseTuner(model, selector="all") as tuner:
+        with pytest.warns(UserWarning, match="optimizer"):
+            tuner.attach_optimizer(optimizer)
+        for _ in range(3):
+            tuner.begin_step()
+            optimizer.step()
+            tuner.end_step(optimizer)
+        assert tuner.num_steps == 3
+
+
+def test_what_nothing_shows_counts() -> None:
+    """Before the optimizer has stepped; where a `step` is the object's own, or passed on to one without hooks, or its
+    class cannot be changed.
+    """
+
+    class Closed(type):
+        def __setattr__(cls, name: str, value: Any) -> None:
+            raise AttributeError(f"{name} is read-only")
+
+    class Sealed(Own, metaclass=Closed):
+        def step(self) -> None:
+            super().step()
+
+    model = tiny_lora(2)
+    for kind in (Own, Passes, Sealed):
         optimizer = kind(trainable(model))
         if kind is Own:
             vars(optimizer)["step"] = optimizer.step
@@ -418,9 +477,13 @@ def test_what_nothing_shows_counts() -> None:
                 tuner.end_step(optimizer)
             assert tuner.num_steps == 2
     with SparseTuner(model, selector="all") as tuner:
-        for num_steps in (1, 1):
+        for num_steps, made in ((1, False), (2, False), (3, True), (3, False)):
+            optimizer = Own(trainable(model))
+            tuner.attach_optimizer(optimizer)
             tuner.begin_step()
-            tuner.end_step(Own(trainable(model)))
+            if made:
+                optimizer.step()
+            tuner.end_step(optimizer)
             assert tuner.num_steps == num_steps
 
 

@@ -19,7 +19,7 @@ __all__ = ["Boundary"]
 class Boundary(Part):
     """Notices when an optimizer has updated some parameters, and when a GradScaler skips that.
 
-    Those that are not of PyTorch's kind are heard from the first step that begins after `hear`.
+    Of those that are not of PyTorch's kind, the `step` of their class is heard, after `hear`.
 
     Micro-batches without an update and steps that a GradScaler skips are no optimizer steps. It calls fused optimizers
     all the same, which skip by themselves: their flag is read then, which waits for the device.
@@ -42,8 +42,8 @@ class Boundary(Part):
         """Updates and skipped steps so far."""
         self._own = {id(parameter) for parameter in parameters}
         self._num_before = 0
-        self._heard: dict[type, bool] = {}
-        """Of each kind of optimizer without hooks, whether it was heard when the step began."""
+        self._heard: set[type] = set()
+        """Kinds of optimizers without hooks that were heard to step: others may step in ways that nothing shows."""
         self._skipped: dict[int, int] = {}
         """Of each optimizer's id, the steps that were skipped since the last update by any."""
         notice = weakref.WeakMethod(self._notice)
@@ -64,8 +64,8 @@ class Boundary(Part):
 
     def hear(self, optimizer: Any) -> None:
         """Get to know an optimizer that may be of a kind of its own."""
-        if not isinstance(optimizer, Optimizer) and hear_steps(optimizer, self):
-            self._heard.setdefault(type(optimizer), False)
+        if not isinstance(optimizer, Optimizer):
+            hear_steps(optimizer, self)
 
     def knows(self, optimizer: Any) -> bool:
         """Whether `updated` says what has become of this step; otherwise nothing tells whether the optimizer stepped.
@@ -77,12 +77,11 @@ class Boundary(Part):
             return True
         if optimizer is None:
             return self.num_outcomes > 0
-        return self._heard.get(type(optimizer), False) and hear_steps(optimizer, self)
+        return type(optimizer) in self._heard and hear_steps(optimizer, self)
 
     def begin(self, active: Collection[int], step: int) -> None:
         """Nothing has been updated in this step."""
         self.updated, self._num_before = False, self.num_outcomes
-        self._heard = dict.fromkeys(self._heard, True)
         listen(self)  # There may be new kinds of scalers.
 
     def close(self) -> None:
@@ -100,6 +99,11 @@ class Boundary(Part):
         """An optimizer that is not of PyTorch's kind was stepped."""
         if self._holds(optimizer):
             self._count_update()
+
+    def was_called(self, optimizer: Any) -> None:
+        """The `step` of an optimizer was called that is not of PyTorch's kind."""
+        if self._holds(optimizer):
+            self._heard.add(type(optimizer))
 
     def ask(self, optimizer: Any) -> None:
         """Count what Accelerate's optimizer says of its last step, where its scaler is of a kind that is not heard."""

@@ -20,6 +20,9 @@ class StepListener(Protocol):
     num_outcomes: int
     """Updates and skipped steps that it has seen."""
 
+    def was_called(self, optimizer: Any) -> None:
+        """The `step` of an optimizer was called."""
+
     def updated_unseen(self, optimizer: Any) -> None:
         """An optimizer has stepped that does not say so by itself."""
 
@@ -46,7 +49,7 @@ def hear_steps(optimizer: Any, listener: StepListener) -> bool:
     if mark is None:
         try:
             kind.step = telling(step, heard)  # type: ignore[attr-defined]
-        except TypeError:  # a class that cannot be changed
+        except (TypeError, AttributeError):  # a class that cannot be changed
             return False
     kinds.add(kind)
     return True
@@ -72,6 +75,7 @@ def telling(step: Callable[..., Any], heard: weakref.WeakSet[Any]) -> Callable[.
         before = [(listener, listener.num_outcomes) for listener in heard]
         result = step(self, *args, **kwargs)
         for listener, num_outcomes in before:
+            listener.was_called(self)
             if listener.num_outcomes == num_outcomes:
                 listener.updated_unseen(self)
         return result
