@@ -57,8 +57,11 @@ def make_marker(metric: Metric, rows: Sequence[OwnRow], labels: Sequence[str], f
 
 
 def exact_match(response: str, expected: str) -> bool:
-    """Whether a response is the expected text; white space at the ends or repeated does not count."""
-    return own_response(response).split() == expected.split()
+    """Whether a response is the expected text; white space at the ends or repeated does not count.
+
+    What follows a heading of the format of instructions does not count either, unless it is expected.
+    """
+    return any(text.split() == expected.split() for text in (response, own_response(response)))
 
 
 def labels_of(rows: Sequence[OwnRow], labels: Sequence[str]) -> list[str]:
