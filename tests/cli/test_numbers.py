@@ -56,5 +56,5 @@ def test_an_adapter_of_another_kind_of_model_is_refused() -> None:
 
 @pytest.mark.parametrize("seed", [2**32, 10**20])
 def test_a_seed_that_no_generator_takes(seed: int) -> None:
-    with pytest.raises(ValueError, match="seed=.* is not allowed: give a whole number from 0 to 4294967295"):
+    with pytest.raises(ValueError, match=r"seed=.* is not allowed: give a whole number from 0 to 4294967295"):
         parse_arguments([*FLAGS, f"--seed={seed}"])

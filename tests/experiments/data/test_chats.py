@@ -130,8 +130,6 @@ def test_a_chat_that_cannot_be_learned_from_says_why(tmp_path: Path, row: dict[s
         ({"functions": [{"name": "add"}]}, "has functions, which the training would lose"),
         ({"images": ["a.png"]}, r"has pictures \(images\), which the training would lose"),
         ({"audio": "a.wav"}, r"has sound \(audio\), which the training would lose"),
-        ({"weight": 0}, "has weight 0, and all rows count alike"),
-        ({"sample_weight": 0.5}, "has sample_weight 0.5, and all rows count alike"),
     ],
 )
 @pytest.mark.parametrize(
@@ -142,7 +140,7 @@ def test_a_chat_that_cannot_be_learned_from_says_why(tmp_path: Path, row: dict[s
 def test_what_stands_beside_a_row_is_not_lost(
     tmp_path: Path, row: dict[str, Any], beside: dict[str, Any], said: str
 ) -> None:
-    assert len(read(tmp_path, {**row, "weight": 1, "images": []})) == 1
+    assert len(read(tmp_path, {**row, "images": []})) == 1
     with pytest.raises(ValueError, match=f"row 2 {said}"):
         read(tmp_path, row, {**row, **beside})
 
@@ -150,11 +148,16 @@ def test_what_stands_beside_a_row_is_not_lost(
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"messages": [USER, SAYS], "history": [["a", "b"]]}, "has history, for which the format of chats has no place"),
+        (
+            {"messages": [USER, SAYS], "history": [["a", "b"]]},
+            "has history, for which the format of chats has no place",
+        ),
         ({"messages": [USER, SAYS], "context": "Rome"}, "has context, for which the format of chats has no place"),
         ({"conversations": [HUMAN, GPT], "documents": [{"text": "a"}]}, "has documents, for which"),
         ({"prompt": [USER], "completion": [SAYS], "context": "Rome"}, "has context, for which the format of chats"),
         ({"messages": [USER, SAYS], "system": "a", "system_prompt": "b"}, "has a system and another system_prompt"),
+        ({"messages": [USER, SAYS], "weight": 0}, "has weight 0, and all chats count alike"),
+        ({"prompt": [USER], "completion": [SAYS], "sample_weight": 0.5}, "has sample_weight 0.5, and all chats count"),
         ({"prompt": "q", "completion": "a", "label": False}, "has label false, a completion that is not wanted"),
         ({"prompt": [], "completion": []}, "has a prompt without messages"),
         ({"prompt": USER, "completion": SAYS}, "has a message as its prompt that stands in no list"),

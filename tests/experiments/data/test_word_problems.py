@@ -205,7 +205,7 @@ def test_the_completion_is_read_back_as_the_answer(split: Split) -> None:
         ("1,2", None),
         ("1, 234", 1),
         ("12,3456", None),
-            ("9" * 400, None),
+        ("9" * 400, None),
         ("3 + 4 = 7", 7),
         ("3 + 4", 3),
         ("12 - 5 = 7 apples, 3 left", 7),

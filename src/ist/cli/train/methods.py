@@ -171,8 +171,8 @@ def check_method(ist: Any, model: Any, training: Any) -> None:
         )
     if model.lora_task_type != CAUSAL_LM:
         raise ValueError(
-            f"lora_task_type={model.lora_task_type!r} is not what is trained: `ist train` trains causal language models, "
-            "and PEFT would load the adapter as another kind; leave it out."
+            f"lora_task_type={model.lora_task_type!r} is not what is trained: `ist train` trains causal language "
+            "models, and PEFT would load the adapter as another kind; leave it out."
         )
     if ist.adapter == "adalora" and training.max_steps <= 0:
         raise ValueError(

@@ -33,7 +33,7 @@ CHAT_CONTEXT = ("history", "context", "documents")
 """Those that chats would lose."""
 
 ROW_WEIGHTS = ("weight", "sample_weight", "loss_weight")
-"""Fields by which a row says how much it counts."""
+"""Fields by which a chat says how much it counts; other rows may have them for a metric of the user's."""
 
 INTRODUCTION = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -127,7 +127,7 @@ def read_row(row: Mapping[str, Any]) -> dict[str, Any]:
     check_beside(given)
     for name in CHATS:
         if name in given:
-            check_context(given, given[name])
+            check_chat(given, given[name])
             return chat_row(*split_chat(given[name], system_prompt(given)))
     if "instruction" not in given and {"prompt", "completion"} <= set(given):
         return read_pair_of(given)
@@ -147,7 +147,7 @@ def read_pair_of(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("label") is False:
         raise ValueError("has label false, a completion that is not wanted, and would be trained on it: leave it out")
     if are_messages(prompt) or are_messages(completion):
-        check_context(given, prompt)
+        check_chat(given, prompt)
         return chat_row(*read_pair(prompt, completion, system_prompt(given)))
     for name in ("prompt", "completion"):
         if is_message(given[name]):
@@ -172,15 +172,20 @@ def check_beside(given: Mapping[str, Any]) -> None:
         if given.get(name) not in (None, "", [], {}, "[]", "null"):
             shown = what if what == name else f"{what} ({name})"
             raise ValueError(f"has {shown}, which the training would lose: write them into a message")
-    for name in ROW_WEIGHTS:
-        weight = given.get(name, 1)
-        if isinstance(weight, (bool, int, float)) and weight != 1:
-            raise ValueError(f"has {name} {weight!r}, and all rows count alike: leave it out, or the row")
 
 
 def chat_row(prompt: Sequence[Mapping[str, str]], completion: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """A chat as TRL takes it."""
     return {"prompt": list(prompt), "completion": list(completion)}
+
+
+def check_chat(given: Mapping[str, Any], messages: Any) -> None:
+    """Raise ValueError where a chat has a weight, or what its messages would have to hold."""
+    for name in ROW_WEIGHTS:
+        weight = given.get(name, 1)
+        if isinstance(weight, (bool, int, float)) and weight != 1:
+            raise ValueError(f"has {name} {weight!r}, and all chats count alike: leave it out, or the row")
+    check_context(given, messages)
 
 
 def check_context(given: Mapping[str, Any], chat: Any = None) -> None:

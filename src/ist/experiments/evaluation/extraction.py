@@ -78,8 +78,8 @@ def extract_label(response: str, labels: Sequence[str]) -> str | None:
 def find_label(response: str, labels: Sequence[str]) -> str | None:
     """The first of a user's labels that stands in a response, the longest of those that begin there.
 
-    After the last "answer is" one counts before all others, one after "not" or "non-" does not, and where none stands as
-    it is written, one in other letters does.
+    After the last "answer is" one counts before all others, one after "not" or "non-" does not, and where none stands
+    as it is written, one in other letters does.
     """
     text = own_response(response)
     longest_first = sorted(labels, key=len, reverse=True)
