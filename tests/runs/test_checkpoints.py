@@ -116,6 +116,19 @@ HOSTILE: list[tuple[str, bytes, bool]] = [
         (STATE, b'{"global_step": 9, "stateful_callbacks": %s}' % text, False)
         for text in (b"[7]", b"7", b'{"IST": [7]}', b'{"IST": 7}', b'{"IST": {"tuner": [7]}}')
     ),
+    *(
+        (STATE, b'{"global_step": 9, %s}' % text, False)
+        for text in (
+            b'"log_history": {}',
+            b'"log_history": [3]',
+            b'"save_steps": "x"',
+            b'"logging_steps": 0',
+            b'"train_batch_size": "x"',
+            b'"epoch": "x"',
+            b'"stateful_callbacks": null',
+        )
+    ),
+    (STATE, b'{"global_step": 8}', False),
     *((STATE, with_tuner(num_processes=number), False) for number in (10**9, -1, 0, 2.5, "2", [2], None)),
     *((ADAPTER, header(value), False) for value in ([], 7, {"a": 7}, {"a": {}}, {"a": {"data_offsets": "07"}})),
     (ADAPTER, header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 10**18]}}), False),

@@ -154,19 +154,24 @@ def read_message(message: Any) -> Message:
     for field, what in NOT_TRAINED.items():
         if message.get(field) not in (None, False, "", [], {}):
             raise ValueError(f"has {what} ({field}), which the training would lose: write them into its content")
-    role, content = read_role(message), message.get("value" if "from" in message else "content")
+    role, content = read_role(message), message.get("value" if is_sharegpt(message) else "content")
     text = join_parts(content) if isinstance(content, Sequence) and not isinstance(content, str) else content
     if is_missing(text):
-        raise ValueError(f"is the {role}'s and lacks {'value' if 'from' in message else 'content'}")
+        raise ValueError(f"is the {role}'s and lacks {'value' if is_sharegpt(message) else 'content'}")
     if not isinstance(text, str):
         raise ValueError(f"has a {type(text).__name__} as its content, not a text")
     check_characters(text)
     return {"role": role, "content": text}
 
 
+def is_sharegpt(message: Mapping[str, Any]) -> bool:
+    """Whether a message has ShareGPT's names; tables give null to the names that a row does without."""
+    return not is_missing(message.get("from"))
+
+
 def read_role(message: Mapping[str, Any]) -> str:
     """The role of a message, in the words of chat templates."""
-    if "from" in message:
+    if is_sharegpt(message):
         role = SHAREGPT_ROLES.get(str(message["from"]).strip().lower())
         if role is None:
             raise ValueError(f"is from {message['from']!r}, which is none of {', '.join(SHAREGPT_ROLES)}")
@@ -202,7 +207,8 @@ def check_weights(messages: Sequence[Mapping[str, Any]]) -> None:
             if not isinstance(weight, (bool, int, float)) or weight not in (0, 1):
                 raise ValueError(f"has a message, number {number}, with {field} {weight!r}: weights are 0 or 1")
             wanted = number == len(messages)
-            answers = message.get("role", message.get("from")) not in ("user", "human", "system", "tool")
+            role = message.get("from") if is_sharegpt(message) else message.get("role")
+            answers = role not in ("user", "human", "system", "tool")
             if wanted and not weight:
                 raise ValueError(
                     f"has {field} {weight!r} on its last answer, the one that is trained on: cut the chat before it"

@@ -78,7 +78,15 @@ def read_rows(file: str | Path) -> list[Any]:
         raise ValueError(f"{file} {what_else(rows)}")
     if not rows:
         raise ValueError(f"{file} holds no rows: give a list of objects with instruction and output.")
-    return rows
+    return [with_trimmed_names(row) for row in rows]
+
+
+def with_trimmed_names(row: Any) -> Any:
+    """A row whose names have no spaces at their ends, unless two would be the same."""
+    if not isinstance(row, dict) or all(name == name.strip() for name in row):
+        return row
+    trimmed = {name.strip(): value for name, value in row.items()}
+    return trimmed if len(trimmed) == len(row) else row
 
 
 def what_else(content: Any) -> str:

@@ -169,7 +169,7 @@ def system_prompt(given: Mapping[str, Any]) -> Any:
 def check_beside(given: Mapping[str, Any]) -> None:
     """Raise ValueError where a row has beside its texts what the training would lose without a word."""
     for name, what in {"tools": "tools", "functions": "functions", **MEDIA}.items():
-        if given.get(name) not in (None, "", [], {}, "[]", "null"):
+        if not is_nothing(given.get(name)):
             shown = what if what == name else f"{what} ({name})"
             raise ValueError(f"has {shown}, which the training would lose: write them into a message")
 
@@ -177,6 +177,13 @@ def check_beside(given: Mapping[str, Any]) -> None:
 def chat_row(prompt: Sequence[Mapping[str, str]], completion: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """A chat as TRL takes it."""
     return {"prompt": list(prompt), "completion": list(completion)}
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a field holds nothing, also as a text of JSON, or as an object whose values are all null."""
+    if isinstance(value, Mapping):
+        return all(map(is_missing, value.values()))
+    return is_missing(value) or value in ("", [], "[]", "{}", "null")
 
 
 def check_chat(given: Mapping[str, Any], messages: Any) -> None:
