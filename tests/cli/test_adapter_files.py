@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -51,6 +51,20 @@ def test_a_configuration_trains_and_is_saved(
     assert saved.peft_type == content["peft_type"]
     assert names <= {part for name in load_file(tmp_path / "run/adapter_model.safetensors") for part in name.split(".")}
     assert f"without effect with {tmp_path / 'mine.json'}, ist: --lora_r" in capsys.readouterr().out
+
+
+def test_what_ia3_saves_can_be_loaded(tiny_model_folder: Path, tmp_path: Path) -> None:
+    run = parse_arguments(
+        ["--model_name_or_path", str(tiny_model_folder), "--data_files=x", "--bf16=false", "--adapter=ia3"]
+    )
+    model, _, found = load_model(run)
+    get_peft_model(model, found).save_pretrained(str(tmp_path / "ia3"))
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "ia3"))
+    names = {name.rpartition(".")[0] for name, _ in loaded.named_parameters() if "ia3_l" in name}
+    assert {name.split(".")[-2] for name in names} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    }  # fmt: skip
 
 
 def test_a_type_of_pefts_has_its_own_defaults_on_all_linear_modules() -> None:
