@@ -7,6 +7,7 @@ import codecs
 import csv
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,13 @@ def test_parquet_is_read(tmp_path: Path) -> None:
     assert first["id"] == 1
     assert second == {"messages": [messages[1]], "id": None}
     assert first["messages"][0] == {"role": "user", "content": "q", "weight": None}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError, match=r"rows\.jsonl is a pipe or a device, and files are read more than once"):
+        read_rows(tmp_path / "rows.jsonl")
 
 
 def test_what_parquet_holds_beside_texts(tmp_path: Path) -> None:

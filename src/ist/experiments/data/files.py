@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import logging
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,10 @@ def check_file(file: Path, wanted: str = WANTED) -> None:
         held = sorted(path.name for path in file.iterdir() if path.suffix.lower() in SUFFIXES)
         names = f" (it holds {', '.join(held[:3])}{', …' if len(held) > 3 else ''})" if held else ""
         raise ValueError(f"{file} is a folder: name the files in it{names}; {wanted}.")
+    if os.path.exists(file):
+        raise ValueError(
+            f"{file} is a pipe or a device, and files are read more than once: write its content to one; {wanted}."
+        )
     if PATTERN & set(file.name):
         found = sorted(path.name for path in file.parent.glob(file.name))
         if found:
