@@ -96,6 +96,8 @@ CASES: list[tuple[str, str, Any, Any]] = [
     # a model that repeats itself, which some regular expressions never get to the end of
     ("MultiArith", "The answer is " + "1 + " * 300, 1, 1),
     ("MultiArith", "The answer is " + "$ 1  -  $ 1 apple x " * 100, 1, 1),
+    ("AQuA", "- " * 20_000, None, None),
+    ("AQuA", "*" * 40_000 + "B", "B", "B"),
     ("MultiArith", "The answer is " + "1 + " * 300 + "1 = 301", 301, 301),
     ("MultiArith", "The answer is " + "(1) + " * 300, 1, 1),
     ("MultiArith", "The answer is " + "1 = " * 300, 1, 1),

@@ -32,12 +32,12 @@ _REASONS = r"(?i:because|since|as)|is(?!\s+(?:wrong|false|incorrect|not)\b)|was|
 """Words after a letter that make it an answer: "A because it is lighter"."""
 _NAMED = r"(?:(?:the\s+)?(?:option|choice|answer|letter)\s+)?"
 _STANDALONE_LETTER = re.compile(
-    rf"^\W*(?i:{_NAMED})\W*(?:([A-E])(?:\b(?!\s+[a-z])|\b(?=\s+(?:{_REASONS})\b)|$)|([B-E])\b(?=\s))"
+    rf"^\W{{0,20}}(?i:{_NAMED})\W{{0,20}}(?:([A-E])(?:\b(?!\s+[a-z])|\b(?=\s+(?:{_REASONS})\b)|$)|([B-E])\b(?=\s))"
 )
-_SMALL_LETTER = re.compile(rf"^\W*(?i:{_NAMED})(?:\(([a-e])\)|([a-e])(?=\W*(?:$|\n)|\)))")
+_SMALL_LETTER = re.compile(rf"^\W{{0,20}}(?i:{_NAMED})(?:\(([a-e])\)|([a-e])(?=\W{{0,20}}(?:$|\n)|\)))")
 """A small letter counts where no word can be meant: in brackets, or alone."""
-_WITH_REASON = re.compile(rf"^\W*(?i:{_NAMED})\W*([A-E])\W*\s(?:{_REASONS})\b")
-_OPTION = re.compile(r"\b(?i:option|choice)\s+\(?([A-E])\b(?!\W*\s(?i:is|was)\s+(?:wrong|false|incorrect|not)\b)")
+_WITH_REASON = re.compile(rf"^\W{{0,20}}(?i:{_NAMED})\W{{0,20}}([A-E])\W{{0,20}}\s(?:{_REASONS})\b")
+_OPTION = re.compile(r"\b(?i:option|choice)\s+\(?([A-E])\b(?!\W{0,20}\s(?i:is|was)\s+(?:wrong|false|incorrect|not)\b)")
 _LAST_WORD = re.compile(r"(?<![A-E], )(?<!\band )(?<!\bor )(?<!\bnor )(?<!\w)([A-E])\W*$")
 
 
