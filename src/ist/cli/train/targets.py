@@ -54,7 +54,7 @@ def check_targets(model: nn.Module, config: Any, flag: str) -> None:
             raise ValueError(f"--{flag} {target} is no module of this model{hint}: {allowed}.")
 
 
-def name_targets(model: nn.Module, config: Any) -> None:
+def name_targets(model: Any, config: Any) -> None:
     """Write out `all-linear` for (IA)³, which PEFT saves by whole paths beside the ends of names of
     `feedforward_modules`, and then refuses to load.
 
@@ -64,7 +64,7 @@ def name_targets(model: nn.Module, config: Any) -> None:
     """
     if not hasattr(config, "feedforward_modules") or config.target_modules not in WORDS:
         return
-    output: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output = getattr(model, "get_output_embeddings", lambda: None)()
     linear = {name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
     config.target_modules = {name.rpartition(".")[2] for name in linear if model.get_submodule(name) is not output}
 
