@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Qwen3MoeConfig
 
 from ist.cli.finite import check_finite
 from ist.cli.main import main
+from ist.cli.quantised import check_settings
 from ist.cli.train.arguments import parse_arguments
 from ist.cli.train.model import load_base
 from tests.helpers.tiny import tiny_llama
@@ -205,3 +206,28 @@ def test_scales_of_any_quantiser_are_looked_at_and_codes_are_not(name: str) -> N
         PLACES[name](model["proj"]).view(-1)[1] = float("inf")
     with pytest.raises(ValueError, match=rf"hold NaN or infinite numbers \(1 of \d+ tensors: proj\.{name}\): load the"):
         check_finite("folder", model)
+
+
+def test_settings_that_name_every_expert_are_read(tmp_path: Path) -> None:
+    """Transformers holds the experts of a layer in one parameter; settings of single ones are as many as there were
+    modules. Many more are refused.
+    """
+    experts, layers = 128, 8
+    sizes = {"hidden_size": 8, "moe_intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
+    made = Qwen3MoeConfig(num_hidden_layers=layers, num_experts=experts, vocab_size=32, **sizes)
+    made.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+
+    def write(num: int) -> None:
+        named = {
+            f"model.layers.{layer}.mlp.experts.{expert}.{part}": {"bits": 8}
+            for layer in range(layers) for expert in range(num) for part in ("gate_proj", "up_proj", "down_proj")
+        }  # fmt: skip
+        settings = {"quant_method": "auto-round", "bits": 4, "extra_config": named}
+        file.write_text(json.dumps({**made.to_dict(), "quantization_config": settings}))
+
+    write(experts)
+    check_settings(str(tmp_path), {})
+    write(4 * experts)
+    with pytest.raises(ValueError, match=r"texts, and for this model \d+ at most: it is damaged"):
+        check_settings(str(tmp_path), {})

@@ -25,7 +25,7 @@ SECONDS = 10.0
 SECONDS_EACH = 5e-5
 """For an expression and a name: several times what one that ends takes."""
 MOST_TEXTS = 1000
-"""Beside four for each name."""
+"""Beside four for each name, those of single experts among them."""
 MATCHES = {
     "{0}": ("fullmatch", "search"),
     r"(.*\.)?({0})$": ("match",),
@@ -79,8 +79,9 @@ def try_texts(texts: Iterable[str], make_model: Callable[[], nn.Module], where: 
     expressions = [text for text in found if not re.fullmatch(r"[\w.-]*", text)]
     if not expressions and len(found) <= MOST_TEXTS:
         return
-    names = names_of(make_model())
-    most = MOST_TEXTS + 4 * len(names)
+    model = make_model()
+    names = names_of(model)
+    most = MOST_TEXTS + 4 * (len(names) + num_experts(model))
     if len(found) > most:
         raise ValueError(f"{where} holds {len(found)} texts, and for this model {most} at most: it is damaged.")
     if not expressions:
@@ -119,6 +120,12 @@ def names_of(model: nn.Module) -> list[str]:
     names = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
     fused = {name.rpartition(".")[0] for name in names if name.endswith(FUSED)}
     return [*names, *EMBEDDINGS, *(f"{place}.{expert}" for place in sorted(fused) for expert in EXPERTS)]
+
+
+def num_experts(model: nn.Module) -> int:
+    """The matrices of all experts that one parameter holds together, which checkpoints may name one by one."""
+    fused = (parameter for name, parameter in model.named_parameters() if name.endswith(FUSED))
+    return sum(len(parameter) for parameter in fused if parameter.dim() == 3)
 
 
 def texts_in(value: Any) -> Iterator[str]:
