@@ -213,7 +213,12 @@ def test_settings_that_name_every_expert_are_read(tmp_path: Path) -> None:
     modules. Many more are refused.
     """
     experts, layers = 128, 8
-    sizes = {"hidden_size": 8, "moe_intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 8,
+        "moe_intermediate_size": 8,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     made = Qwen3MoeConfig(num_hidden_layers=layers, num_experts=experts, vocab_size=32, **sizes)
     made.save_pretrained(tmp_path)
     file = tmp_path / "config.json"

@@ -227,8 +227,7 @@ class SparseSteps:
 
         Where it has made none since `begin_step` (a micro-batch, a GradScaler or a loop that skips), the step continues
         with the same layers, and ends as soon as it does. Skips that nothing shows count as steps: within an
-        optimizer's own `step`; of one without PyTorch's hooks, before the first call of its class's `step` after it
-        was given.
+        optimizer's own `step`; of one without PyTorch's hooks, until a call of its class's `step` was seen.
 
         Args:
             optimizer: see `attach_optimizer`; needed at the first call, and where another one takes its place.
