@@ -212,6 +212,20 @@ class Packed(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.zeros(2))
 
 
+def test_an_infinite_mask_of_a_module_without_codes_is_none_of_a_quantisers_numbers() -> None:
+    """A model's own code may take its attention from a package, as remote code does."""
+    model: Any = torch.nn.ModuleDict({"attention": Packed(), "proj": Packed()})
+    model.hf_quantizer = object()
+    model["attention"].register_buffer("causal_bias", torch.full((2, 2), -INF).triu(1))
+    check_finite("folder", model)
+    model["proj"].register_buffer("qweight", torch.zeros(2, 2, dtype=torch.int32))
+    model["proj"].register_buffer("scales", torch.ones(2, 2))
+    check_finite("folder", model)
+    model["proj"].scales[1] = INF
+    with pytest.raises(ValueError, match=r"hold NaN .*: proj\.scales\)"):
+        check_finite("folder", model)
+
+
 def test_tensors_of_8_bits_are_converted_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     named = {str(number): torch.ones(8).to(torch.float8_e4m3fn) for number in range(4)}
     own, alive = finite.is_finite, []

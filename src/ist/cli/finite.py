@@ -68,7 +68,7 @@ def kept_beside(model: Any) -> Iterator[tuple[str, Tensor]]:
             flatten = getattr(parameter, "__tensor_flatten__", None)
             if flatten is not None and not hasattr(parameter, "to_local"):
                 yield from floating(f"{place}{name}.", {part: getattr(parameter, part) for part in flatten()[0]})
-        if put_in:
+        if put_in and holds_codes(module):
             meta = getattr(module, "meta", None)
             held = {**dict(module.named_buffers(recurse=False)), **(meta if isinstance(meta, dict) else {})}
             yield from floating(place, {name: value for name, value in held.items() if is_number(str(name))})
@@ -80,6 +80,14 @@ def modules_of(model: Any) -> Iterator[tuple[str, nn.Module, bool]]:
     for place, module in model.named_modules():
         put_in = quantised and not f"{type(module).__module__}.".startswith(ORIGINAL)
         yield f"{place}." if place else "", module, put_in
+
+
+def holds_codes(module: nn.Module) -> bool:
+    """Whether a module that is not the model's own has a matrix that may be packed codes: one of attention from another
+    package may hold an infinite mask alone.
+    """
+    held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    return any(tensor.dim() > 1 and not is_number(name) for name, tensor in held)
 
 
 def is_number(name: str) -> bool:
