@@ -147,80 +147,148 @@ def test_times_of_few_tokens_are_those_of_their_steps() -> None:
     assert f"and the library's kernels {kernels[0]} to {kernels[-1]}, on a host" in cost
 
 
-def test_numbers_of_two_gpus_are_those_of_their_cells() -> None:
-    """What the prose says of LLaMA-13B's shape; the tables show the rest."""
-    file = ROOT / "benchmarks" / "distributed" / "results" / "node.jsonl"
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    short = {"size": "13b", "rows": 2, "tokens": 512, "late": 0.0}
-    cells = {
-        (row["cell"]["engine"], row["cell"]["method"]): row
-        for row in rows
-        if "error" not in row and row["cell"]["processes"] <= 2 and short.items() <= row["cell"].items()
-    }
-    assert len(cells) == 9
-    step = {cell: median(row["step_seconds"]) for cell, row in cells.items()}
-    peak = {cell: max(row["peak_bytes"]) / 2**30 for cell, row in cells.items()}
+Cells = dict[tuple[str, str, str, int, float], dict[str, Any]]
+"""Results of benchmarks/distributed by shape, backend, method, rows of a batch, and seconds that a rank is late."""
+
+
+def cells_of(*files: str) -> Cells:
+    """The last measurement of each cell."""
+    folder = ROOT / "benchmarks" / "distributed" / "results"
+    lines = [line for file in files for line in (folder / file).read_text(encoding="utf-8").splitlines()]
+    rows = sorted(map(json.loads, lines), key=lambda row: row["date"])
+    assert all("error" not in row and row["cell"]["tokens"] == 512 for row in rows)
+    return {tuple(row["cell"][name] for name in ("size", "engine", "method", "rows", "late")): row for row in rows}
+
+
+TWO_GPUS = cells_of("node.jsonl", "two-gpus.jsonl")
+METHODS = ("lora", "sampled", "focused")
+
+
+def step_of(size: str, engine: str, method: str, rows: int = 2, late: float = 0.0, cells: Cells = TWO_GPUS) -> float:
+    """Milliseconds of a step without a measurement of importance."""
+    return 1e3 * median(cells[size, engine, method, rows, late]["step_seconds"])
+
+
+def probe_of(size: str, engine: str, rows: int = 2, late: float = 0.0) -> float:
+    """Milliseconds of a measurement of importance."""
+    return 1e3 * median(TWO_GPUS[size, engine, "sampled", rows, late]["probe_seconds"])
+
+
+def peak_of(size: str, engine: str, method: str) -> float:
+    """GiB of the rank that held the most."""
+    return max(TWO_GPUS[size, engine, method, 2, 0.0]["peak_bytes"]) / 2**30
+
+
+def of_lora(size: str, engine: str, method: str, rows: int = 2, every: int = 0) -> str:
+    """A step's time over LoRA's, with its share of a measurement if there is one every so many steps."""
+    share = probe_of(size, engine, rows) / every if every else 0.0
+    return f"{(step_of(size, engine, method, rows) + share) / step_of(size, engine, 'lora', rows):.2f}"
+
+
+def mean_bytes(size: str, method: str, kind: str) -> float:
+    """Of a step under FSDP2."""
+    return mean(step[kind] for step in TWO_GPUS[size, "fsdp2", method, 2, 0.0]["step_collectives"])
+
+
+def test_times_of_two_gpus_are_those_of_their_cells() -> None:
     text = words_of("from-one-card-to-a-node.md")
-
-    lora = peak["none", "lora"]
-    assert f"took {lora - peak['fsdp2', 'lora']:.1f} GiB off LoRA's peak of {lora:.1f} GiB" in text
-    assert f"the step took {step['fsdp2', 'lora'] / step['none', 'lora']:.1f} times as long as on one GPU" in text
     assert (
-        f"trained on {2048 / step['fsdp2', 'lora']:.0f} tokens/s, one alone on {1024 / step['none', 'lora']:.0f}."
-        in text
+        f"took {step_of('70b', 'fsdp2', 'lora'):.0f} ms for LoRA, and {of_lora('70b', 'fsdp2', 'sampled')} of" in text
     )
-    assert (
-        f"Sampled training's step took {step['fsdp2', 'sampled'] / step['none', 'sampled']:.1f} times as long" in text
-    )
-    longer = {method: f"{step['ddp', method] / step['none', method]:.2f}" for method in ("sampled", "lora", "focused")}
-    assert (
-        f"took {longer['sampled']} times as long for sampled training, {longer['lora']} for LoRA and "
-        f"{longer['focused']} for focused training" in text
-    )
-    saved = [peak[engine, "lora"] - peak[engine, method] for engine, method in cells if method != "lora"]
-    assert f"held {min(saved):.1f} to {max(saved):.1f} GiB less than LoRA" in text
+    assert of_lora("70b", "fsdp2", "sampled") == of_lora("70b", "fsdp2", "focused")
+    received = mean_bytes("70b", "lora", "gathered") / 2 + mean_bytes("70b", "lora", "reduced") / 2
+    rate = received / 1e6 / step_of("70b", "fsdp2", "lora")
+    assert f"each GPU received {received / 1e9:.0f} GB, on average {rate:.0f} GB/s." in text
+    with_probes = of_lora("70b", "fsdp2", "sampled", every=10)
+    assert f"took {probe_of('70b', 'fsdp2'):.0f} ms: with one every 10 steps (the default), sampled" in text
+    assert f"sampled training took {with_probes} of LoRA's time." in text
 
-    def mean_bytes(method: str, kind: str) -> float:
-        steps = cells["fsdp2", method]["step_collectives"]
-        return sum(step[kind] for step in steps) / len(steps)
-
-    gathered = {method: mean_bytes(method, "gathered") for method in ("lora", "sampled", "focused")}
-    less = [f"{1 - gathered[method] / gathered['lora']:.0%}" for method in ("sampled", "focused")]
-    assert f"they gathered only {less[0]} and {less[1]} less" in text
-    assert f"{gathered['lora'] / mean_bytes('lora', 'reduced'):.0f} times as many bytes of weights" in text
-
-    of_lora = {engine: f"{step[engine, 'sampled'] / step[engine, 'lora']:.2f}" for engine in ("fsdp2", "none", "ddp")}
-    times = {method: [round(1e3 * s) for s in cells["fsdp2", method]["step_seconds"]] for method in gathered}
-    with_probes = step["fsdp2", "sampled"] + median(cells["fsdp2", "sampled"]["probe_seconds"]) / 10
-    with_probes /= step["fsdp2", "lora"]
-    low, high = ({method: end(own) for method, own in times.items()} for end in (min, max))
+    longer = sorted(step_of("13b", "fsdp2", name) / step_of("13b", "none", name) for name in METHODS)
+    speeds = [2048e3 / step_of("13b", "fsdp2", "lora"), 1024e3 / step_of("13b", "none", "lora")]
+    assert f"steps took {longer[0]:.1f} to {longer[-1]:.1f} times as long as on one GPU" in text
+    assert f"trained LoRA on {speeds[0]:.0f} tokens/s, one alone on {speeds[1]:.0f}." in text
+    ddp = {name: f"{step_of('13b', 'ddp', name) / step_of('13b', 'none', name):.2f}" for name in METHODS}
     assert (
-        f"sampled training's step took {of_lora['fsdp2']} of LoRA's time** (five steps of {low['sampled']} to "
-        f"{high['sampled']} ms against {low['lora']} to {high['lora']} ms), or {with_probes:.2f} with a measurement "
-        f"every 10 steps. On one GPU and under DDP it took {of_lora['none']} and {of_lora['ddp']}." in text
+        f"took {ddp['sampled']} times as long for sampled training, {ddp['lora']} for LoRA and {ddp['focused']}" in text
     )
-    slow, fast = times["focused"][:3], times["focused"][3:]
-    assert min(slow) > max(fast)
-    assert f"from {high['focused']} to {low['focused']} ms, the first three of five" in text
-    assert f"median of {median(times['focused'])} ms may be" in text
-    assert {len(row["step_seconds"]) for row in cells.values()} == {5}
-
-    probe = {engine: median(cells[engine, "sampled"]["probe_seconds"]) for engine in ("none", "ddp", "fsdp2")}
-    steps = [f"{probe[engine] / step[engine, 'sampled']:.1f}" for engine in ("ddp", "fsdp2")]
-    shares = [f"{probe[engine] / (10 * step[engine, 'sampled'] + probe[engine]):.0%}" for engine in ("ddp", "fsdp2")]
-    assert f"took {probe['ddp'] * 1e3:.0f} ms under DDP and {probe['fsdp2'] * 1e3:.0f} ms under FSDP2" in text
-    assert f"{steps[0]} and {steps[1]} of its steps" in text
-    assert f"that is {shares[0]} and {shares[1]} of the time" in text
-    assert f"On one GPU it took {probe['none'] * 1e3:.0f} ms" in text
-    assert all(len(set(row["digests"])) == 1 for row in cells.values())
-    added = 1e3 * (step["fsdp2", "lora"] - step["none", "lora"]), 1e3 * (probe["fsdp2"] - probe["none"])
-    by_probe = cells["fsdp2", "sampled"]["probe_collectives"]["gathered"]
-    assert (
-        f"adds {added[0]:.0f} ms to LoRA's step, which gathers {gathered['lora'] / 1e9:.2f} GB, and {added[1]:.0f} ms "
-        f"to a measurement, which gathers {by_probe / 1e9:.2f} GB" in text
-    )
-    spread = {
-        method: max(cells["none", method]["step_seconds"]) / min(cells["none", method]["step_seconds"]) - 1
-        for method in ("lora", "sampled")
+    pairs = {
+        key: " and ".join(of_lora("13b", key[0], name, key[1]) for name in METHODS[1:])
+        for key in (("fsdp2", 2), ("ddp", 2), ("none", 2), ("none", 4))
     }
-    assert f"took {spread['lora']:.0%} longer than the fastest, of sampled training's {spread['sampled']:.0%}." in text
+    with_probes = of_lora("13b", "fsdp2", "sampled", every=10)
+    assert (
+        f"took {pairs['fsdp2', 2]} of LoRA's time under FSDP2 (sampled training {with_probes} with a measurement every "
+        f"10 steps), {pairs['ddp', 2]} under DDP, {pairs['none', 2]} on one GPU, and {pairs['none', 4]} there with 4 × "
+        "512 tokens" in text
+    )
+
+
+def test_one_batch_on_two_gpus_is_that_of_their_cells() -> None:
+    def gain(engine: str, method: str) -> float:
+        shares = [probe_of("13b", *place) / 5 if method == "sampled" else 0 for place in (("none", 4), (engine, 2))]
+        return (step_of("13b", "none", method, 4) + shares[0]) / (step_of("13b", engine, method) + shares[1])
+
+    text = words_of("from-one-card-to-a-node.md")
+    ddp, sharded = ({name: gain(engine, name) for name in METHODS} for engine in ("ddp", "fsdp2"))
+    assert f"{ddp['lora']:.2f} times the tokens/s for LoRA and {ddp['focused']:.2f} for focused training." in text
+    low, high = min(sharded.values()), max(sharded.values())
+    assert f"Sampled training ({ddp['sampled']:.2f}) and all three under FSDP2 ({low:.2f} to {high:.2f})" in text
+    commits = {key: row["commit"] for key, row in TWO_GPUS.items() if key[0] == "13b" and not key[-1] and key[3] == 2}
+    newest = {row["commit"] for key, row in TWO_GPUS.items() if key[0] == "70b" or key[3] == 4}
+    assert {key[1:3] for key, commit in commits.items() if commit not in newest} == {
+        *((engine, name) for engine in ("none", "ddp") for name in METHODS),
+        ("fsdp2", "sampled"),
+    }
+
+
+def test_memory_and_bytes_of_two_gpus_are_those_of_their_cells() -> None:
+    text = words_of("from-one-card-to-a-node.md")
+    alone, large = peak_of("13b", "none", "lora"), peak_of("70b", "fsdp2", "lora")
+    less = [large - peak_of("70b", "fsdp2", name) for name in METHODS[1:]]
+    assert f"held {less[0]:.1f} GiB less than LoRA's {large:.1f} GiB, focused training {less[1]:.1f} GiB less." in text
+    assert f"took {alone - peak_of('13b', 'fsdp2', 'lora'):.1f} GiB off LoRA's peak of {alone:.1f} GiB" in text
+    engines = ("none", "ddp", "fsdp2")
+    saved = [peak_of("13b", own, "lora") - peak_of("13b", own, name) for own in engines for name in METHODS[1:]]
+    assert f"held {min(saved):.1f} to {max(saved):.1f} GiB less than LoRA" in text
+    gathered = {name: mean_bytes("13b", name, "gathered") for name in METHODS}
+    fewer = [f"{1 - gathered[name] / gathered['lora']:.0%}" for name in METHODS[1:]]
+    assert f"gather only {fewer[0]} and {fewer[1]} less" in text
+    assert f"{gathered['lora'] / mean_bytes('13b', 'lora', 'reduced'):.0f} times as many bytes of weights" in text
+
+
+def test_measurements_on_two_gpus_are_those_of_their_cells() -> None:
+    text = words_of("from-one-card-to-a-node.md")
+    probe = {engine: probe_of("13b", engine) for engine in ("none", "ddp", "fsdp2")}
+    shares = {own: f"{value / (10 * step_of('13b', own, 'sampled') + value):.0%}" for own, value in probe.items()}
+    assert f"took {probe['ddp']:.0f} ms under DDP and {probe['fsdp2']:.0f} ms under FSDP2" in text
+    assert f"with one every 10 steps, {shares['ddp']} and {shares['fsdp2']} of the time." in text
+    late = [probe_of("13b", engine, late=2.0) for engine in ("ddp", "fsdp2")]
+    assert f"2 s late it took {late[0]:.0f} and {late[1]:.0f} ms: the other rank waited" in text
+    assert f"On one GPU it took {probe['none']:.0f} ms" in text
+    assert all(len(set(row["digests"])) == 1 for row in TWO_GPUS.values())
+    assert min(late) > 2000
+
+
+def test_cells_that_were_measured_twice_are_those_of_the_page() -> None:
+    text = words_of("from-one-card-to-a-node.md")
+    first = cells_of("node.jsonl")
+
+    def both(engine: str, method: str, late: float = 0.0) -> list[float]:
+        return [step_of("13b", engine, method, cells=first), step_of("13b", engine, method, late=late)]
+
+    lora, sampled, focused = both("fsdp2", "lora"), both("ddp", "sampled", 2.0), both("fsdp2", "focused")
+    assert f"LoRA under FSDP2 {lora[0]:.0f} and {lora[1]:.0f} ms" in text
+    assert f"sampled training under DDP {sampled[0]:.0f} and {sampled[1]:.0f} ms" in text
+    assert f"focused training under FSDP2 {focused[0]:.0f} and {focused[1]:.0f} ms" in text
+    for values in (lora, sampled, both("fsdp2", "sampled", 2.0)):
+        assert max(values) / min(values) < 1.25
+    key = "13b", "fsdp2", "focused", 2, 0.0
+    slow, row = first[key]["step_seconds"], TWO_GPUS[key]
+    steps = row["step_seconds"]
+    assert f"was the median of five steps of {1e3 * min(slow):.0f} to {1e3 * max(slow):.0f} ms." in text
+    assert (len(slow), len(row["warm_up_seconds"]), len(steps)) == (5, 20, 20)
+    assert (
+        f"20 took {1e3 * min(steps):.0f} to {1e3 * max(steps):.0f} ms, and the driver was asked for no memory" in text
+    )
+    assert not any(row["device_allocations"])
+    assert f"took more than {1e3 * max(row['warm_up_seconds'][1:]):.0f} ms" in text

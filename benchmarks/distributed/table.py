@@ -191,9 +191,9 @@ def write_node_page(results: Path) -> None:
     sections = {
         "memory on paper": (NODE_PAGE, memory_table()),
         "measured memory": (NODE_PAGE, measured_memory_table(on_gpus)),
-        "traffic": (NODE_PAGE, traffic_table(rows)),
+        "traffic": (NODE_PAGE, traffic_table(on_gpus)),
         "scaling": (NODE_PAGE, "\n\n".join(filter(None, [grid_table(on_gpus), strong])) + figure),
-        "probes": (NODE_PAGE, probe_table(rows)),
+        "probes": (NODE_PAGE, probe_table(on_gpus)),
         "fit": (NODE_PAGE, fit_table(on_gpus)),
         "beyond a node": (NODE_PAGE, beyond_table(on_gpus)),
         "cells": (FULL_PAGE, cell_table(rows)),
