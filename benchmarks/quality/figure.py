@@ -1,5 +1,7 @@
-"""Draw docs/images/quality.png from the result files, by how much each method differs from LoRA over paired seeds; and
-docs/images/alpha-scaling.png where there are curves."""
+"""Draw from the result files, with intervals over paired seeds, by how much each method differs from LoRA: those of the
+paper's plans in docs/images/quality.png, sets of half of the layers in docs/images/focused.png. And the curves of
+docs/images/alpha-scaling.png where there are some.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,26 @@ from quality.figures import FIGURES, Comparison, compare, load_lines, read_folde
 from quality.scaling import PICTURE as SCALING  # noqa: E402
 from quality.scaling import draw_curves, read_curves  # noqa: E402
 from quality.table import RESULTS, SUMMARY_PAGE  # noqa: E402
-from quality.verdict import IN_EPOCHS  # noqa: E402
+from quality.verdict import IN_EPOCHS, METRICS, TASKS, short_list  # noqa: E402
 
 PICTURE = SUMMARY_PAGE.parent / "images" / "quality.png"
 TEXT = "![By how much each method differs from LoRA on five tasks, with 95% intervals](images/quality.png)"
+FOCUSED = SUMMARY_PAGE.parent / "images" / "focused.png"
+FOCUSED_PAGE = SUMMARY_PAGE.parent / "focused.md"
+FOCUSED_TEXT = (
+    "![By how much training half of the layers differs from LoRA on four tasks, with 95% intervals](images/focused.png)"
+)
+HALVES = {
+    "focused half": ("focused, half", "LoRA"),
+    "focused half, equal time": ("focused, half", "LoRA, time of half"),
+    "above the lowest eighth": ("above an eighth, half", "LoRA"),
+    "above the lowest eighth, equal time": ("above an eighth, half", "LoRA, time above an eighth"),
+    "even half": ("even, half", "LoRA"),
+    "random half that stays": ("random fixed, half", "LoRA"),
+    "most important half anywhere": ("top, half", "LoRA"),
+    "paper's rule, half of the layers": ("IST, half", "LoRA"),
+}
+"""What is shown of half of the layers, and of what it is the difference."""
 PAIRS = 3
 """A difference over fewer seeds has an interval that would hide the others."""
 Panel = tuple[str, str, dict[str, Mapping[str, Any]]]
@@ -28,14 +46,7 @@ Panel = tuple[str, str, dict[str, Mapping[str, Any]]]
 
 def panels(comparisons: Sequence[Comparison]) -> Iterator[Panel]:
     """Task, metric, and each method's paired difference to LoRA: the trainings of a task that have most results."""
-    largest: dict[str, Comparison] = {}
-    for comparison in comparisons:
-        if bool(comparison.epochs) != (comparison.task in IN_EPOCHS):
-            continue
-        known = largest.get(comparison.task)
-        if known is None or len(comparison.lines) > len(known.lines):
-            largest[comparison.task] = comparison
-    for task, comparison in largest.items():
+    for task, comparison in largest([each for each in comparisons if not each.focused]).items():
         metric, title = next(iter(FIGURES[task].items()))
         methods = [method for method in comparison.methods(ablations=False) if method != "LoRA"]
         cells = comparison.table(methods).get(metric, {})
@@ -49,7 +60,30 @@ def panels(comparisons: Sequence[Comparison]) -> Iterator[Panel]:
             yield task, title, found
 
 
-def draw(file: Path, shown: Sequence[Panel]) -> None:
+def halves(comparisons: Sequence[Comparison]) -> Iterator[Panel]:
+    """The same of `HALVES`, of the model that has the most focused trainings."""
+    for task, comparison in largest([each for each in short_list(comparisons) if each.focused]).items():
+        found = {name: comparison.difference(one, other, METRICS[task]) for name, (one, other) in HALVES.items()}
+        shown: dict[str, Mapping[str, Any]] = {
+            name: each for name, each in found.items() if each and each["num_pairs"] >= PAIRS
+        }
+        if shown:
+            yield task, FIGURES[task][METRICS[task]], shown
+
+
+def largest(comparisons: Sequence[Comparison]) -> dict[str, Comparison]:
+    """Of each task the comparison of the most trainings, in the length that teaches something."""
+    found: dict[str, Comparison] = {}
+    for comparison in comparisons:
+        if bool(comparison.epochs) != (comparison.task in IN_EPOCHS):
+            continue
+        known = found.get(comparison.task)
+        if known is None or len(comparison.lines) > len(known.lines):
+            found[comparison.task] = comparison
+    return {task: found[task] for task in TASKS if task in found}
+
+
+def draw(file: Path, shown: Sequence[Panel], against: str) -> None:
     """One row of panels, a task each; in each a point with its interval for every method."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -62,9 +96,7 @@ def draw(file: Path, shown: Sequence[Panel]) -> None:
         row = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
         for axes, (task, title, found) in zip(row, shown, strict=True):
             draw_differences(axes, task, title, found, methods)
-        figure.suptitle(
-            "Difference to LoRA at equal steps (green: better, red: worse, grey: no significant difference)"
-        )
+        figure.suptitle(f"Difference to LoRA {against} (green: better, red: worse, grey: no significant difference)")
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, metadata={"Software": None})
 
@@ -84,17 +116,21 @@ def draw_differences(
     axes.set_yticks(range(len(methods)), methods)
     axes.set_ylim(len(methods) - 0.5, -0.5)
     axes.locator_params(axis="x", nbins=4)
-    axes.set_title(task, loc="left", fontsize=10)
+    axes.set_title(TASKS[task].partition(",")[0], loc="left", fontsize=10)
     axes.set_xlabel("points" if percent(title) else "nats")
 
 
 def main() -> None:
-    shown = [*panels(compare(load_lines(RESULTS)))]
+    comparisons = compare(load_lines(RESULTS))
+    shown, of_halves = [*panels(comparisons)], [*halves(comparisons)]
     if shown:
-        draw(PICTURE, shown)
+        draw(PICTURE, shown, "at equal steps")
+    if of_halves:
+        draw(FOCUSED, of_halves, "at equal steps, or where it says so at equal time")
     if curves := read_curves(read_folder(RESULTS)):
         draw_curves(PICTURE.parent / SCALING, curves)
     write_section("quality figure", [TEXT] if shown else [], SUMMARY_PAGE)
+    write_section("focused figure", [FOCUSED_TEXT] if of_halves else [], FOCUSED_PAGE)
 
 
 if __name__ == "__main__":

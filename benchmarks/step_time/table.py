@@ -12,10 +12,12 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from cases import UPPER  # noqa: E402
+from product_table import product_section  # noqa: E402
 
 from pages import load_results, markdown, source, write_section  # noqa: E402
 
 RESULTS = HERE / "results"
+EARLIER = RESULTS / "earlier"
 PAGE = HERE / "README.md"
 """Every table."""
 README = HERE.parents[1] / "README.md"
@@ -286,6 +288,8 @@ def main() -> None:
     write_section("step focused", [focused_table(result) for result in focused])
     write_section("step", [short_table(result) for result in sampled[:1]], README)
     write_section("iterations", [iteration_table(result) for result in load_results(RESULTS, "iterations")], PAGE)
+    products = [part for found in load_results(RESULTS, "products") for part in product_section(found, EARLIER)]
+    write_section("products", products, PAGE)
     growth = load_results(RESULTS, "growth")
     grown = [table for result in growth if result["rows"] for table in growth_tables(result)]
     worked = [result for result in growth if "own_work" in result]
