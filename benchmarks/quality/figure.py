@@ -64,7 +64,9 @@ def halves(comparisons: Sequence[Comparison]) -> Iterator[Panel]:
     """The same of `HALVES`, of the model that has the most focused trainings."""
     for task, comparison in largest([each for each in short_list(comparisons) if each.focused]).items():
         found = {name: comparison.difference(one, other, METRICS[task]) for name, (one, other) in HALVES.items()}
-        shown = {name: each for name, each in found.items() if each and each["num_pairs"] >= PAIRS}
+        shown: dict[str, Mapping[str, Any]] = {
+            name: each for name, each in found.items() if each and each["num_pairs"] >= PAIRS
+        }
         if shown:
             yield task, FIGURES[task][METRICS[task]], shown
 

@@ -116,8 +116,27 @@ def test_the_figure_has_what_is_measured_with_enough_seeds(tmp_path: Path) -> No
     shown = [*figure.panels(figures.compare(lines))]
     assert [(task, title) for task, title, _ in shown] == [("mawps", "exact match, %")]
     assert [*shown[0][2]] == ["random"]
-    figure.draw(tmp_path / "a" / "x.png", shown)
+    figure.draw(tmp_path / "a" / "x.png", shown, "at equal steps")
     assert (tmp_path / "a" / "x.png").stat().st_size > 1000
+
+
+def test_the_figure_of_halves_is_of_one_model_with_its_own_end(tmp_path: Path) -> None:
+    """Of the model with the most focused trainings; and none of the paper's plans."""
+    names = ("LoRA", "focused, half", "LoRA, time of half", "even, half")
+    lines = [line_of(name, n, 0.3 + 0.01 * n * n, study="focused") for n in range(3) for name in names]
+    lines += [line_of("LoRA", n, 0.5) for n in range(5)]
+    other = [{**line, "rows_end": "</s>"} for line in lines[:6]]
+    (task, title, found), *others = figure.halves(figures.compare([*lines, *other]))
+    assert (task, title, others) == ("mawps", "exact match, %", [])
+    assert [*found] == ["focused half", "focused half, equal time", "even half"]
+    assert not [*figure.panels(figures.compare(lines))]
+
+
+def test_trainings_that_end_rows_otherwise_stay_apart(tmp_path: Path) -> None:
+    line = line_of("LoRA", 0, 0.3)
+    text = "".join(json.dumps(each) + "\n" for each in (line, {**line, "rows_end": "</s>"}))
+    (tmp_path / "a.jsonl").write_text(text)
+    assert [found.get("rows_end") for found in figures.load_lines(tmp_path)] == [None, "</s>"]
 
 
 def test_what_was_timed_twice_has_both_times(tmp_path: Path) -> None:

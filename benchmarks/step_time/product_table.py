@@ -22,7 +22,7 @@ KERNELS = ("kernels", "the library")
 """What the library's own way is called, in the files of when that was kernels alone and in those since."""
 
 
-def product_section(result: Mapping[str, Any], earlier: Path) -> Iterator[str]:
+def product_section(result: dict[str, Any], earlier: Path) -> Iterator[str]:
     """Microseconds on the GPU, a row for each size, rank and precision.
 
     Args:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from ist.cli.main import main
 from ist.cli.recipes.safety import check_safe
+from ist.cli.saved_adapter import read_config
 from ist.cli.train.adapter_files import config_from_file, peft_types
 from ist.cli.train.arguments import parse_arguments
 from ist.cli.train.command import train
@@ -49,6 +51,20 @@ def test_a_configuration_trains_and_is_saved(
     assert saved.peft_type == content["peft_type"]
     assert names <= {part for name in load_file(tmp_path / "run/adapter_model.safetensors") for part in name.split(".")}
     assert f"without effect with {tmp_path / 'mine.json'}, ist: --lora_r" in capsys.readouterr().out
+
+
+def test_what_ia3_saves_can_be_loaded(tiny_model_folder: Path, tmp_path: Path) -> None:
+    run = parse_arguments(
+        ["--model_name_or_path", str(tiny_model_folder), "--data_files=x", "--bf16=false", "--adapter=ia3"]
+    )
+    model, _, found = load_model(run)
+    get_peft_model(model, found).save_pretrained(str(tmp_path / "ia3"))
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_folder)
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "ia3"))
+    names = {name.rpartition(".")[0] for name, _ in loaded.named_parameters() if "ia3_l" in name}
+    assert {name.split(".")[-2] for name in names} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    }  # fmt: skip
 
 
 def test_a_type_of_pefts_has_its_own_defaults_on_all_linear_modules() -> None:
@@ -97,6 +113,38 @@ def test_a_strangers_file_has_no_regular_expressions(
         assert all(getattr(found, name) == value for name, value in settings.items())
 
 
+def test_parts_of_a_strangers_file_are_looked_at_too(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "recipe.yaml", "adapter: a.json\nmodel_name_or_path: m\ntask: word-problems\nbf16: false\n")
+    text = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4, "prompt_tuning_init": "TEXT",
+            "prompt_tuning_init_text": "x", "tokenizer_name_or_path": "/home"}  # fmt: skip
+    for settings, said in [
+        (text, "sets tokenizer_name_or_path, which names files to load: give the file on the command line"),
+        ({"peft_type": "SHADOW", "shadow_model": "/home"}, "sets shadow_model, which names files to load"),
+        (
+            {"peft_type": "MULTITASK_PROMPT_TUNING", "num_virtual_tokens": 4,
+             "prompt_tuning_init_state_dict_path": "/home/a.pt"},
+            "sets prompt_tuning_init_state_dict_path, which names files to load",
+        ),
+        ({"peft_type": "BOTTLENECK", "lora_modules": ["(a+)+$"]}, "sets lora_modules to '(a+)+$', which is no name"),
+        ({"peft_type": "LORA", "target_parameters": ["(a+)+$"]}, "sets target_parameters to '(a+)+$'"),
+    ]:  # fmt: skip
+        write(tmp_path / "a.json", settings)
+        with pytest.raises(ValueError, match=re.escape(said)):
+            parse_arguments(["--recipe", "recipe.yaml"])
+
+
+@pytest.mark.parametrize("rounds", ["1001", "9" * 5000])
+def test_rounds_that_never_end_are_refused(rounds: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.json", {"peft_type": "LORA", "init_lora_weights": f"pissa_niter_{rounds}"})
+    with pytest.raises(ValueError, match="which would take for ever: give at most 1000 rounds") as error:
+        config_from_file(file)
+    assert len(str(error.value)) < 300
+    write(tmp_path / "adapter_config.json", json.loads(Path(file).read_text()))
+    with pytest.raises(ValueError, match="which would take for ever: give at most 1000 rounds"):
+        read_config(str(tmp_path))
+
+
 @pytest.mark.parametrize(("name", "mode"), [("houlsby", "series"), ("pfeiffer", "series"), ("he", "parallel")])
 def test_bottlenecks_by_their_places(name: str, mode: str) -> None:
     found = config(f"--adapter={name}", "--bottleneck_size=5", "--bottleneck_sparsity=0.5")
@@ -128,6 +176,13 @@ def test_a_saved_adapters_configuration_is_a_file_too(tmp_path: Path) -> None:
         ({"peft_type": ["LORA"]}, "has peft_type=['LORA']"),
         ({**LOKR, "rank": 3}, "sets 'rank', which LoKrConfig of this version of PEFT does not know"),
         ({"peft_type": "ADALORA"}, "give --adapter adalora"),
+        ({**LOKR, "r": "3"}, "sets r to '3': give a number"),
+        ({**LOKR, "r": [3]}, "sets r to [3]: give a number"),
+        ({"peft_type": "LORA", "lora_dropout": 1}, "sets lora_dropout to 1: give a number from 0 to below 1"),
+        ({"peft_type": "LORA", "lora_alpha": 0}, "sets lora_alpha to 0, with which the adapter adds nothing"),
+        ({**LOKR, "alpha": 0}, "sets alpha to 0, with which the adapter adds nothing"),
+        ({"peft_type": "LORA", "task_type": "SEQ_CLS"}, "is for SEQ_CLS, and `ist train` trains causal language"),
+        ({"peft_type": "LORA", "arrow_config": {"top_k": 3}}, "sets arrow_config, which mixes other adapters"),
         ({"peft_type": "LORA", "megatron_config": {"a": 1}}, "sets megatron_config, which imports a module"),
         ({"peft_type": "PROMPT_TUNING"}, "lacks num_virtual_tokens, without a default in PEFT: give --adapter a JSON "),
         ({"peft_type": "ADAPTION_PROMPT", "adapter_len": 3}, "lacks adapter_layers, without a default in PEFT"),

@@ -233,6 +233,7 @@ LAYER = '{"event": "run", "layers": ["a"]}\n'
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
+        ("ist_result.json", {**RESULT, "before": {"loss": 2**70}}, "its 'before' is not what a run writes"),
         ("ist_result.json", {**RESULT, "model": ["x", "--trust_remote_code"]}, "its 'model' is not what a run writes"),
         ("ist_result.json", {**RESULT, "after": {"loss": "2"}}, "its 'after' is not"),
         ("ist_result.json", {**RESULT, "after": {}}, "it has other figures before than after"),
@@ -254,7 +255,7 @@ LAYER = '{"event": "run", "layers": ["a"]}\n'
         ("ist_history.jsonl", LAYER + '{"event": "importance", "step": 1}', "its lines do not fit together"),
         ("ist_history.jsonl", LAYER + '{"event": "step", "active": [1]}', "its lines do not fit together"),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_a_damaged_run_is_named_and_nothing_of_it_runs(tmp_path: Path, name: str, content: Any, said: str) -> None:
     (tmp_path / "small.yaml").write_text(RECIPE)

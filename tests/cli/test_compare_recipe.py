@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def test_the_command_line_goes_before_the_recipe(tmp_path: Path) -> None:
         ({"methods": {"x": {"seed": 1}}}, "sets seed, which ist compare gives to each run itself"),
         ({"methods": {"x": {"against": "y"}}}, "against of x='y' is unknown: choose one of 'x'"),
         ({"methods": {"a b": {}, "a-b": {}}}, "have the same folder (a-b, a-b)"),
-        ({"methods": {"..": {}}}, "have the same folder"),
+        ({"methods": {"..": {}}}, "names a method '..': begin it with a letter"),
         ({"flags": {"output_dir": "runs"}}, "sets output_dir, which ist compare gives"),
         ({"flags": {"task": "word-problems", "trust_remote_code": True}}, "sets trust_remote_code, which runs code"),
         ({"methods": {"x": {"data_files": ["/etc/passwd"]}}}, "sets data_files to '/etc/passwd'"),
@@ -86,6 +87,14 @@ def test_the_command_line_goes_before_the_recipe(tmp_path: Path) -> None:
         ({"seeds": [0.5]}, "is not a list of different whole numbers"),
         ({"learning_rates": ["fast"]}, "learning_rates=['fast'] is not a list of different numbers above 0"),
         ({"learning_rates": [0]}, "is not a list of different numbers above 0"),
+        ({"learning_rates": [math.nan]}, "is not a list of different numbers above 0"),
+        ({"learning_rates": [math.inf]}, "is not a list of different numbers above 0"),
+        ({"learning_rates": [True]}, "is not a list of different numbers above 0"),
+        ({"learning_rates": "12"}, "learning_rates='12' is not a list of different numbers above 0"),
+        ({"learning_rates": {1: 2}}, "learning_rates={1: 2} is not a list of different numbers above 0"),
+        ({"seeds": [0, 2**32]}, "seed=4294967296 is not allowed"),
+        ({"methods": {"x" * 200: {}}}, "and take up to 100 signs"),
+        ({"methods": {"../x": {}}}, "names a method '../x': begin it with a letter or a digit"),
         ({"budget": "joules"}, "budget='joules' is unknown: choose one of 'steps', 'seconds'"),
     ],
 )

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ist.cli.main import main
 from ist.cli.train.ends import kind_of
+from ist.experiments.evaluation.ends import model_ends
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
@@ -163,3 +164,10 @@ def test_an_adapter_is_evaluated_with_the_tokenizer_that_it_was_trained_with(
 )
 def test_what_rows_are(rows: list[Any], kind: str) -> None:
     assert kind_of(rows, "text") == kind
+
+
+@pytest.mark.parametrize("end", ["x", [1, "x"], 1.5])
+def test_an_end_that_is_no_tokens_number_is_named(end: Any) -> None:
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=end), config=None)
+    with pytest.raises(ValueError, match=r"eos_token_id=.* of the model's generation_config\.json or config\.json"):
+        model_ends(model)

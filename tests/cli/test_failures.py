@@ -33,6 +33,11 @@ def raise_it(error: Exception) -> None:
         (RuntimeError("size mismatch\n\tfor lora_A"), "RuntimeError: size mismatch; IST_DEBUG=1 shows where"),
         (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero; IST_DEBUG=1"),
         (RecursionError("maximum"), "RecursionError: something nests too deep; IST_DEBUG=1"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"),
+            "a file could not be written whole",
+        ),
+        (RuntimeError("I/O error: No space left (os error 28)"), "a file could not be written whole, the disk is full"),
         (KeyError("weight_map"), "KeyError: 'weight_map'; IST_DEBUG=1"),
         (TypeError(""), "TypeError: no message; IST_DEBUG=1"),
     ],

@@ -114,6 +114,14 @@ def test_an_empty_folder_goes_again(leave: bool) -> None:
     assert [str(path) for path in Path().rglob("*")] == (["a", "a/b", "a/b/c", "a/b/c/file"] if leave else [])
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"], ids=["too long", "zero byte"])
+def test_a_name_that_no_folder_can_have_is_refused(name: str) -> None:
+    said = r"^The folder .* cannot be written \(.*\): give another one with --output_dir\.$"
+    with pytest.raises(ValueError, match=said), run_folder(parse(f"--output_dir={name}"), Ranks()):
+        pass
+    assert not list(Path().iterdir())
+
+
 def test_a_folder_that_was_there_stays() -> None:
     Path("a").mkdir()
     with run_folder(parse("--output_dir=a"), Ranks()):

@@ -155,6 +155,8 @@ LAUGHS = 'a: &a ["x","x","x","x","x","x","x","x","x"]\n' + "".join(
         ("a: x\n" * 30_000, "a recipe has at most 100000"),
         ("? [a, b]\n: 1\n", "is not YAML"),
         ("1: 2\n", "holds no `key: value` lines"),
+        ("a: 1\nb: 2\na: 3\n", "sets 'a' in line 1 and again in line 3: keep one"),
+        ("m:\n  a: 1\n  'a': 2\n", "sets 'a' in line 2 and again in line 3: keep one"),
         ("a: 2020-13-45\n", "cannot be read: month must be in 1..12"),
         ("a: \x00\n", "is not YAML"),
         ("a: !!python/object/apply:os.system [ls]\n", "is not YAML"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.table import Table
 
 from ist.cli import main as command_line
 from ist.cli.console import PlainConsole
@@ -56,6 +57,31 @@ def test_a_command_goes_on(make: Any, names: list[str], monkeypatch: pytest.Monk
     assert done
     for stream in streams:
         stream.close()  # Nothing is left in its buffer that would fail now.
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_a_locale_without_some_signs_ends_nothing(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frames of tables, names in other scripts, and halves of characters."""
+    done = []
+
+    def work(arguments: Any) -> None:
+        table = Table("before", "after")
+        table.add_row("1", "größer 日本")
+        with PlainConsole(force_terminal=True).status("waiting"):
+            PlainConsole().print(table)
+        print("a\ud83d │", flush=True)
+        print("│", file=sys.stderr)
+        done.append(True)
+
+    monkeypatch.setitem(command_line.COMMANDS, "train", work)
+    kept = {name: io.BytesIO() for name in ("stdout", "stderr")}
+    for name, held in kept.items():
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(held, encoding=encoding))
+    assert main(["train"]) == 0
+    assert done
+    sys.stdout.flush()
+    assert b"a? " in kept["stdout"].getvalue()
+    assert b"before" in kept["stdout"].getvalue()
 
 
 @pytest.mark.parametrize("make", STREAMS)

@@ -182,8 +182,11 @@ UPDATE = {"event": "importance", "step": 2, "losses": [0.5], "importance": [0.1,
         ([{**RUN, "layers": []}, STEP], "names 0 layers: 1 to 1024 are drawn"),
         ([{**RUN, "layers": ["a"] * 10**6}, STEP], "names 1000000 layers: 1 to 1024 are drawn"),
         ([{"event": "run", "step": 0}, STEP], "lacks the line of its run"),
+        ([RUN, {**STEP, "step": 5}, {**STEP, "step": 4}], "has step 4 after step 5 of 'step'"),
+        ([RUN, STEP, STEP], "has step 1 after step 1 of 'step': it is damaged, or of two runs"),
+        ([RUN, STEP, UPDATE, UPDATE], "has step 2 after step 2 of 'importance'"),
     ],
-    ids=range(14),
+    ids=range(17),
 )
 def test_lines_that_do_not_fit_together_are_one_line_with_the_file(tmp_path, events, said):
     file = tmp_path / HISTORY_FILE

@@ -212,7 +212,9 @@ def test_losses_that_are_not_finite(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The run began with other arguments:UserWarning")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (getattr(signal, "SIGHUP", 1), 129)]
+)
 def test_a_signal_writes_a_checkpoint_and_stops(
     number: int, status: int, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -247,6 +249,27 @@ def test_a_signal_writes_a_checkpoint_and_stops(
         assert json.loads((tmp_path / "ist_result.json").read_text())["num_steps"] == step + 3
         steps = [event["step"] for event in read_history(tmp_path) if event["event"] == "step"]
         assert steps == list(range(1, step + 4))
+
+
+def test_a_closed_terminal_does_not_stop_what_ignores_it() -> None:
+    """As nohup has it."""
+    pytest.importorskip("trl")
+    from ist.cli.train.interrupt import Interrupt
+
+    hangup = signal.SIGHUP
+    former = signal.signal(hangup, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), hangup)
+            assert signal.getsignal(hangup) == signal.SIG_IGN
+        assert interrupt.number is None
+        signal.signal(hangup, signal.SIG_DFL)
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), hangup)
+        assert interrupt.number == hangup
+        assert signal.getsignal(hangup) == signal.SIG_DFL
+    finally:
+        signal.signal(hangup, former)
 
 
 def test_nothing_to_resume_from_is_one_line(tmp_path: Path) -> None:

@@ -116,6 +116,19 @@ HOSTILE: list[tuple[str, bytes, bool]] = [
         (STATE, b'{"global_step": 9, "stateful_callbacks": %s}' % text, False)
         for text in (b"[7]", b"7", b'{"IST": [7]}', b'{"IST": 7}', b'{"IST": {"tuner": [7]}}')
     ),
+    *(
+        (STATE, b'{"global_step": 9, %s}' % text, False)
+        for text in (
+            b'"log_history": {}',
+            b'"log_history": [3]',
+            b'"save_steps": "x"',
+            b'"logging_steps": 0',
+            b'"train_batch_size": "x"',
+            b'"epoch": "x"',
+            b'"stateful_callbacks": null',
+        )
+    ),
+    (STATE, b'{"global_step": 8}', False),
     *((STATE, with_tuner(num_processes=number), False) for number in (10**9, -1, 0, 2.5, "2", [2], None)),
     *((ADAPTER, header(value), False) for value in ([], 7, {"a": 7}, {"a": {}}, {"a": {"data_offsets": "07"}})),
     (ADAPTER, header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 10**18]}}), False),
@@ -165,6 +178,9 @@ def test_a_change_on_purpose_has_a_way_out(run: Path) -> None:
         ({"selector": None}, "selector"),
         ({"selector": {"importance": "abcd", "num_updates": 1}}, "selector"),
         ({"selector": {"importance": [0.0] * 4, "num_updates": "1"}}, "selector"),
+        ({"selector": {"a": 1}}, "importance, num_updates"),
+        ({"batched_trusted": "x"}, "batched_trusted"),
+        ({"batched_trusted": [1]}, "batched_trusted"),
         ({"num_steps": "9"}, "num_steps"),
         ({"num_probes": -1}, "num_probes"),
         ({"num_processes": [2]}, "num_processes"),

@@ -32,6 +32,13 @@ def test_a_link_in_the_place_of_the_part_is_not_written_through(tmp_path: Path) 
     assert not (tmp_path / "file").is_symlink()
 
 
+def test_a_folder_in_the_place_of_a_file_is_named_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(ValueError, match="file is a folder, and a file of this name is to be written"):
+        write_whole(tmp_path / "file", "new")
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
 def test_values_are_written_as_json(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"a": [1, None]}, indent=None)
     assert (tmp_path / "a.json").read_text() == '{"a": [1, null]}\n'

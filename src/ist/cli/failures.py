@@ -32,6 +32,8 @@ def describe_failure(error: BaseException) -> str:
     if isinstance(error, MEANT):
         return said or type(error).__name__
     name = type(error).__name__
+    if "inline_container" in said or "os error 28" in said:  # of torch's and safetensors' writers
+        return f"a file could not be written whole, the disk is full or a limit is reached ({name}): make room for it."
     first = TIMES.get(name) or next((line.strip() for line in said.splitlines() if line.strip()), "no message")
     frames = traceback.extract_tb(error.__traceback__)
     ours = bool(frames) and PACKAGE in Path(frames[-1].filename).parents

@@ -42,7 +42,7 @@ def load_metric(text: str) -> UserMetric:
         module = load_file(Path(source).expanduser()) if source.endswith(".py") else load_module(source)
     except FileNotFoundError as error:
         raise ValueError(f"--metric_function {text}: {source} is not a file.") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         said = " ".join(str(error).split())
         way_out = "."
         if isinstance(error, ModuleNotFoundError) and error.name and top(error.name) != top(source):

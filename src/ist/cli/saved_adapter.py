@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ __all__ = ["REFUSED", "check_alone", "check_base", "check_numbers", "holds_adapt
 REFUSED = {
     "megatron_config": "imports a module that it names",
     "adapters": "loads other adapters",
+    "arrow_config": "mixes other adapters",
 }
 """Settings that no adapter's file may have, and why."""
+MOST_ROUNDS = 1000
+"""Of PiSSA's singular values, for which PEFT's examples take 4 to 16."""
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -73,7 +77,8 @@ def read_config(source: str, revision: str | None = None) -> Any:
 
 
 def check_numbers(settings: Mapping[str, Any], where: str) -> None:
-    """Raise ValueError where an adapter's configuration has a number that is NaN or infinite, at any depth.
+    """Raise ValueError where an adapter's configuration has a number that is NaN or infinite, at any depth, or one of
+    rounds that never end.
 
     Args:
         settings: the configuration by name.
@@ -82,6 +87,11 @@ def check_numbers(settings: Mapping[str, Any], where: str) -> None:
     for name, value in settings.items():
         if (number := non_finite(value)) is not None:
             raise ValueError(f"{where} sets {name} to {number}, which no layer can compute with: give a finite number.")
+        rounds = re.fullmatch(r"pissa_niter_(\d+)", value) if isinstance(value, str) else None
+        if rounds and (len(rounds[1]) > 9 or int(rounds[1]) > MOST_ROUNDS):
+            raise ValueError(
+                f"{where} sets {name} to {value[:40]!r}, which would take for ever: give at most {MOST_ROUNDS} rounds."
+            )
 
 
 def non_finite(value: Any) -> float | None:

@@ -1,4 +1,6 @@
-"""What is printed may get lost, and never ends the work: a reader that went away (`| head`), a log on a full disk."""
+"""What is printed may get lost, and never ends the work: a reader that went away (`| head`), a log on a full disk, a
+locale without the signs of a table.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +27,8 @@ class SteadyStream:
         """Write the text, or drop it."""
         try:
             return self._stream.write(text)
+        except UnicodeEncodeError:  # of a locale that has not all signs: a frame of a table, a name
+            return self.write(encodable(text, self._stream.encoding))
         except BrokenPipeError:
             self.silence()
         except OSError:  # a full disk, which may have room again for the next line
@@ -58,6 +62,12 @@ class SteadyStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def encodable(text: str, encoding: str | None) -> str:
+    """A text with a question mark in the place of each sign that an encoding has not."""
+    name = encoding or "ascii"
+    return text.encode(name, "replace").decode(name)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 import zipfile
 import zlib
@@ -117,6 +118,11 @@ def find_fault_in_state(folder: Path, check_ranks: bool) -> str | None:
         return f"{STATE_FILE} is cut short or no JSON object"
     if not is_count(state.get("global_step")):
         return f"{STATE_FILE} is of step {shown(state.get('global_step'))}"
+    if wrong := next((name for name, is_right in STATE.items() if name in state and not is_right(state[name])), None):
+        return f"{STATE_FILE} has {shown(state[wrong])} as {wrong}"
+    named = re.fullmatch(r"checkpoint-(\d{1,15})", folder.name)
+    if named and int(named[1]) != state["global_step"]:
+        return f"{STATE_FILE} is of step {state['global_step']}"
     callbacks = state.get("stateful_callbacks") or {}
     own = (callbacks.get("IST") or {}) if isinstance(callbacks, dict) else None
     tuner = (own.get("tuner") or {}) if isinstance(own, dict) else None
@@ -131,6 +137,31 @@ def find_fault_in_state(folder: Path, check_ranks: bool) -> str | None:
         missing = next((name for name in names if not (folder / name).is_file()), None)
         return missing and f"{missing} is missing"
     return None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, or null; NaN and infinities are, since a loss can be one."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def is_period(value: Any) -> bool:
+    """Whether a value can be the steps between two events."""
+    return is_number(value) and (value is None or 0 < value < 1 << 53)
+
+
+def is_log(value: Any) -> bool:
+    """Whether a value is a list of objects."""
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+
+
+STATE = {
+    **dict.fromkeys(("epoch", "best_metric", "total_flos", "num_input_tokens_seen", "max_steps"), is_number),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), is_period),
+    "train_batch_size": lambda value: value is None or is_count(value),
+    "log_history": is_log,
+    "stateful_callbacks": lambda value: isinstance(value, dict),
+}
+"""What the Trainer's state may hold, of what a resume computes with."""
 
 
 def is_count(value: Any) -> bool:

@@ -55,12 +55,17 @@ def replacing(target: Path) -> Iterator[Path]:
 
     A folder may come from a stranger: where `target` is a symbolic link, the link is replaced and what it leads to is
     left alone. After an exception `target` is as it was.
+
+    Raises:
+        ValueError: `target` is a folder.
     """
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     with contextlib.suppress(FileNotFoundError):
         part.unlink()  # of a stranger, perhaps a link
     try:
         yield part
+        if target.is_dir() and not target.is_symlink():
+            raise ValueError(f"{target} is a folder, and a file of this name is to be written: remove or rename it.")
         os.replace(part, target)
     except BaseException:
         with contextlib.suppress(OSError):

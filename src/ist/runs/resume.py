@@ -60,6 +60,7 @@ def check_shape(saved: Any) -> None:
         "config": isinstance(saved.get("config"), Mapping),
         "selector": isinstance(saved.get("selector"), Mapping) and is_selector_state(saved["selector"]),
         "selector_type": isinstance(saved.get("selector_type"), str),
+        "batched_trusted": saved.get("batched_trusted") in (None, True, False),
         "num_steps": is_count(saved.get("num_steps")),
         "num_probes": is_count(saved.get("num_probes")),
         "num_processes": is_count(saved.get("num_processes", 1)),
@@ -122,6 +123,11 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
         raise ValueError(
             f"The run began with {saved['selector_type']} and would resume with {current['selector_type']}: give the "
             "former selector, or begin a new run from the saved adapter."
+        )
+    if lost := [name for name in current.get("selector") or () if name not in saved["selector"]]:
+        raise ValueError(
+            f"The saved state of IST has no usable {', '.join(lost)}: the checkpoint is damaged, resume from an "
+            "earlier one."
         )
     config = {"suppression": "response", **current_names(saved["config"])}  # It was no option at first.
     changed = [

@@ -52,6 +52,14 @@ WITH_SYSTEM = ([SYSTEM, USER], [SAYS])
         ({"messages": [USER, {**SAYS, "weight": 0}, USER, {**SAYS, "weight": 1}]}, ([USER, SAYS, USER], [SAYS])),
         ({"messages": [{**USER, "weight": 1}, {**SAYS, "train": True, "tool_calls": None}]}, PLAIN),
         ({"messages": [{**USER, "weight": math.nan}, SAYS]}, PLAIN),
+        ({"messages": [{**USER, "from": None, "value": None}, {**SAYS, "from": None, "value": None}]}, PLAIN),
+        ({"conversations": [{**HUMAN, "role": None, "weight": 1}, {**GPT, "role": None}]}, PLAIN),
+        ({"messages": [USER, SAYS], "image": {"bytes": None, "path": None}}, PLAIN),
+        ({"messages": [{**USER, "role": "User "}, {**SAYS, "role": "model"}]}, PLAIN),
+        ({"messages": [USER, SAYS], "system_prompt": "Be short."}, WITH_SYSTEM),
+        ({"messages": [USER, SAYS], "system_prompt": "Be short.", "system": "Be short."}, WITH_SYSTEM),
+        ({"messages": [USER, SAYS], "tools": "[]", "images": [], "weight": 1, "history": [], "context": "q"}, PLAIN),
+        ({"messages": [USER, {**SAYS, "loss": 1, "masked": False, "audio": None}]}, PLAIN),
     ],
 )
 def test_a_chat_is_read(tmp_path: Path, row: dict[str, Any], expected: tuple[Any, Any]) -> None:
@@ -100,6 +108,13 @@ def test_a_chat_is_read(tmp_path: Path, row: dict[str, Any], expected: tuple[Any
         ({"prompt": "q", "completion": [SAYS]}, "its prompt is a text, and the other is a list of messages"),
         ({"prompt": [], "completion": [SAYS]}, "its prompt is a list without messages"),
         ({"prompt": [USER], "completion": [USER]}, "its completion holds a message of the user"),
+        ({"messages": [USER, {**SAYS, "training": False}]}, "has training False on its last answer"),
+        ({"messages": [USER, {**SAYS, "loss": 0}]}, "has loss 0 on its last answer"),
+        ({"messages": [USER, {**SAYS, "loss_mask": 0}]}, "has loss_mask 0 on its last answer"),
+        ({"messages": [USER, {**SAYS, "masked": True}]}, r"has a mask \(masked\)"),
+        ({"messages": [{**USER, "image": "a.png"}, SAYS]}, r"has a picture \(image\)"),
+        ({"messages": [USER, {**SAYS, "refusal": "No."}]}, "has a refusal beside its content"),
+        ({"messages": [USER, {**SAYS, "role": "assistant\ud83d"}]}, "number 2, that has a lone surrogate"),
         ({"messages": [{**USER, "content": "a\ud83d"}, SAYS]}, r"a lone surrogate \(\\ud83d at character 2\)"),
     ],
 )
@@ -111,6 +126,53 @@ def test_a_chat_that_cannot_be_learned_from_says_why(tmp_path: Path, row: dict[s
     error.value.args[0].encode()
 
 
-def test_tools_beside_a_chat_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="row 1 has tools, which the training would lose"):
-        read(tmp_path, {"messages": [USER, SAYS], "tools": [{"name": "add"}]})
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        ({"tools": [{"name": "add"}]}, "has tools, which the training would lose"),
+        ({"functions": [{"name": "add"}]}, "has functions, which the training would lose"),
+        ({"images": ["a.png"]}, r"has pictures \(images\), which the training would lose"),
+        ({"audio": "a.wav"}, r"has sound \(audio\), which the training would lose"),
+    ],
+)
+@pytest.mark.parametrize(
+    "row",
+    [{"messages": [USER, SAYS]}, {"instruction": "q", "output": "a"}, {"prompt": "q", "completion": "a"}],
+    ids=["chat", "instruction", "prompt"],
+)
+def test_what_stands_beside_a_row_is_not_lost(
+    tmp_path: Path, row: dict[str, Any], beside: dict[str, Any], said: str
+) -> None:
+    assert len(read(tmp_path, {**row, "images": []})) == 1
+    with pytest.raises(ValueError, match=f"row 2 {said}"):
+        read(tmp_path, row, {**row, **beside})
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (
+            {"messages": [USER, SAYS], "history": [["a", "b"]]},
+            "has history, for which the format of chats has no place",
+        ),
+        ({"messages": [USER, SAYS], "context": "Rome"}, "has context, for which the format of chats has no place"),
+        ({"conversations": [HUMAN, GPT], "documents": [{"text": "a"}]}, "has documents, for which"),
+        ({"prompt": [USER], "completion": [SAYS], "context": "Rome"}, "has context, for which the format of chats"),
+        ({"messages": [USER, SAYS], "system": "a", "system_prompt": "b"}, "has a system and another system_prompt"),
+        ({"messages": [USER, SAYS], "weight": 0}, "has weight 0, and all chats count alike"),
+        ({"prompt": [USER], "completion": [SAYS], "sample_weight": 0.5}, "has sample_weight 0.5, and all chats count"),
+        ({"prompt": "q", "completion": "a", "label": False}, "has label false, a completion that is not wanted"),
+        ({"prompt": [], "completion": []}, "has a prompt without messages"),
+        ({"prompt": USER, "completion": SAYS}, "has a message as its prompt that stands in no list"),
+        ({"instruction": [USER], "output": [SAYS]}, "has messages as its instruction, which is a text"),
+    ],
+)
+def test_a_row_that_would_lose_its_sense_is_refused(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=f"row 1 {said}"):
+        read(tmp_path, row)
+
+
+@pytest.mark.parametrize("output", [[{"role": "judge", "name": "Ann"}], [{"from": "Rome", "to": "Bern"}]])
+def test_objects_with_a_role_of_their_own_are_an_answer_and_no_chat(tmp_path: Path, output: Any) -> None:
+    rows = {"prompt": "q", "completion": output}, {"prompt": "q", "completion": "a", "label": "x"}
+    assert [row["completion"] for row in read(tmp_path, *rows)] == [json.dumps(output), "a"]

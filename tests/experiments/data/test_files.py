@@ -7,6 +7,7 @@ import codecs
 import csv
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,34 @@ def test_parquet_is_read(tmp_path: Path) -> None:
     assert first["id"] == 1
     assert second == {"messages": [messages[1]], "id": None}
     assert first["messages"][0] == {"role": "user", "content": "q", "weight": None}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError, match=r"rows\.jsonl is a pipe or a device, and files are read more than once"):
+        read_rows(tmp_path / "rows.jsonl")
+
+
+def test_what_parquet_holds_beside_texts(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    single = pyarrow.array([0.1, None], pyarrow.float32())
+    parquet.write_table(pyarrow.table({" instruction": ["a", "b"], "output ": single}), tmp_path / "rows.parquet")
+    assert read_rows(tmp_path / "rows.parquet") == [
+        {"instruction": "a", "output": 0.1}, {"instruction": "b", "output": None}
+    ]  # fmt: skip
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["output", "output "])
+    parquet.write_table(twice, tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=r"is not a table \(two columns are called 'output'\): rename one of them"):
+        read_rows(tmp_path / "rows.parquet")
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_names_are_read_without_spaces_at_their_ends(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('[{" instruction": "a", "output\\t": "b c "}]')
+    assert read_rows(tmp_path / name) == [{"instruction": "a", "output": "b c "}]
+    (tmp_path / name).write_text('[{"a": 1, "a ": 2}]')
+    assert read_rows(tmp_path / name) == [{"a": 1, "a ": 2}]
 
 
 def test_a_small_parquet_file_that_unpacks_to_much_is_refused(tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from ist.experiments.evaluation.answers import AnswerFile, claim_folder, row_id
+from ist.experiments.evaluation.answers import AnswerFile, claim_folder, claimed, row_id
 
 IDS = [row_id("a"), row_id("b"), row_id("c")]
 LINES = [json.dumps({"index": index, "id": IDS[index], "text": "ö"}, ensure_ascii=False) + "\n" for index in range(3)]
@@ -51,6 +52,10 @@ def test_rows_beyond_the_limit_are_passed_over_and_stay(tmp_path: Path) -> None:
         (json.dumps({"index": 1e400, "id": IDS[0]}) + "\n", "line 1 is no answer"),
         (json.dumps({"index": 0, "id": IDS[0], "correct": "yes"}) + "\n", "line 1 is no answer"),
         (json.dumps({"index": 0, "id": IDS[0], "loss": None, "tokens": 1}) + "\n", "line 1 is no answer"),
+        (json.dumps({"index": 0, "id": IDS[0], "score": math.nan}) + "\n", "line 1 is no answer"),
+        (json.dumps({"index": 0, "id": IDS[0], "loss": 1.0, "tokens": 0}) + "\n", "line 1 is no answer"),
+        (json.dumps({"index": 0, "id": IDS[0], "loss": 1.0}) + "\n", "line 1 is no answer like those before it"),
+        (json.dumps({"index": 0, "id": IDS[0], "correct": True}) + "\n" + LINES[1], "line 2 is no answer like those"),
         ("[" * 100_000 + "\n", "line 1 is no answer"),
     ],
 )
@@ -60,6 +65,22 @@ def test_other_answers_are_refused(tmp_path: Path, text: str, said: str) -> None
     with pytest.raises(ValueError, match=said):
         AnswerFile(file, IDS)
     assert file.read_text(encoding="utf-8") == text
+
+
+def test_a_claim_without_an_answer_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "answers"
+    for error in (ValueError("a metric"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), claimed(folder, {"metric": "one"}):
+            raise error
+        assert not list(tmp_path.iterdir())
+    with claimed(folder, {"metric": "two"}):
+        AnswerFile(folder / "task.jsonl", IDS).add([(0, {"text": "a"})])
+    assert (folder / "identity.json").exists()
+    with pytest.raises(ValueError, match="another evaluation"), claimed(folder, {"metric": "one"}):
+        pass
+    with pytest.raises(ValueError, match="again"), claimed(folder, {"metric": "two"}):
+        raise ValueError("again")
+    assert (folder / "identity.json").exists()
 
 
 def test_a_folder_belongs_to_one_evaluation(tmp_path: Path) -> None:

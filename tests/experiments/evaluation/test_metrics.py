@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -25,6 +26,10 @@ def own(expected: str, number: int = 1) -> OwnRow:
         (" b\n", "b", True),
         ("a  b\nc", "a b c", True),
         ("b\n\n### Instruction:\nmore", "b", True),
+        ("4 left\n#### 4", "4 left\n#### 4", True),
+        ("4 left\n#### 4\n\n### Instruction:\nmore", "4 left\n#### 4", True),
+        ("4 left\n#### 5", "4 left\n#### 4", False),
+        ("# A\n### B\ntext", "# A\n### B\ntext", True),
         ("b.", "b", False),
         ("B", "b", False),
         ("", "b", False),
@@ -49,6 +54,15 @@ def test_exact_match(response: str, expected: str, right: bool) -> None:
         ("a.b", ["a+b", "a.b"], "a.b"),
         ("class 12", ["1", "12"], "12"),
         ("hm\n### Input:\npositive", ["positive"], None),
+        ("It is not positive, it is negative", ["positive", "negative"], "negative"),
+        ("non-toxic", ["toxic", "clean"], None),
+        ("non-toxic", ["toxic", "non-toxic"], "non-toxic"),
+        ("Between positive and negative, the answer is negative", ["positive", "negative"], "negative"),
+        ("The answer is clear: negative", ["positive", "negative"], "negative"),
+        ("negative. The answer is clear.", ["positive", "negative"], "negative"),
+        ("very\n good", ["good", "very good"], "very good"),
+        ("\u017f", ["s"], "s"),
+        ("ÄRGER", ["ärger"], "ärger"),
         ("", ["positive"], None),
     ],
 )
@@ -66,6 +80,8 @@ def test_label_accuracy_takes_the_labels_of_the_rows_or_those_given() -> None:
         ValueError, match="row 2 has the answer 'no', which is none of the labels yes: add it to --labels"
     ):
         make_marker("label_accuracy", rows, ("yes",), None)
+    with pytest.raises(ValueError, match="is to be marked by labels of which one is empty"):
+        make_marker("label_accuracy", rows, ("yes", "no", " "), None)
     many = [own(str(number), number) for number in range(MAX_LABELS + 1)]
     with pytest.raises(ValueError, match="has 101 different answers, too many for labels"):
         make_marker("label_accuracy", many, (), None)
@@ -79,6 +95,30 @@ def three(response: str, expected: str, row: dict[str, Any]) -> int:
     return len(response) + row["id"]
 
 
+def swapped(expected: str, response: str) -> bool:
+    return (expected, response) == ("b", "said")
+
+
+def row_first(row: dict[str, Any], response: str, expected: str) -> bool:
+    return (row["id"], response, expected) == (7, "said", "b")
+
+
+def row_by_name(response: str, expected: str, *, row: dict[str, Any]) -> int:
+    return row.pop("id")
+
+
+def other_names(a: str, b: str, c: dict[str, Any]) -> bool:
+    return (a, b, c["id"]) == ("said", "b", 7)
+
+
+@pytest.mark.parametrize("function", [swapped, row_first, row_by_name, other_names])
+def test_a_function_gets_by_name_what_it_names(function: Any) -> None:
+    row = own("b")
+    mark = make_marker("exact_match", [], (), UserMetric(function, "f"))
+    assert [mark(row, "said"), mark(row, "said")] == [float(function is not row_by_name) or 7.0] * 2
+    assert row.fields == {"id": 7}
+
+
 def optional(response: str, expected: str, weight: float = 2.0) -> float:
     return weight
 
@@ -88,6 +128,25 @@ def test_a_function_of_the_users_gets_what_it_takes(function: Any, value: float)
     assert make_marker("exact_match", [], (), UserMetric(function, "f"))(own("b"), "b") == value
 
 
+class Odd:
+    """A value that fails in all that is asked of it."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("no number")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class OddError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def odd() -> None:
+    raise OddError
+
+
 @pytest.mark.parametrize(
     ("function", "said"),
     [
@@ -95,6 +154,11 @@ def test_a_function_of_the_users_gets_what_it_takes(function: Any, value: float)
         (lambda response, expected: None, "gave None at row 3: a metric gives a finite number, or True or False"),
         (lambda response, expected: math.nan, "gave nan at row 3"),
         (lambda response, expected: "1", "gave '1' at row 3"),
+        (lambda response, expected: 10**400, "gave 1000"),
+        (lambda response, expected: -1e308, "gave -1e"),
+        (lambda response, expected: sys.exit(0), r"failed at row 3 \(SystemExit: 0\)"),
+        (lambda response, expected: Odd(), "gave a Odd at row 3"),
+        (lambda response, expected: odd(), r"failed at row 3 \(OddError\)"),
         (lambda response: 1, r"failed at row 3 \(TypeError: .*\)"),
     ],
 )

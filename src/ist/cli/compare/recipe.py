@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,7 +105,7 @@ def read_comparison(file: Path, more_flags: Sequence[str] = (), **changes: Any) 
     check_choice("budget", comparison.budget, BUDGETS)
     for method in comparison.methods:
         try:
-            run = parse_arguments(comparison.arguments(method, comparison.seeds[0], Path("runs")))
+            run = parse_arguments(comparison.arguments(method, max(comparison.seeds), Path("runs")))
         except ValueError as error:
             raise ValueError(f"method {method.name!r}: {error}") from error
         if run.training.n_gpu > 1:
@@ -189,7 +190,12 @@ def read_methods(recipe: Mapping[str, Any], where: str, chosen: Sequence[str] | 
         grid = recipe.get("learning_rates") if grids[name] is None else grids[name]
         methods.append(Method(name, entry, tuple(o for o in against if o != name), check_rates(grid)))
     folders = [method.folder for method in methods]
-    if len(set(folders)) < len(folders) or not all(re.match(r"\w", folder) for folder in folders):
+    if nameless := next((method for method in methods if not re.match(r"\w.{,99}$", method.folder)), None):
+        raise ValueError(
+            f"{where} names a method {nameless.name[:100]!r}: begin it with a letter or a digit, and take up to 100 "
+            "signs."
+        )
+    if len(set(folders)) < len(folders):
         raise ValueError(f"The methods of {where} have the same folder ({', '.join(folders)}): rename them.")
     return tuple(method for method in methods if not chosen or method.name in chosen)
 
@@ -204,11 +210,12 @@ def check_seeds(seeds: Any) -> tuple[int, ...]:
 
 def check_rates(grid: Any) -> tuple[float, ...]:
     """The learning rates to choose from."""
+    given: list[Any] = [] if grid is None else [*grid] if isinstance(grid, (list, tuple)) else [None]
     try:
-        rates = tuple(float(rate) for rate in grid or ())
+        rates = tuple(math.nan if isinstance(rate, bool) else float(rate) for rate in given)
     except (TypeError, ValueError):
-        rates = (0.0,)
-    if any(rate <= 0 for rate in rates) or len(set(rates)) < len(rates):
+        rates = (math.nan,)
+    if not all(0 < rate < math.inf for rate in rates) or len(set(rates)) < len(rates):
         raise ValueError(f"learning_rates={grid!r} is not a list of different numbers above 0: write [1.0e-4, 2.0e-4].")
     return rates
 

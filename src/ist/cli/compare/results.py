@@ -120,8 +120,8 @@ def is_text(value: Any) -> bool:
 
 
 def is_figure(value: Any) -> bool:
-    """Whether a value is a number, NaN among them."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a value is a number, NaN among them; integers that no machine computes with are none."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63)
 
 
 def are_figures(value: Any) -> bool:

@@ -142,6 +142,7 @@ def check_nodes(root: yaml.Node, file: Path) -> None:
         children: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
             children = [part for pair in node.value for part in pair]
+            check_named_once([key for key, _ in node.value], file)
         elif isinstance(node, yaml.SequenceNode):
             children = node.value
         elif node.tag in NUMBER_TAGS and len(node.value) > MOST_DIGITS:
@@ -159,6 +160,19 @@ def check_nodes(root: yaml.Node, file: Path) -> None:
         return size, levels
 
     measure(root)
+
+
+def check_named_once(keys: Sequence[yaml.Node], file: Path) -> None:
+    """Raise ValueError at a key that comes twice, of which YAML would take the last one."""
+    first: dict[str, int] = {}
+    for key in keys:
+        if isinstance(key, yaml.ScalarNode):
+            line = key.start_mark.line + 1
+            if key.value in first:
+                raise ValueError(
+                    f"{file} sets {key.value!r} in line {first[key.value]} and again in line {line}: keep one."
+                )
+            first[key.value] = line
 
 
 def list_comparisons() -> list[Path]:

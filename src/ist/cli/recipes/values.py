@@ -48,7 +48,8 @@ def convert_value(what: str, value: Any, action: argparse.Action, hint: Any) -> 
             raise ValueError
         if action.nargs == "+":
             items = value if isinstance(value, list) else [value]
-            return [item if isinstance(item, dict) else convert_scalar(item, action) for item in items]
+            of_texts = any(str in get_args(member) for member in members)
+            return [item if isinstance(item, dict) and not of_texts else convert_scalar(item, action) for item in items]
         if type(value) in kinds and action.choices is None:  # The flag itself may know but one of several types.
             return value
         return convert_scalar(value, action)

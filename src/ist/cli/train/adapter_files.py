@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from ... import bottleneck  # noqa: F401  (PEFT learns of series and parallel adapters)
 from ..recipes.safety import is_module
 from ..saved_adapter import REFUSED, check_numbers
-from .methods import ADAPTERS
+from .methods import ADAPTERS, CAUSAL_LM
 
 __all__ = ["check_adapter", "check_names", "config_from_file", "config_of_type", "peft_types"]
 
@@ -27,8 +29,12 @@ NOT_TRAINED = {"XLORA"}
 """Types that mix adapters which they load, and so are refused."""
 NEEDED = ("num_virtual_tokens", "adapter_len", "adapter_layers")
 """Settings that PEFT has no default for, and does not ask for."""
-PATTERNS = ("rank_pattern", "alpha_pattern")
-"""Settings whose keys are names of modules."""
+PATTERNS = re.compile("module|pattern|parameter")
+"""In the names of settings that hold names of modules, the keys of objects among them."""
+FACTORS = ("lora_alpha", "alpha", "scaling")
+"""Settings by which what an adapter adds is multiplied."""
+FILES = ("tokenizer_name_or_path", "tokenizer_kwargs", "prompt_tuning_init_state_dict_path", "shadow_model")
+"""Settings that name files or models, which PEFT would load."""
 WITH_WORDS = {"LORA", "ADALORA", "BOTTLENECK"}
 """Types that have words and flags of their own."""
 NOT_SETTINGS = {
@@ -59,18 +65,31 @@ def check_adapter(adapter: str) -> None:
 
 
 def check_names(adapter: str | None) -> None:
-    """Raise ValueError where a file that a stranger's recipe names has a regular expression: some of them never end."""
+    """Raise ValueError where a file that a stranger's recipe names has a regular expression: some of them never end; or
+    names files of its own.
+    """
     if adapter is None or adapter in ADAPTERS or adapter in peft_types():
         return
     config = config_from_file(adapter)
-    for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", *PATTERNS):
-        texts = getattr(config, name, None) or ()
-        for text in [texts] if isinstance(texts, str) else texts:
-            if not is_module(str(text)):
-                raise ValueError(
-                    f"{adapter} sets {name} to {text!r}, which is no name of a module: give the file on the command "
-                    "line as --adapter, or give --trust_recipe."
-                )
+    way_out = "give the file on the command line as --adapter, or give --trust_recipe."
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in FILES and value != field.default:
+            raise ValueError(f"{adapter} sets {field.name}, which names files to load: {way_out}")
+        if not PATTERNS.search(field.name):
+            continue
+        for text in names_in(value):
+            if not is_module(text):
+                raise ValueError(f"{adapter} sets {field.name} to {text!r}, which is no name of a module: {way_out}")
+
+
+def names_in(value: Any) -> Iterator[str]:
+    """All texts in a value, at any depth, those that are keys among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list, tuple, set)):
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from names_in(item)
 
 
 def config_of_type(name: str) -> Any:
@@ -127,8 +146,13 @@ def make_config(where: str, settings: dict[str, Any]) -> Any:
         raise ValueError(f"{where} is of ADALORA, whose schedule follows from the training: give --adapter adalora.")
     given = {name: value for name, value in settings.items() if name not in NOT_SETTINGS}
     check_numbers(given, where)
-    given["task_type"] = given.get("task_type") or "CAUSAL_LM"
-    fields = {field.name for field in dataclasses.fields(kind) if field.init}
+    given["task_type"] = given.get("task_type") or CAUSAL_LM
+    if given["task_type"] != CAUSAL_LM:
+        raise ValueError(
+            f"{where} is for {given['task_type']}, and `ist train` trains causal language models: leave task_type out."
+        )
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    check_kinds(where, given, fields)
     for name in given:
         if name in REFUSED and given[name]:
             raise ValueError(f"{where} sets {name}, which {REFUSED[name]}: leave it out.")
@@ -149,6 +173,18 @@ def make_config(where: str, settings: dict[str, Any]) -> Any:
             f"{example}."
         )
     return config
+
+
+def check_kinds(where: str, given: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    """Raise ValueError at a text in the place of a number, and at numbers with which an adapter learns nothing."""
+    for name, value in given.items():
+        default = getattr(fields.get(name), "default", None)
+        if type(default) in (int, float) and not isinstance(value, (int, float, type(None))):
+            raise ValueError(f"{where} sets {name} to {value!r}: give a number.")
+        if name.endswith("dropout") and isinstance(value, (int, float)) and not 0 <= value < 1:
+            raise ValueError(f"{where} sets {name} to {value!r}: give a number from 0 to below 1.")
+        if name in FACTORS and isinstance(value, (int, float)) and value == 0:
+            raise ValueError(f"{where} sets {name} to 0, with which the adapter adds nothing: give another number.")
 
 
 def needs_no_modules(settings: dict[str, Any], given: dict[str, Any]) -> bool:

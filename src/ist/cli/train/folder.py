@@ -70,7 +70,7 @@ def claim_folder(base: Path, run: RunArguments, undo: contextlib.ExitStack) -> i
     lock = FolderLock(base)
     for number in candidates(base, run):
         folder = numbered(base, number)
-        undo.callback(remove_empty, [path for path in (folder, *folder.parents) if not path.exists()])
+        undo.callback(remove_empty, [path for path in (folder, *folder.parents) if not os.path.exists(path)])
         if error := write_error(folder):
             raise error
         lock = FolderLock(folder)
@@ -116,10 +116,9 @@ def write_error(folder: Path) -> ValueError | None:
         folder.mkdir(parents=True, exist_ok=True)
         trial.touch()
         trial.unlink()
-    except OSError as error:
-        return ValueError(
-            f"The folder {folder} cannot be written ({error.strerror}): give another one with --output_dir."
-        )
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        said = getattr(error, "strerror", None) or str(error)
+        return ValueError(f"The folder {folder} cannot be written ({said}): give another one with --output_dir.")
     return None
 
 
@@ -136,7 +135,7 @@ def check_links(folder: Path) -> None:
 
 def remove_empty(folders: Iterable[Path]) -> None:
     """Remove folders, the innermost first, up to the first that is not empty."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         for folder in folders:
             folder.rmdir()
 

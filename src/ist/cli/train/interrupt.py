@@ -1,4 +1,4 @@
-"""Ctrl-C: the step that runs is finished, a checkpoint is written, and the training stops."""
+"""Ctrl-C and other signals to stop: the step that runs is finished, a checkpoint is written, and the training stops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ...runtime.distributed import current_ranks
 
 __all__ = ["Interrupt", "Stopped"]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Windows has no SIGHUP, which comes when a terminal is closed."""
 
 
 class Stopped(Exception):  # noqa: N818  (nothing went wrong)
@@ -30,13 +31,14 @@ class Stopped(Exception):  # noqa: N818  (nothing went wrong)
             f"{folder}/checkpoint-{step}"
         )
         self.status = 128 + number
-        """The exit status that shells expect: 130 after Ctrl-C, 143 after SIGTERM."""
+        """The exit status that shells expect: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
 
 
 class Interrupt(TrainerCallback):
-    """Stops a training at the end of a step when SIGINT or SIGTERM came, on all ranks at the same step.
+    """Stops a training at the end of a step when one of `SIGNALS` came, on all ranks at the same step.
 
-    A context manager: outside of it signals do what they did before. A second Ctrl-C does not wait.
+    A context manager: outside of it signals do what they did before, and one that is ignored, as nohup has it, stays
+    so. A second Ctrl-C does not wait.
     """
 
     def __init__(self) -> None:
@@ -46,7 +48,8 @@ class Interrupt(TrainerCallback):
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._former = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -153,6 +153,10 @@ def check_checkpointing(method: str, recompute: str, training: Any) -> None:
         )
 
 
+CAUSAL_LM = "CAUSAL_LM"
+"""PEFT's word for the models that are trained here."""
+
+
 def check_method(ist: Any, model: Any, training: Any) -> None:
     """Raise ValueError at flags that contradict each other.
 
@@ -164,6 +168,11 @@ def check_method(ist: Any, model: Any, training: Any) -> None:
     if ist.method == "fixed" and not ist.fixed_layers:
         raise ValueError(
             "--method fixed needs --fixed_layers: indices (0,3,5), names of blocks, random, top:FILE or bottom:FILE."
+        )
+    if model.lora_task_type != CAUSAL_LM:
+        raise ValueError(
+            f"lora_task_type={model.lora_task_type!r} is not what is trained: `ist train` trains causal language "
+            "models, and PEFT would load the adapter as another kind; leave it out."
         )
     if ist.adapter == "adalora" and training.max_steps <= 0:
         raise ValueError(

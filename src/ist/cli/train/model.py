@@ -16,7 +16,7 @@ from ..saved_adapter import check_base, holds_adapter, put_adapter, read_config
 from .arguments import RunArguments
 from .ends import choose_eos
 from .methods import ADAPTER_FLAGS
-from .targets import check_named, check_targets
+from .targets import check_named, check_targets, name_targets
 
 __all__ = ["load_model"]
 
@@ -48,6 +48,7 @@ def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
         if config is not None:
             check_expressions(config, model, f"--adapter {run.ist.adapter}")
             check_named(model, config, f"--adapter {run.ist.adapter}")
+            name_targets(model, config)
         if flag := TARGETS_OF.get(str(run.ist.adapter)):  # PEFT itself checks those of a type or a file.
             check_targets(model, config, flag)
         tokenizer = padding_tokenizer(run, source, run.model.model_revision)

@@ -15,23 +15,26 @@ COUNTS = (
     "lora_r", "lora_alpha", "bottleneck_size", "adalora_init_r", "per_device_train_batch_size",
     "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length", "save_total_limit",
 )  # fmt: skip
+BELOW_1 = math.nextafter(1.0, 0.0)
+"""At 1 a dropout leaves nothing to learn from."""
 PERIODS = ("logging_steps", "eval_steps", "save_steps")
 RANGES: dict[str, tuple[float, float, str]] = {
     "learning_rate": (0.0, math.inf, "a finite number of at least 0, such as 2e-4"),
     "weight_decay": (0.0, math.inf, "a finite number of at least 0, such as 0.01"),
     "max_grad_norm": (0.0, math.inf, "a finite number of at least 0; 0 clips nothing"),
     "label_smoothing_factor": (0.0, 1.0, "a number from 0 to 1"),
-    "adam_beta1": (0.0, 1.0, "a number from 0 to 1"),
-    "adam_beta2": (0.0, 1.0, "a number from 0 to 1"),
+    "adam_beta1": (0.0, BELOW_1, "a number from 0 to below 1"),
+    "adam_beta2": (0.0, BELOW_1, "a number from 0 to below 1"),
     "adam_epsilon": (0.0, math.inf, "a finite number of at least 0, such as 1e-8"),
     "num_train_epochs": (math.ulp(0.0), math.inf, "a finite number above 0"),
     "warmup_steps": (0.0, math.inf, "a finite number of at least 0"),
     "neftune_noise_alpha": (0.0, math.inf, "a finite number of at least 0"),
-    "lora_dropout": (0.0, 1.0, "a number from 0 to 1"),
-    "focus_min_depth": (0.0, math.nextafter(1.0, 0.0), "a fraction of the depth from 0 to below 1"),
-    "bottleneck_dropout": (0.0, 1.0, "a number from 0 to 1"),
+    "lora_dropout": (0.0, BELOW_1, "a number from 0 to below 1"),
+    "focus_min_depth": (0.0, BELOW_1, "a fraction of the depth from 0 to below 1"),
+    "bottleneck_dropout": (0.0, BELOW_1, "a number from 0 to below 1"),
     **dict.fromkeys(COUNTS, (1.0, math.inf, "a whole number of at least 1")),
     **dict.fromkeys(PERIODS, (math.ulp(0.0), math.inf, "a count of steps, or a fraction of all steps below 1")),
+    "seed": (-math.inf, 2.0**32 - 1, "a whole number from 0 to 4294967295"),
     "greedy_min_gain": (-math.inf, math.inf, "a finite number"),
 }
 """The least, the most, and what is allowed in words; the ends are allowed where they are finite."""

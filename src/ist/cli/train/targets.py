@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from transformers.pytorch_utils import Conv1D
 
 from ..nearest import did_you_mean
 
-__all__ = ["check_named", "check_targets"]
+__all__ = ["check_named", "check_targets", "name_targets"]
 
 WORDS = ("all-linear",)
 """What a flag may say in place of names."""
@@ -51,6 +52,21 @@ def check_targets(model: nn.Module, config: Any, flag: str) -> None:
         if target not in found and not any(name.endswith(f".{target}") for name in found):
             hint = did_you_mean(target, last)
             raise ValueError(f"--{flag} {target} is no module of this model{hint}: {allowed}.")
+
+
+def name_targets(model: Any, config: Any) -> None:
+    """Write out `all-linear` for (IA)³, which PEFT saves by whole paths beside the ends of names of
+    `feedforward_modules`, and then refuses to load.
+
+    Args:
+        model: without adapters.
+        config: of the adapter, None without one; changed in place.
+    """
+    if not hasattr(config, "feedforward_modules") or config.target_modules not in WORDS:
+        return
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    linear = {name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    config.target_modules = {name.rpartition(".")[2] for name in linear if model.get_submodule(name) is not output}
 
 
 def check_named(model: nn.Module, config: Any, where: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from .values import check_characters, is_missing, text_field
 
-__all__ = ["are_messages", "read_pair", "split_chat"]
+__all__ = ["MEDIA", "are_messages", "is_message", "read_pair", "split_chat"]
 
 Message = dict[str, str]
 
@@ -25,27 +25,51 @@ SHAREGPT_ROLES = {
 }
 """The roles of ShareGPT's `from`."""
 
+ROLES = {**SHAREGPT_ROLES, "model": "assistant", "bot": "assistant"}
+"""Words for roles, and those of chat templates; a template may know others."""
+
+MEDIA = {
+    "image": "a picture",
+    "images": "pictures",
+    "audio": "sound",
+    "audios": "sound",
+    "video": "a video",
+    "videos": "videos",
+}
+"""Fields of a message or of a row that no text holds, and what they are."""
+
 NOT_TRAINED = {
     "tool_calls": "calls of tools",
     "function_call": "a call of a function",
     "reasoning_content": "reasoning beside its content",
     "reasoning": "reasoning beside its content",
     "thinking": "thinking beside its content",
-    "images": "pictures",
-    "audios": "sound",
-    "videos": "videos",
+    "thought": "thinking beside its content",
+    "refusal": "a refusal beside its content",
+    "masked": "a mask",
+    "mask": "a mask",
+    "train_detail": "weights of parts of its content",
+    "training_detail": "weights of parts of its content",
+    **MEDIA,
 }
 """Fields of a message that its content lacks, and what they are."""
 
-WEIGHTS = ("weight", "train", "trainable")
+WEIGHTS = ("weight", "train", "trainable", "training", "loss", "loss_weight", "loss_mask")
 """Fields by which a message says whether it is trained on."""
 
 
 def are_messages(value: Any) -> bool:
     """Whether a value is a list of messages, rather than a text or an answer that happens to be a list."""
-    return isinstance(value, list) and any(
-        isinstance(item, Mapping) and ("role" in item or "from" in item) for item in value
-    )
+    return isinstance(value, list) and any(map(is_message, value))
+
+
+def is_message(value: Any) -> bool:
+    """Whether a value is a message, rather than an object that has a role (`{"role": "judge", "name": "Ann"}`)."""
+    if not isinstance(value, Mapping):
+        return False
+    role, origin = value.get("role"), value.get("from")
+    known = any(isinstance(name, str) and name.strip().lower() in ROLES for name in (role, origin))
+    return known or ("role" in value and "content" in value) or ("from" in value and "value" in value)
 
 
 def split_chat(messages: Any, system: Any = None) -> tuple[list[Message], list[Message]]:
@@ -128,29 +152,35 @@ def read_message(message: Any) -> Message:
     if not isinstance(message, Mapping):
         raise ValueError(f"is a {type(message).__name__}, not an object with role and content")
     for field, what in NOT_TRAINED.items():
-        if message.get(field) not in (None, "", [], {}):
+        if message.get(field) not in (None, False, "", [], {}):
             raise ValueError(f"has {what} ({field}), which the training would lose: write them into its content")
-    role, content = read_role(message), message.get("value" if "from" in message else "content")
+    role, content = read_role(message), message.get("value" if is_sharegpt(message) else "content")
     text = join_parts(content) if isinstance(content, Sequence) and not isinstance(content, str) else content
     if is_missing(text):
-        raise ValueError(f"is the {role}'s and lacks {'value' if 'from' in message else 'content'}")
+        raise ValueError(f"is the {role}'s and lacks {'value' if is_sharegpt(message) else 'content'}")
     if not isinstance(text, str):
         raise ValueError(f"has a {type(text).__name__} as its content, not a text")
     check_characters(text)
     return {"role": role, "content": text}
 
 
+def is_sharegpt(message: Mapping[str, Any]) -> bool:
+    """Whether a message has ShareGPT's names; tables give null to the names that a row does without."""
+    return not is_missing(message.get("from"))
+
+
 def read_role(message: Mapping[str, Any]) -> str:
     """The role of a message, in the words of chat templates."""
-    if "from" in message:
-        role = SHAREGPT_ROLES.get(str(message["from"]).lower())
+    if is_sharegpt(message):
+        role = SHAREGPT_ROLES.get(str(message["from"]).strip().lower())
         if role is None:
             raise ValueError(f"is from {message['from']!r}, which is none of {', '.join(SHAREGPT_ROLES)}")
         return role
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise ValueError(f"lacks role (it has {', '.join(map(str, message)) or 'nothing'})")
-    return role
+    check_characters(role)
+    return ROLES.get(role.strip().lower(), role)
 
 
 def join_parts(parts: Sequence[Any]) -> str:
@@ -159,7 +189,7 @@ def join_parts(parts: Sequence[Any]) -> str:
     for part in parts:
         text = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None
         kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
-        if kind not in ("text", "str") or not isinstance(text, str):
+        if kind not in ("text", "str", "input_text", "output_text") or not isinstance(text, str):
             raise ValueError(f"has a part of the type {kind!r} in its content: text alone is trained on")
         texts.append(text)
     if not texts:
@@ -177,7 +207,8 @@ def check_weights(messages: Sequence[Mapping[str, Any]]) -> None:
             if not isinstance(weight, (bool, int, float)) or weight not in (0, 1):
                 raise ValueError(f"has a message, number {number}, with {field} {weight!r}: weights are 0 or 1")
             wanted = number == len(messages)
-            answers = message.get("role", message.get("from")) not in ("user", "human", "system", "tool")
+            role = message.get("from") if is_sharegpt(message) else message.get("role")
+            answers = role not in ("user", "human", "system", "tool")
             if wanted and not weight:
                 raise ValueError(
                     f"has {field} {weight!r} on its last answer, the one that is trained on: cut the chat before it"

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import logging
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,15 @@ def read_rows(file: str | Path) -> list[Any]:
         raise ValueError(f"{file} {what_else(rows)}")
     if not rows:
         raise ValueError(f"{file} holds no rows: give a list of objects with instruction and output.")
-    return rows
+    return [with_trimmed_names(row) for row in rows]
+
+
+def with_trimmed_names(row: Any) -> Any:
+    """A row whose names have no spaces at their ends, unless two would be the same."""
+    if not isinstance(row, dict) or all(name == name.strip() for name in row):
+        return row
+    trimmed = {name.strip(): value for name, value in row.items()}
+    return trimmed if len(trimmed) == len(row) else row
 
 
 def what_else(content: Any) -> str:
@@ -112,6 +121,10 @@ def check_file(file: Path, wanted: str = WANTED) -> None:
         held = sorted(path.name for path in file.iterdir() if path.suffix.lower() in SUFFIXES)
         names = f" (it holds {', '.join(held[:3])}{', …' if len(held) > 3 else ''})" if held else ""
         raise ValueError(f"{file} is a folder: name the files in it{names}; {wanted}.")
+    if os.path.exists(file):
+        raise ValueError(
+            f"{file} is a pipe or a device, and files are read more than once: write its content to one; {wanted}."
+        )
     if PATTERN & set(file.name):
         found = sorted(path.name for path in file.parent.glob(file.name))
         if found:

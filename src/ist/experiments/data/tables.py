@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from ...runtime.packages import how_to_install
 
 __all__ = ["UNPACKS", "most_bytes", "parse_table", "read_parquet"]
@@ -32,12 +34,22 @@ def unpacked(parquet: Any, most: int) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     taken = 0
+    singles = [field.name for field in parquet.schema_arrow if str(field.type) == "float"]
+
+    def as_written(row: dict[str, Any]) -> dict[str, Any]:
+        return row | {name: shortest(row[name]) for name in singles}
+
     for part in parquet.iter_batches(batch_size=256):
         taken += part.nbytes + 8 * part.num_rows
         if taken > most:
             raise MemoryError
-        rows += part.to_pylist()
+        rows += [as_written(row) for row in part.to_pylist()] if singles else part.to_pylist()
     return rows
+
+
+def shortest(value: Any) -> Any:
+    """A number of single precision as it was written: 0.1, and not 0.10000000149011612."""
+    return float(str(numpy.float32(value))) if isinstance(value, float) else value
 
 
 def parse_table(text: str, separator: str | None = None) -> list[dict[str, str]]:
@@ -92,7 +104,10 @@ def read_parquet(file: Path) -> list[dict[str, Any]]:
         ) from error
     try:
         with parquet.ParquetFile(file) as table:
+            check_names([name.strip() for name in table.schema_arrow.names])
             return unpacked(table, most_bytes(file.stat().st_size))
+    except csv.Error as error:
+        raise ValueError(f"{file} is not a table ({error}): rename one of them.") from error
     except MemoryError:
         raise ValueError(f"{file} {UNPACKS}") from None
     except (pyarrow.ArrowException, OSError) as error:

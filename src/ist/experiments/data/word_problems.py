@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from .numbers import NUMBER, skip_calculation
+from .numbers import first_result
 
 Operation = Literal["add", "subtract", "multiply", "divide"]
 Split = Literal["train", "test"]
@@ -219,11 +219,8 @@ def extract_integer(text: str) -> int | None:
 
     Of a calculation ("3 + 4 = 7") the result counts.
     """
-    match = NUMBER.search(skip_calculation(text))
-    if match is None or (match["fraction"] or "").strip(".0"):
-        return None
-    magnitude = int((match["whole"] or "0").replace(",", ""))
-    return -magnitude if match["sign"] else magnitude
+    number = first_result(text)
+    return int(number) if number is not None and number.is_integer() else None
 
 
 def exact_match(text: str, answer: int) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...runs.files import open_own, read_object, write_whole
 
-__all__ = ["AnswerFile", "OtherAnswersError", "claim_folder", "row_id"]
+__all__ = ["AnswerFile", "OtherAnswersError", "claim_folder", "claimed", "row_id"]
 
 IDENTITY_FILE = "identity.json"
 
@@ -56,6 +59,27 @@ def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
         )
 
 
+@contextlib.contextmanager
+def claimed(folder: Path, identity: Mapping[str, Any]) -> Iterator[None]:
+    """Within the block the folder is claimed; where it ends by an error before the first answer, what was made is
+    removed, so that the command can be mended and given again.
+
+    Raises:
+        ValueError: as `claim_folder`.
+    """
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    claim_folder(folder, identity)
+    try:
+        yield
+    except BaseException:
+        if made and not next(folder.rglob("*.jsonl"), None):
+            with contextlib.suppress(OSError):
+                (folder / IDENTITY_FILE).unlink(missing_ok=True)
+                for path in made:
+                    path.rmdir()
+        raise
+
+
 def row_id(*parts: Any) -> str:
     """A digest of what was asked, by which an answer knows its row."""
     return hashlib.blake2b(json.dumps(parts, ensure_ascii=False).encode(), digest_size=8).hexdigest()
@@ -63,13 +87,22 @@ def row_id(*parts: Any) -> str:
 
 def is_answer(answer: Mapping[str, Any]) -> bool:
     """Whether a line has the index of a row, and of what a result is made from at most what can be summed up."""
-    index, correct, numbers = answer["index"], answer.get("correct", False), ("score", "loss", "tokens")
+    index, correct = answer["index"], answer.get("correct", False)
+    numbers = [answer.get(name, 0) for name in ("score", "loss")]
+    tokens = answer.get("tokens", 1)
     return (
         type(index) is int
         and index >= 0
         and isinstance(correct, bool)
-        and all(isinstance(answer.get(name, 0), (int, float)) for name in numbers)
+        and all(isinstance(number, (int, float)) and abs(number) < math.inf for number in numbers)
+        and type(tokens) is int
+        and tokens >= 1
     )
+
+
+def kind_of(answer: Mapping[str, Any]) -> str | None:
+    """What of an answer its result is made from."""
+    return next((name for name in ("correct", "score", "loss") if name in answer), None)
 
 
 class AnswerFile:
@@ -113,6 +146,9 @@ class AnswerFile:
                     "changed; give another folder with --output_dir."
                 )
             self.answers[index] = answer
+            kinds = {kind_of(answer), kind_of(next(iter(self.answers.values())))}
+            if len(kinds) > 1 or ("loss" in kinds and "tokens" not in answer):
+                raise ValueError(f"{self.file}, line {number} is no answer like those before it: remove the file.")
 
     def add(self, answers: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
         """Write the answers of some rows, by index, to disk."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 from ..data.encoding import chat_end
@@ -17,13 +18,23 @@ __all__ = ["answer_ends", "ending_with", "model_ends", "until_end"]
 
 
 def model_ends(model: Any) -> list[int]:
-    """The tokens that end a model's own answers, by its `generation_config`, or by its `config` where that has none."""
+    """The tokens that end a model's own answers, by its `generation_config`, or by its `config` where that has none.
+
+    Raises:
+        ValueError: they are texts or other things than whole numbers.
+    """
     base = base_of(model)
     config = getattr(base, "config", None)
     for settings in (getattr(base, "generation_config", None), config):
         own = getattr(settings, "eos_token_id", None)
         if own is not None:
-            return list(own) if isinstance(own, (list, tuple)) else [own]
+            ends = list(own) if isinstance(own, (list, tuple)) else [own]
+            if not all(isinstance(end, Integral) for end in ends):
+                raise ValueError(
+                    f"eos_token_id={own!r} of the model's generation_config.json or config.json is no token's number: "
+                    "give a number, or a list of such."
+                )
+            return ends
     return []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from ...runs.fingerprint import weights_fingerprint
 from ...runtime.modes import evaluation_mode
 from ..data.own_rows import OwnRow
 from ..data.task_rows import TaskRow
-from .answers import AnswerFile, claim_folder, row_id
+from .answers import AnswerFile, claimed, row_id
 from .ends import answer_ends, model_ends
 from .extraction import extract_answer, is_correct
 from .generation import generate_texts
@@ -72,16 +73,18 @@ def evaluate(
     if protocol != "lm-eval":
         check_tasks(tasks, protocol, settings)
     answers = None if folder is None else Path(folder) / "answers"
-    if answers is not None:
-        weights = weights_fingerprint(model.named_parameters())
-        marks = metric_identity(settings.metric, settings.labels, metric) if has_own_rows(tasks) else {}
-        marks |= taught_ends(model, tokenizer) if protocol in ("generate", "lm-eval") else {}
-        claim_folder(answers, {"weights": weights, "protocol": protocol, **settings.of(protocol), **marks})
-    if not isinstance(tasks, Mapping) or protocol == "lm-eval":
-        from .harness import evaluate_harness
+    with contextlib.ExitStack() as stack:
+        if answers is not None:
+            weights = weights_fingerprint(model.named_parameters())
+            marks = metric_identity(settings.metric, settings.labels, metric) if has_own_rows(tasks) else {}
+            marks |= taught_ends(model, tokenizer) if protocol in ("generate", "lm-eval") else {}
+            identity = {"weights": weights, "protocol": protocol, **settings.of(protocol), **marks}
+            stack.enter_context(claimed(answers, identity))
+        if not isinstance(tasks, Mapping) or protocol == "lm-eval":
+            from .harness import evaluate_harness
 
-        return evaluate_harness(model, tokenizer, list(tasks), settings, answers)
-    with evaluation_mode(model):
+            return evaluate_harness(model, tokenizer, list(tasks), settings, answers)
+        stack.enter_context(evaluation_mode(model))
         return {
             name: evaluate_task(model, tokenizer, name, data, protocol, settings, answers, metric, progress, on_result)
             for name, data in tasks.items()

@@ -20,16 +20,25 @@ EXTRACTIONS: tuple[Extraction, ...] = get_args(Extraction)
 TOLERANCE = 1e-3
 """Difference up to which two numbers are the same answer."""
 
-_NEXT_HEADING = re.compile(r"(?:^|\n)\s*###")
-_PHRASE = re.compile(r"\b(?:answer|option|choice)\s*(?:(?:is|must be|should be|would be)\b|:|=)", re.IGNORECASE)
-_REASONS = r"because|since|as|is|was|for"
-"""Words after a letter that make it an answer: "A because it is lighter"."""
-_NAMED = r"(?:(?:the\s+)?(?:option|choice|answer)\s+)?"
-_STANDALONE_LETTER = re.compile(
-    rf"^\W*(?i:{_NAMED})\W*(?:([A-E])(?:\b(?!\s+[a-z])|\b(?=\s+(?:{_REASONS})\b)|$)|([B-E])\b(?=\s))"
+_NEXT_HEADING = re.compile(r"(?:^|\n)\s*###(?!#)")
+"""Of the format of instructions; four signs precede the result in GSM8K's answers."""
+_EMPHASIS = r"[*_`\"')\]]*"
+_PHRASE = re.compile(
+    rf"\b(?:answer|option|choice|ans\.?){_EMPHASIS}\s*(?:(?:is|must be|should be|would be)\b|:|=)|####", re.IGNORECASE
 )
-_WITH_REASON = re.compile(rf"^\W*(?i:{_NAMED})\W*([A-E])\W*\s(?:{_REASONS})\b")
-_OPTION = re.compile(r"\b(?i:option|choice)\s+\(?([A-E])\b")
+_BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|mathrm|mathbf)\s*\{)?([^{}]*)\}")
+"""As models of mathematics mark a result."""
+_REASONS = r"(?i:because|since|as)|is(?!\s+(?:wrong|false|incorrect|not)\b)|was|for"
+"""Words after a letter that make it an answer: "A because it is lighter"."""
+_NAMED = r"(?:(?:the\s+)?(?:option|choice|answer|letter)\s+)?"
+_STANDALONE_LETTER = re.compile(
+    rf"^\W{{0,20}}(?i:{_NAMED})\W{{0,20}}(?:([A-E])(?:\b(?!\s+[a-z])|\b(?=\s+(?:{_REASONS})\b)|$)|([B-E])\b(?=\s))"
+)
+_SMALL_LETTER = re.compile(rf"^\W{{0,20}}(?i:{_NAMED})(?:\(([a-e])\)|([a-e])(?=\W{{0,20}}(?:$|\n)|\)))")
+"""A small letter counts where no word can be meant: in brackets, or alone."""
+_WITH_REASON = re.compile(rf"^\W{{0,20}}(?i:{_NAMED})\W{{0,20}}([A-E])\W{{0,20}}\s(?:{_REASONS})\b")
+_OPTION = re.compile(r"\b(?i:option|choice)\s+\(?([A-E])\b(?!\W{0,20}\s(?i:is|was)\s+(?:wrong|false|incorrect|not)\b)")
+_LAST_WORD = re.compile(r"(?<![A-E], )(?<!\band )(?<!\bor )(?<!\bnor )(?<!\w)([A-E])\W*$")
 
 
 def extract_answer(row: TaskRow, response: str, extraction: Extraction = "careful") -> str | float | None:
@@ -63,31 +72,45 @@ def extract_label(response: str, labels: Sequence[str]) -> str | None:
     text = own_response(response)
     pattern = rf"\b(?:{'|'.join(map(re.escape, labels))})\b"
     match = re.search(pattern, text) or re.search(pattern, text, re.IGNORECASE)
-    return match and next(label for label in labels if label.lower() == match[0].lower())
+    return match and named_by(match[0], labels)
 
 
 def find_label(response: str, labels: Sequence[str]) -> str | None:
     """The first of a user's labels that stands in a response, the longest of those that begin there.
 
-    Where none stands as it is written, one in other letters counts.
+    After the last "answer is" one counts before all others, one after "not" or "non-" does not, and where none stands
+    as it is written, one in other letters does.
     """
     text = own_response(response)
     longest_first = sorted(labels, key=len, reverse=True)
-    pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)"
-    match = re.search(pattern, text)
-    if match:
-        return match[0]
-    match = re.search(pattern, text, re.IGNORECASE)
-    return match and next(label for label in longest_first if label.lower() == match[0].lower())
+    names = "|".join(r"\s+".join(map(re.escape, label.split())) for label in longest_first)
+    pattern = rf"(?<!\bnot )(?<!\bnon-)(?<!\w)(?:{names})(?!\w)"
+    phrases = list(_PHRASE.finditer(text))
+    for part in [text[phrases[-1].end() :], text] if phrases else [text]:
+        match = re.search(pattern, part) or re.search(pattern, part, re.IGNORECASE)
+        if match:
+            return named_by(match[0], longest_first)
+    return None
+
+
+def named_by(found: str, labels: Sequence[str]) -> str | None:
+    """The label that a part of a text names, in these letters if there is one, else in others."""
+    words = " ".join(found.split())
+    for same in (str, str.casefold):
+        if label := next((label for label in labels if same(" ".join(label.split())) == same(words)), None):
+            return label
+    return None
 
 
 def extract_letter(response: str) -> str | None:
     """A letter from A to E: after the last "answer is", else the one that the text begins with and gives a reason for.
 
-    Else the last one in brackets, else the last one called an option or a choice, else one that begins the text. An "A"
-    that begins a sentence is an article, not an answer, unless a reason follows ("A because").
+    Else the last one in brackets, else the last one called an option or a choice, else one that begins the text, else
+    one that ends it. An "A" that begins a sentence is an article, not an answer, unless a reason follows ("A because").
     """
     text = own_response(response)
+    if boxed := _BOXED.findall(text):
+        text = boxed[-1]
     phrases = list(_PHRASE.finditer(text))
     if phrases and (said := begins_with_letter(text[phrases[-1].end() :])):
         return said
@@ -96,21 +119,26 @@ def extract_letter(response: str) -> str | None:
     for named in (re.findall(r"\(([A-E])\)", text), _OPTION.findall(text)):
         if named:
             return named[-1]
-    return begins_with_letter(text)
+    if first := begins_with_letter(text):
+        return first
+    last = _LAST_WORD.search(text)
+    return last and last[1]
 
 
 def begins_with_letter(text: str) -> str | None:
     """The letter that a text begins with, maybe after "option" or in brackets."""
-    match = _STANDALONE_LETTER.match(text)
-    return match and (match[1] or match[2])
+    match = _STANDALONE_LETTER.match(text) or _SMALL_LETTER.match(text)
+    return match and (match[1] or match[2]).upper()
 
 
 def extract_number(response: str) -> float | None:
-    """The first number after the last "answer is"; where there is none, the last number of the text.
+    """The first number after the last "answer is" or "####"; where there is none, the last number of the text.
 
-    Of a calculation after it ("1.25 + 1.25 = 2.5") the result counts.
+    Of a calculation after it ("1.25 + 1.25 = 2.5") the result counts, and what is in `\\boxed{}` before all.
     """
     text = own_response(response)
+    if (boxed := _BOXED.findall(text)) and (numbers := find_numbers(boxed[-1])):
+        return numbers[-1]
     phrases = list(_PHRASE.finditer(text))
     said = first_result(text[phrases[-1].end() :]) if phrases else None
     numbers = find_numbers(text)

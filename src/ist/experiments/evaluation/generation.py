@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Generation:
     def __post_init__(self) -> None:
         if self.num_beams < 1:
             raise ValueError(f"num_beams={self.num_beams} is not at least 1: write 1 for greedy answers.")
-        if self.temperature is not None and self.temperature <= 0:
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature={self.temperature} is not above 0: leave sampling out for greedy answers.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} is no probability above 0 and up to 1: leave it out for all tokens.")

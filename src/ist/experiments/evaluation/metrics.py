@@ -5,9 +5,10 @@ Each metric gives a number to a response, given what is expected; the result is 
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -20,6 +21,11 @@ Metric = Literal["exact_match", "label_accuracy"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 MAX_LABELS = 100
 """Different answers of a file that can be its labels."""
+
+GIVEN = ("response", "expected", "row")
+"""What a user's function is called with."""
+LARGEST = 1e100
+"""Beyond it a mean cannot be told from infinity."""
 
 Marker = Callable[[OwnRow, str], float]
 
@@ -57,8 +63,11 @@ def make_marker(metric: Metric, rows: Sequence[OwnRow], labels: Sequence[str], f
 
 
 def exact_match(response: str, expected: str) -> bool:
-    """Whether a response is the expected text; white space at the ends or repeated does not count."""
-    return own_response(response).split() == expected.split()
+    """Whether a response is the expected text; white space at the ends or repeated does not count.
+
+    What follows a heading of the format of instructions does not count either, unless it is expected.
+    """
+    return any(text.split() == expected.split() for text in (response, own_response(response)))
 
 
 def labels_of(rows: Sequence[OwnRow], labels: Sequence[str]) -> list[str]:
@@ -69,6 +78,11 @@ def labels_of(rows: Sequence[OwnRow], labels: Sequence[str]) -> list[str]:
     """
     found = list(dict.fromkeys(row.expected for row in rows))
     if labels:
+        if not all(label.strip() for label in labels):
+            raise ValueError(
+                "is to be marked by labels of which one is empty, and every response holds that: leave it out"
+                " of --labels"
+            )
         for row in rows:
             if row.expected not in labels:
                 raise ValueError(
@@ -83,33 +97,58 @@ def labels_of(rows: Sequence[OwnRow], labels: Sequence[str]) -> list[str]:
 
 def user_marker(metric: UserMetric) -> Marker:
     """Calls the user's function; its mistakes are named with the row."""
-    takes_row = takes_three(metric.function)
+    call = caller(metric.function)
 
     def mark(row: OwnRow, response: str) -> float:
-        more = (dict(row.fields),) if takes_row else ()
         try:
-            value = metric.function(response, row.expected, *more)
-        except Exception as error:
-            said = " ".join(str(error).split())
-            raise ValueError(f"{metric.name} failed at row {row.number} ({type(error).__name__}: {said}).") from error
+            value = call({"response": response, "expected": row.expected, "row": copy.deepcopy(dict(row.fields))})
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"{metric.name} failed at row {row.number} ({describe(error)}).") from error
         try:
-            number = float(value)
-        except (TypeError, ValueError):
+            number = math.nan if isinstance(value, str) else float(value)
+        except Exception:
             number = math.nan
-        if isinstance(value, str) or not math.isfinite(number):
+        if not abs(number) <= LARGEST:
             raise ValueError(
-                f"{metric.name} gave {value!r} at row {row.number}: a metric gives a finite number, or True or False."
+                f"{metric.name} gave {shown(value)} at row {row.number}: a metric gives a finite number, or True or "
+                "False."
             )
         return number
 
     return mark
 
 
-def takes_three(function: Callable[..., Any]) -> bool:
-    """Whether a function needs the row beside the response and what is expected."""
+def describe(error: BaseException) -> str:
+    """An error's kind and text; the text is the user's code too, and may fail."""
     try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
-    return len(places) >= 3
+        said = " ".join(str(error).split())
+    except Exception:
+        said = ""
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def caller(function: Callable[..., Any]) -> Callable[[Mapping[str, Any]], Any]:
+    """What calls a user's function with the response, what is expected and, where it needs a third, the row.
+
+    They come in this order; a function whose parameters have these names gets them by name, whatever their order.
+    """
+    try:
+        parameters = [p for p in inspect.signature(function).parameters.values() if p.kind not in (p.VAR_KEYWORD,)]
+    except (TypeError, ValueError):  # Some functions of C say nothing of themselves.
+        parameters = []
+    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    names = {p.name for p in needed if p.kind is not p.POSITIONAL_ONLY}
+    if len(names) == len(needed) and {"response", "expected"} <= names <= set(GIVEN):
+        return lambda given: function(**{name: given[name] for name in names})
+    places = [p for p in needed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    count = 3 if len(places) >= 3 else 2
+    return lambda given: function(*(given[name] for name in GIVEN[:count]))

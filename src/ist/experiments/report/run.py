@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +48,20 @@ def read_run(file: Path) -> RunHistory:
     for event in (*kinds["step"], *kinds["importance"], *kinds["log"]):
         if fault := find_fault(event, num_layers):
             raise ValueError(f"The history {file} has {fault}: it is damaged, or of two runs.")
+    for kind in ("step", "importance"):
+        if later := falling([event["step"] for event in kinds[kind]]):
+            raise ValueError(
+                f"The history {file} has step {later[1]} after step {later[0]} of {kind!r}: it is damaged, or of two "
+                "runs."
+            )
     interval = kinds["run"][0].get("config", {}).get("update_interval")
     interval = interval if isinstance(interval, int) and 0 < interval < 1 << 31 else 1
     return RunHistory(num_layers, interval, kinds["step"], kinds["importance"], kinds["log"])
+
+
+def falling(steps: Sequence[int]) -> tuple[int, int] | None:
+    """The first two steps of which the later is not above the former, or None."""
+    return next((pair for pair in itertools.pairwise(steps) if pair[1] <= pair[0]), None)
 
 
 def layers_of(runs: Sequence[Mapping[str, Any]], file: Path) -> int:
