@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -44,7 +46,11 @@ def quoted(start: str) -> list[str]:
 
 
 def run(
-    command: list[str], model: Path, folder: Path, num_test_problems: int = 8, **environment: str
+    command: list[str],
+    model: Path,
+    folder: Path,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    num_test_problems: int = 8,
 ) -> subprocess.CompletedProcess[str]:
     """A quoted command with a tiny model and a free port, in the project's folder."""
     flags = {
@@ -142,7 +148,7 @@ def test_a_killed_process_is_started_again_and_goes_on(tiny_model_folder: Path, 
     module = command.index("-m")
     command = [*command[:module], str(killer), *command[module + 2 : -2]]
     folder = tmp_path / "run"
-    check_run(run(command, tiny_model_folder, folder, **STORE_OF_THEIR_OWN), folder)
+    check_run(run(command, tiny_model_folder, folder, STORE_OF_THEIR_OWN), folder)
     runs = [event for event in read_history(folder) if event["event"] == "run"]
     assert [event["step"] for event in runs] == [0, 4], "it went on from checkpoint-4"
     note("torchrun --max-restarts", "SIGKILL of one rank", 2, "right", "test_a_killed_process_is_started_again")
@@ -167,7 +173,7 @@ def test_ranks_hold_one_adapter(backend: str, validation: bool, tiny_model_folde
     command = [*command[:module], str(Path(__file__).parent / "launched_worker.py"), *command[module + 2 :]]
     folder = tmp_path / "run"
     environment = FSDP2 if backend == "FSDP2" else {}
-    check_run(run(command, tiny_model_folder, folder, 8 if validation else 0, **environment), folder, validation)
+    check_run(run(command, tiny_model_folder, folder, environment, 8 if validation else 0), folder, validation)
     first, second = ((folder / f"rank-{rank}.txt").read_text() for rank in (0, 1))
     assert first == second
     option = "validation before training" if validation else "no validation"

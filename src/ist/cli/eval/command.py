@@ -85,7 +85,7 @@ def in_own_folder(
     """Evaluate into the folder of the flags.
 
     Without `--output_dir` that is the first of `runs/eval`, `runs/eval-2`, … without another evaluation's answers, so
-    that a second command gets a folder of its own and the same command goes on from its answers.
+    that a second command gets a folder of its own, and the same command resumes from its answers.
     """
     if flags.output_dir is not None:
         return evaluate_into(flags.output_dir)
