@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
+from statistics import mean
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -16,7 +17,7 @@ from scaling import Row, spread_of  # noqa: E402
 
 from pages import markdown  # noqa: E402
 
-__all__ = ["fit_table", "fitted_rows", "left_out", "machines_of", "worst_errors"]
+__all__ = ["fit_table", "fitted_rows", "left_out", "machines_of", "without_its_shape", "worst_errors"]
 
 
 def fitted_rows(rows: Sequence[Row]) -> list[Row]:
@@ -28,25 +29,26 @@ def work_of(row: Row) -> Work:
     """A row in the terms of the model: the median of its steps."""
     cell = row.cell
     flops = work(cell.size, cell.method, cell.rows, cell.tokens)
-    return Work(flops, received_bytes(row.counted, cell.engine, cell.processes), row.step)
+    return Work(flops, received_bytes(row.counted, cell.engine, cell.processes), row.collectives, row.step)
 
 
 def machines_of(rows: Sequence[Row]) -> dict[str, Machine]:
-    """What a GPU reaches with each method; empty where no step on several GPUs was measured."""
+    """What a GPU reaches with each method; empty where the steps do not show what communication costs."""
     steps: dict[str, list[Work]] = {method: [] for method in METHODS}
     for row in fitted_rows(rows):
         steps[row.cell.method].append(work_of(row))
     if not any(step.received for own in steps.values() for step in own):
         return {}
     machines = fit(steps)
-    return machines if all(isfinite(machine.bandwidth) for machine in machines.values()) else {}
+    shown = all(machine.collective or isfinite(machine.bandwidth) for machine in machines.values())
+    return machines if shown else {}
 
 
 def seconds_of(machines: dict[str, Machine], row: Row) -> float | None:
     """The step of a row by the model; None where the model knows nothing of its method."""
     step = work_of(row)
     machine = machines.get(row.cell.method)
-    return None if machine is None else predict(machine, step.flops, step.received)
+    return None if machine is None else predict(machine, step.flops, step.received, step.collectives)
 
 
 def left_out(rows: Sequence[Row]) -> list[float | None]:
@@ -55,10 +57,21 @@ def left_out(rows: Sequence[Row]) -> list[float | None]:
     return [seconds_of(machines_of([*known[:at], *known[at + 1 :]]), row) for at, row in enumerate(known)]
 
 
-def worst_errors(rows: Sequence[Row]) -> tuple[float, float]:
-    """Measured over predicted, the least and the most, where each row is predicted from the others: `left_out`."""
+def without_its_shape(rows: Sequence[Row]) -> list[float | None]:
+    """The step of each row of `fitted_rows` by the model that is fitted to the other shapes; None without one."""
     known = fitted_rows(rows)
-    ratios = [row.step / seconds for row, seconds in zip(known, left_out(rows), strict=True) if seconds is not None]
+    machines = {
+        size: machines_of([row for row in known if row.cell.size != size]) for size in {row.cell.size for row in known}
+    }
+    return [seconds_of(machines[row.cell.size], row) for row in known]
+
+
+def worst_errors(rows: Sequence[Row]) -> tuple[float, float]:
+    """Measured over predicted, the least and the most, where each row is predicted from the others and from the other
+    shapes: `left_out`, `without_its_shape`.
+    """
+    predicted = zip(fitted_rows(rows) * 2, [*left_out(rows), *without_its_shape(rows)], strict=True)
+    ratios = [row.step / seconds for row, seconds in predicted if seconds is not None]
     return min(ratios, default=1.0), max(ratios, default=1.0)
 
 
@@ -67,37 +80,52 @@ def fit_table(rows: Sequence[Row]) -> str:
     machines = machines_of(rows)
     if not machines:
         return ""
-    lines = []
-    errors: dict[str, list[float]] = {"all": [], "others": []}
     known = fitted_rows(rows)
-    for row, alone in zip(known, left_out(rows), strict=True):
-        cell, seconds = row.cell, seconds_of(machines, row)
-        shown = []
-        for value, own in zip((seconds, alone), errors.values(), strict=True):
-            if value is None:
-                shown.append("–")
-                continue
-            own.append(value / row.step - 1)
-            shown.append(f"{value * 1e3:.0f} ms ({own[-1]:+.0%})".replace("-", "−"))
-        batch = f"{cell.rows} × {cell.tokens}"
-        start = (cell.size, str(cell.processes), ENGINES[cell.engine], METHODS[cell.method], batch)
-        lines.append((*start, f"{row.step * 1e3:.0f} ms ({spread_of(row.line['step_seconds'], 1e3)})", *shown))
+    columns = [[seconds_of(machines, row) for row in known], left_out(rows), without_its_shape(rows)]
+    names = ["model", "model without this row", "model without this shape"]
+    if not any(columns[-1]):  # One shape alone.
+        columns, names = columns[:-1], names[:-1]
+    errors = [
+        [value / row.step - 1 for row, value in zip(known, column, strict=True) if value is not None]
+        for column in columns
+    ]
+    lines = []
+    for row, *values in zip(known, *columns, strict=True):
+        cell = row.cell
+        start = (cell.size, str(cell.processes), ENGINES[cell.engine], METHODS[cell.method])
+        measured = f"{row.step * 1e3:.0f} ms ({spread_of(row.line['step_seconds'], 1e3)})"
+        lines.append((*start, f"{cell.rows} × {cell.tokens}", measured, *(beside(row, value) for value in values)))
     header = (
         *("shape", "GPUs", "backend", "method", "batch of each", "measured: median (fastest to slowest)"),
-        *("model", "model without this row"),
+        *names,
     )
-    rates = ", ".join(f"{machine.flops / 1e12:.0f} TFLOP/s for {METHODS[name]}" for name, machine in machines.items())
+    return f"{markdown(header, lines)}\n\n{numbers_of(machines, len(known))} {errors_of(errors)}"
+
+
+def beside(row: Row, seconds: float | None) -> str:
+    """A step by the model, and how far it is from the measured one."""
+    return "–" if seconds is None else f"{seconds * 1e3:.0f} ms ({seconds / row.step - 1:+.0%})".replace("-", "−")
+
+
+def numbers_of(machines: dict[str, Machine], count: int) -> str:
+    """The fitted numbers, as a sentence."""
     one = next(iter(machines.values()))
-    besides = (
-        f"{one.overhead * 1e3:.0f} ms of a step besides"
-        if one.overhead
-        else "nothing of a step besides, as these rows cannot tell a fixed time from a slower rate"
-    )
-    worst, worst_alone = (max(map(abs, own), default=0.0) for own in errors.values())
-    numbers = len(machines) + 1 + bool(one.overhead)
-    note = (
-        f"{numbers} numbers, fitted to {len(known)} rows: {rates}, {one.bandwidth / 1e9:.0f} GB/s received by a GPU "
-        f"within a node for all methods, and {besides}. The model differs from the measured steps by up to "
-        f"{worst:.0%}, and by up to {worst_alone:.0%} where the row is not among those that it was fitted to."
-    )
-    return f"{markdown(header, lines)}\n\n{note}"
+    parts = [f"{machine.flops / 1e12:.0f} TFLOP/s for {METHODS[name]}" for name, machine in machines.items()]
+    if one.collective:
+        parts.append(f"{one.collective * 1e3:.2f} ms for a collective")
+    if isfinite(one.bandwidth):
+        parts.append(f"{one.bandwidth / 1e9:.0f} GB/s received by a GPU within a node")
+    if one.overhead:
+        parts.append(f"{one.overhead * 1e3:.0f} ms of a step besides")
+    return f"{len(parts)} numbers, fitted to {count} rows: {', '.join(parts)}."
+
+
+def errors_of(errors: Sequence[Sequence[float]]) -> str:
+    """How far the model is from the measured steps, as a sentence."""
+    conditions = ("", " where it is fitted to the other rows", " where it is fitted to the other shapes")
+    parts = [
+        f"{max(map(abs, own)):.0%} ({mean(map(abs, own)):.0%} on average){condition}"
+        for own, condition in zip(errors, conditions, strict=False)
+        if own
+    ]
+    return f"The model differs from the measured steps by up to {', '.join(parts)}."

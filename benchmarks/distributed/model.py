@@ -2,13 +2,13 @@
 
     T = h + C + M
     C = F / f            work over rate
-    M = B / b            bytes over bandwidth
+    M = n c + B / b      collectives, and bytes over bandwidth
 
-with seconds `T` of a step, its floating-point operations `F` on each GPU, the bytes `B` that each GPU receives, and
-three numbers of a machine: the rate `f` that it reaches, the bandwidth `b`, and what a step takes besides, `h`. `fit`
-finds them in measured steps: a rate for each method, as each runs other kernels, and one bandwidth and one `h` for
-all. They are effective numbers: `b` holds every second that communication adds, the launches of its kernels among
-them, and nothing of what is hidden behind computation; `f` holds the launches of all other kernels.
+with seconds `T` of a step, its floating-point operations `F` on each GPU, its collectives `n`, the bytes `B` that each
+GPU receives, and four numbers of a machine: the rate `f` that it reaches, what a collective costs, `c`, the bandwidth
+`b`, and what a step takes besides, `h`. `fit` finds them in measured steps: a rate for each method, as each runs other
+kernels, and one `c`, one `b` and one `h` for all. They are effective numbers: `c` holds all that a host does for a
+collective, `b` nothing of what is hidden behind computation; `f` holds the launches of all other kernels.
 
 Per token, a linear layer of `P` weights takes `2P` operations forward and `2P` for the gradient of its input; its
 weights' gradient is needed for adapters alone. The backward stops at the lowest layer that trains. Attention takes
@@ -21,6 +21,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,18 @@ from bytes_on_paper import gathered_bytes, num_layers, shapes, trained_layers
 
 from harness import model_config
 
-__all__ = ["Machine", "Traffic", "Work", "fit", "lowest_layer", "predict", "received_bytes", "traffic", "work"]
+__all__ = [
+    "Machine",
+    "Traffic",
+    "Work",
+    "fit",
+    "lowest_layer",
+    "num_collectives",
+    "predict",
+    "received_bytes",
+    "traffic",
+    "work",
+]
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,8 @@ class Machine:
     """`b`: bytes a second that a GPU receives; infinite where communication costs nothing."""
     overhead: float = 0.0
     """`h`: seconds of a step besides."""
+    collective: float = 0.0
+    """`c`: seconds that a collective adds, whatever its bytes."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +129,12 @@ def traffic(size: str, method: str, engine: str, processes: int) -> Traffic:
     return Traffic(root + 2 * sum(units) - skipped, padded * part)
 
 
+def num_collectives(size: str, method: str) -> float:
+    """`n` of a step under FSDP2: gathers for the forward, of the root too, and for the backward, and reductions."""
+    layers = num_layers(size)
+    return layers + 1 + (layers - lowest_layer(size, method)) + trained_layers(size, method)
+
+
 def received_bytes(counted: Traffic, engine: str, processes: int) -> float:
     """`B`: bytes that each GPU receives, by ring algorithms.
 
@@ -131,16 +151,17 @@ class Work:
 
     flops: float
     received: float
+    collectives: float
     seconds: float
 
 
 def fit(steps: Mapping[str, Sequence[Work]]) -> dict[str, Machine]:
-    """The machine that explains measured steps best, as each method uses it: a rate of its own, and the bandwidth and
-    the overhead of all.
+    """The machine that explains measured steps best, as each method uses it: a rate of its own, and the bandwidth, the
+    cost of a collective and the overhead of all.
 
     Least squares of relative errors, without negative numbers. What the steps cannot show has no cost: with no step
-    that communicates, the bandwidth is infinite, and where all steps of a method have the same operations, nothing
-    tells the overhead from the rate.
+    that communicates, the bandwidth is infinite and a collective costs nothing, and where all steps of a method have
+    the same operations, nothing tells the overhead from the rate.
 
     Args:
         steps: of each method; one without steps gets no machine.
@@ -153,7 +174,7 @@ def fit(steps: Mapping[str, Sequence[Work]]) -> dict[str, Machine]:
         raise ValueError("There is no measured step to fit to: run benchmarks/distributed/run.py first.")
     columns = np.array(
         [
-            [*(step.flops * (name == method) for name in methods), step.received, 1.0]
+            [*(step.flops * (name == method) for name in methods), step.received, step.collectives, 1.0]
             for method in methods
             for step in steps[method]
         ]
@@ -162,9 +183,9 @@ def fit(steps: Mapping[str, Sequence[Work]]) -> dict[str, Machine]:
     scale = columns.max(axis=0)
     scale[scale == 0] = 1
     columns /= scale
-    rates, received, overhead = [*range(len(methods))], len(methods), len(methods) + 1
+    rates, shared = [*range(len(methods))], range(len(methods), len(methods) + 3)
     best: tuple[float, Any] | None = None
-    for more in ([], [received], [overhead], [received, overhead]):
+    for more in chain.from_iterable(combinations(shared, number) for number in range(len(shared) + 1)):
         chosen = columns[:, [*rates, *more]]
         if np.linalg.matrix_rank(chosen) < chosen.shape[1]:
             continue
@@ -176,18 +197,22 @@ def fit(steps: Mapping[str, Sequence[Work]]) -> dict[str, Machine]:
             best = error, costs / scale
     if best is None:
         raise ValueError("No rates explain these steps: measure steps of several sizes.")
-    *per_operation, per_byte, besides = map(float, best[1])
+    *per_operation, per_byte, per_collective, besides = map(float, best[1])
     bandwidth = 1 / per_byte if per_byte else float("inf")
-    return {method: Machine(1 / cost, bandwidth, besides) for method, cost in zip(methods, per_operation, strict=True)}
+    return {
+        method: Machine(1 / cost, bandwidth, besides, per_collective)
+        for method, cost in zip(methods, per_operation, strict=True)
+    }
 
 
-def predict(machine: Machine, flops: float, received: float) -> float:
+def predict(machine: Machine, flops: float, received: float, collectives: float = 0.0) -> float:
     """`T`: seconds of a step."""
-    return machine.overhead + flops / machine.flops + received / machine.bandwidth
+    computation = machine.overhead + flops / machine.flops
+    return computation + collectives * machine.collective + received / machine.bandwidth
 
 
 def across_nodes(counted: Traffic, nodes: int, per_node: int, inside: float, between: float) -> float:
-    """`M` of FSDP2 over all GPUs of several nodes: seconds of a step's communication.
+    """`B / b` of FSDP2 over all GPUs of several nodes: seconds of a step's bytes.
 
     A ring enters and leaves each node once, over the network cards of all its GPUs together.
 
@@ -206,7 +231,7 @@ def across_nodes(counted: Traffic, nodes: int, per_node: int, inside: float, bet
 
 
 def across_replicas(counted: Traffic, nodes: int, per_node: int, inside: float, between: float) -> float:
-    """`M` of hybrid sharding: weights split within each node, and gradients alone reduced between nodes.
+    """`B / b` of hybrid sharding: weights split within each node, and gradients alone reduced between nodes.
 
     Takes what `across_nodes` takes; `counted` is one node's.
     """

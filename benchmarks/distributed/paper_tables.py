@@ -13,7 +13,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from bytes_on_paper import activation_bytes, gathered_bytes, shapes, state_bytes  # noqa: E402
 from fitted import fitted_rows, machines_of, worst_errors  # noqa: E402
 from grid import METHODS  # noqa: E402
-from model import across_nodes, across_replicas, predict, traffic, work  # noqa: E402
+from model import across_nodes, across_replicas, num_collectives, predict, traffic, work  # noqa: E402
 from scaling import Row, sources  # noqa: E402
 
 from harness import GIB  # noqa: E402
@@ -116,13 +116,14 @@ def beyond_table(rows: Sequence[Row]) -> str:
                 for method, machine in machines.items():
                     counted = traffic(size, method, "fsdp2", sharers)
                     moved = seconds(counted, nodes, PER_NODE, machine.bandwidth, BETWEEN)
-                    steps.append(predict(machine, work(size, method, ROWS, TOKENS), moved * machine.bandwidth))
+                    collectives = num_collectives(size, method)
+                    steps.append(moved + predict(machine, work(size, method, ROWS, TOKENS), 0, collectives))
                 cells.append(f"{min(steps) * least:#.2g} to {max(steps) * most:#.2g} s")
             lines.append((size, layout, *cells))
     header = ("shape", "layout", *(f"{nodes} × {PER_NODE} GPUs" for nodes in NODES))
     note = (
         f"By the model, not measured: from {least:.2f} times the fastest method's step to {most:.2f} times the "
-        "slowest's, as measured steps were so many times what the other rows predict. Between nodes "
+        "slowest's, as measured steps were so many times what other rows or the other shape predict. Between nodes "
         f"{BETWEEN / 1e9:.0f} GB/s of each GPU (assumed, a network card of {BETWEEN * 8 / 1e9:.0f} Gbit/s). {ROWS} × "
         f"{TOKENS} tokens on each GPU, steps without a measurement of importance."
     )

@@ -90,6 +90,11 @@ class Row:
         return Traffic(mean(step["gathered"] for step in steps), mean(step["reduced"] for step in steps))
 
     @property
+    def collectives(self) -> float:
+        """How many a step has, on average over a round."""
+        return mean(step["calls"] for step in self.line["step_collectives"])
+
+    @property
     def agreed(self) -> bool:
         """Whether all ranks chose, measured and learned the same."""
         return len(set(self.line["digests"])) == 1
@@ -214,6 +219,9 @@ def grid_table(rows: Sequence[Row], rows_of_each: int = 2, tokens: int = 512) ->
             lines.append((size, "DDP, FSDP2", "all", *["not run"] * len(numbers)))
             continue
         for engine in ("ddp", "fsdp2"):
+            if not any(row.cell.size == size and row.cell.engine in (engine, "none") for row in rows):
+                lines.append((size, ENGINES[engine], "all", *["not run"] * len(numbers)))
+                continue
             for method in METHODS:
                 cells = [
                     Cell(

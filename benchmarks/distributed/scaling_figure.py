@@ -12,66 +12,77 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from grid import ENGINES, METHODS  # noqa: E402
-from scaling import PLANNED, Row, spread_of  # noqa: E402
+from scaling import Row, spread_of  # noqa: E402
 
-__all__ = ["apart", "draw", "strong_rows", "weak_rows"]
+__all__ = ["apart", "draw", "panels_of", "strong_rows", "weak_rows"]
 
 COLORS = {"lora": "0.4", "sampled": "tab:blue", "focused": "tab:red"}
 LINES = {"ddp": "--", "fsdp2": "-"}
 
 
 def draw(file: Path, rows: Sequence[Row]) -> None:
-    """Weak scaling (tokens/s of each GPU), and strong scaling (of all together) where it was measured: a row of panels
-    for each shape.
+    """A panel of weak scaling for each shape (tokens/s of each GPU), and one of strong scaling (of all together) where
+    one batch was split over several numbers of GPUs.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows if row.error is None and not row.cell.late]
-    sizes = list(dict.fromkeys(row.cell.size for row in rows))
-    together = any(is_scaling(strong_rows([row for row in rows if row.cell.size == size])) for size in sizes)
+    shown = panels_of([row for row in rows if row.error is None and not row.cell.late])
+    columns = len(shown) if len(shown) < 4 else 2
+    lines = -(-len(shown) // columns)
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(11 if together else 7.5, 4 * len(sizes)), layout="constrained", dpi=150)
+        figure = Figure(figsize=(4.2 * columns, 4 * lines), layout="constrained", dpi=150)
         FigureCanvasAgg(figure)
-        panels = figure.subplots(len(sizes), 1 + together, squeeze=False)
-        for own_panels, size in zip(panels, sizes, strict=True):
-            own = [row for row in rows if row.cell.size == size]
-            draw_panel(own_panels[0], weak_rows(own), together=False)
-            if together:
-                draw_panel(own_panels[1], strong_rows(own), together=True)
+        panels = figure.subplots(lines, columns, squeeze=False).flat
+        for (own, together), axes in zip(shown, panels, strict=False):
+            draw_panel(axes, own, together)
+        for axes in panels:  # Places without rows.
+            axes.set_axis_off()
+        figure.supxlabel(footnote([row for own, _ in shown for row in own]), color="0.4", fontsize=9)
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, metadata={"Software": None})
 
 
-def is_scaling(rows: Sequence[Row]) -> bool:
-    """Whether the rows have several numbers of processes."""
-    return len({row.cell.processes for row in rows}) > 1
+def panels_of(rows: Sequence[Row]) -> list[tuple[list[Row], bool]]:
+    """The rows of each panel, and whether they are of one batch for all GPUs together."""
+    shapes: dict[str, list[Row]] = {}
+    for row in rows:
+        shapes.setdefault(row.cell.size, []).append(row)
+    panels = []
+    for own in shapes.values():
+        panels.append((weak_rows(own), False))
+        if len({row.cell.processes for row in strong_rows(own)}) > 1:
+            panels.append((strong_rows(own), True))
+    return panels
+
+
+def footnote(rows: Sequence[Row]) -> str:
+    """What a point and its bar are."""
+    steps = spread_of([len(row.line["step_seconds"]) for row in rows])
+    text = f"Medians of {steps} steps, bars from the slowest to the fastest."
+    intervals = [row.line["schedule"]["interval"] for row in rows if row.cell.method == "sampled"]
+    if intervals:
+        text += f" Sampled training with a measurement of importance every {spread_of(intervals)} steps."
+    return text
 
 
 def draw_panel(axes: Any, rows: Sequence[Row], together: bool) -> None:
-    """The curves of one shape, with a title, and a word where nothing was run."""
+    """The curves of one shape, over the numbers of GPUs that were measured, with a title."""
     cell = rows[0].cell
     batch = cell.rows * (cell.processes if together else 1)
+    numbers = sorted({row.cell.processes for row in rows})
     kind, of, on = ("Strong", "all GPUs", "in all") if together else ("Weak", "each GPU", "on each")
-    axes.set_title(f"{kind} scaling, {cell.size.upper()} shape, {batch} × {cell.tokens} tokens {on}", pad=18)
-    steps = spread_of([len(row.line["step_seconds"]) for row in rows])
-    bars = f"medians of {steps} steps; bars: slowest to fastest"
-    axes.text(0.5, 1.02, bars, color="0.4", ha="center", transform=axes.transAxes)
+    title = f"{cell.size.upper()}, {batch} × {cell.tokens} tokens {on}"
+    axes.set_title(f"{kind} scaling, {title}" if len(numbers) > 1 else title)
     axes.set(xlabel="GPUs", ylabel=f"tokens/s of {of}")
     axes.set_xscale("log", base=2)
-    shown = is_scaling(rows) or not together  # One number of GPUs is a point of weak scaling, and no strong scaling.
-    if shown:
-        draw_curves(axes, rows, together)
-    measured = {row.cell.processes for row in rows} if shown else set()
-    numbers = sorted({*PLANNED[1], *measured})
-    axes.set(xlim=(numbers[0] / 1.2, numbers[-1] * 1.2), ylim=(0, None))
+    axes.set(ylim=(0, 1.08 * max(row.speeds[1] * (row.cell.processes if together else 1) for row in rows)))
+    draw_curves(axes, rows, together)
+    axes.set(xlim=(numbers[0] / 1.2, numbers[-1] * 2.3))  # Room for the names of the curves.
     axes.set_xticks(numbers)
     axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter("{x:.0f}")
-    for number in numbers:
-        if number not in measured:
-            axes.text(number, 0.02, "not run", color="0.5", ha="center", transform=axes.get_xaxis_transform())
 
 
 def weak_rows(rows: Sequence[Row]) -> list[Row]:

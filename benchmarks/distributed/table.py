@@ -131,7 +131,10 @@ def gather_kills(folder: Path, results: Path) -> None:
 
 def kill_table(results: list[dict[str, Any]]) -> str:
     """How many kills, what they hit, and what a resumed training then differed in."""
-    header = ("processes", "kills", "left an unfinished checkpoint", "steps done again", "runs that ended otherwise")
+    header = (
+        "processes", "kills", "after the last checkpoint", "left an unfinished checkpoint", "steps done again",
+        "runs that ended otherwise",
+    )  # fmt: skip
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for result in results:
         kills = [kill for run in result["runs"] for kill in run["kills"]]
@@ -140,6 +143,7 @@ def kill_table(results: list[dict[str, Any]]) -> str:
         cells = (
             str(result["processes"]),
             str(len(kills)),
+            str(sum(1 for kill in kills if kill["aim"] == "after the last checkpoint")),
             str(sum(1 for kill in kills if kill["damaged"])),
             f"{sum(lost) / len(lost):.1f} on average, {max(lost)} at most",
             f"{otherwise} of {len(result['runs'])}",
@@ -191,9 +195,9 @@ def write_node_page(results: Path) -> None:
     sections = {
         "memory on paper": (NODE_PAGE, memory_table()),
         "measured memory": (NODE_PAGE, measured_memory_table(on_gpus)),
-        "traffic": (NODE_PAGE, traffic_table(rows)),
+        "traffic": (NODE_PAGE, traffic_table(on_gpus)),
         "scaling": (NODE_PAGE, "\n\n".join(filter(None, [grid_table(on_gpus), strong])) + figure),
-        "probes": (NODE_PAGE, probe_table(rows)),
+        "probes": (NODE_PAGE, probe_table(on_gpus)),
         "fit": (NODE_PAGE, fit_table(on_gpus)),
         "beyond a node": (NODE_PAGE, beyond_table(on_gpus)),
         "cells": (FULL_PAGE, cell_table(rows)),

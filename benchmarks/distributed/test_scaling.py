@@ -197,6 +197,9 @@ def test_the_grid_names_what_was_not_run_and_what_failed() -> None:
     note = scaling.grid_table(rows).splitlines()[-1]
     assert "by the median of 3 steps" in note
     assert "| 70b | DDP, FSDP2 | all | not run | not run | not run | not run |" in scaling.grid_table(rows)
+    large = scaling.grid_table([scaling.Row(row(2, "fsdp2", size="70b"))])
+    assert "| 70b | DDP | all | not run | not run | not run | not run |" in large
+    assert "| 70b | FSDP2 | LoRA | not run | 5120 (4655 to 5689) | not run | not run |" in large
 
 
 def test_without_a_run_there_is_one_line_in_the_place_of_the_grid() -> None:
@@ -268,7 +271,7 @@ def test_the_figure_has_a_panel_of_strong_scaling_where_there_is_some(tmp_path: 
     for name, rows in (("weak.png", weak), ("strong.png", strong)):
         scaling_figure.draw(tmp_path / name, rows)
     widths = [int.from_bytes((tmp_path / name).read_bytes()[16:20], "big") for name in ("weak.png", "strong.png")]
-    assert widths == [1125, 1650]
+    assert widths == [630, 1260]
 
 
 def test_a_cell_takes_what_its_steps_do_on_paper_and_what_others_took_beside_theirs() -> None:
@@ -316,27 +319,6 @@ def test_each_cell_says_before_it_starts_how_long_it_will_take(
 
 
 # --- rows that a later run adds
-
-
-class Axes:
-    """What a panel draws."""
-
-    def __init__(self) -> None:
-        self.curves = 0
-        self.words: list[tuple[float, str]] = []
-        self.xaxis = self
-
-    def text(self, place: float, height: float, word: str, **_: Any) -> None:
-        self.words.append((place, word))
-
-    def errorbar(self, *_: Any, **__: Any) -> None:
-        self.curves += 1
-
-    def get_ylim(self) -> tuple[float, float]:
-        return 0.0, 1.0
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
 
 
 def write(folder: Path, name: str, lines: list[dict[str, Any]]) -> None:
@@ -394,11 +376,20 @@ def test_one_batch_on_several_gpus_and_nothing_where_there_is_none() -> None:
     assert strong_scaling.strong_table([own for own in rows if own.cell.processes == 2]) == ""
 
 
-def test_the_figure_shows_a_shape_that_was_run_on_one_number_of_gpus() -> None:
-    drawn = Axes()
+def test_the_figure_has_no_panel_without_a_point() -> None:
     large = [scaling.Row(row(2, "fsdp2", 2.0, size="70b"))]
-    scaling_figure.draw_panel(drawn, large, together=False)
-    assert drawn.curves == 1
-    assert [place for place, word in drawn.words if word == "not run"] == [1, 4, 8]
-    scaling_figure.draw_panel(drawn, large, together=True)
-    assert drawn.curves == 1, "a single number of GPUs is no strong scaling"
+    assert scaling_figure.panels_of(large) == [(large, False)], "a single number of GPUs is no strong scaling"
+    rows = [scaling.Row(line) for line in later_rows() if "error" not in line and not line["cell"]["late"]]
+    kinds = [(own[0].cell.size, together) for own, together in scaling_figure.panels_of(rows)]
+    assert kinds == [("70b", False), ("13b", False), ("13b", True)]
+
+
+def test_a_panel_has_the_numbers_of_gpus_that_were_measured() -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    scaling_figure.draw_panel(axes, [scaling.Row(row(2, "fsdp2", 2.0, size="70b"))], together=False)
+    assert axes.get_xticks().tolist() == [2]
+    assert axes.get_title() == "70B, 2 × 512 tokens on each"
+    assert [text.get_text() for text in axes.texts] == ["LoRA, FSDP2"]
+    assert axes.get_ylim()[1] > 1024 / 1.8, "the fastest step's bar is in the panel"

@@ -11,6 +11,7 @@ from typing import Any
 from pages import markdown
 
 from .plan import final_loss
+from .verdict import TASKS
 
 __all__ = ["PICTURE", "TEXT", "Curves", "draw_curves", "read_curves", "scaling_section"]
 
@@ -21,7 +22,7 @@ ALPHAS = {"kept": "kept", "sqrt": "raised by the square root", "linear": "raised
 NATS = 0.003
 """How far above its own best a curve may be at LoRA's best rate."""
 PICTURE = "alpha-scaling.png"
-TEXT = f"![Validation loss by learning rate, for three ways to scale alpha](../../docs/images/{PICTURE})"
+TEXT = f"![Validation loss by learning rate, of LoRA and of focused layers](../../docs/images/{PICTURE})"
 Curve = dict[float, float]
 """Validation loss by learning rate."""
 
@@ -105,7 +106,7 @@ def draw_curves(file: Path, curves: Sequence[Curves]) -> None:
         FigureCanvasAgg(figure)
         for axes, each in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
             draw_panel(axes, each)
-        figure.suptitle("Validation loss by learning rate (dotted: LoRA's best)")
+        figure.suptitle("Validation loss, one seed (dotted: LoRA's best rate)")
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, metadata={"Software": None})
 
@@ -122,7 +123,8 @@ def draw_panel(axes: Any, curves: Curves) -> None:
     rates = sorted({rate for curve in shown.values() for rate in curve})
     axes.set_xticks(rates, [f"{rate * 1e4:.3g}" for rate in rates])
     axes.set_xticks([], minor=True)
-    axes.set_title(f"{curves.task}, {curves.part} of the layers\n{curves.model}", loc="left", fontsize=8)
+    task = TASKS[curves.task].partition(",")[0]
+    axes.set_title(f"{task}, {curves.part} of the layers\n{curves.model}", loc="left", fontsize=8)
     axes.set_xlabel("learning rate, 1e-4")
     axes.set_ylabel("nats")
     axes.legend(fontsize=6, frameon=False)

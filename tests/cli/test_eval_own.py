@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from ist.cli.eval.arguments import known_eval_flags
@@ -243,6 +245,30 @@ def test_the_way_is_shown_by_tenths(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 9
     assert lines[0] == "mine: 12 of 100, 50.0% (25.4% to 74.6%), 6 of 12"
+
+
+def test_a_second_evaluation_without_a_folder_has_one_of_its_own(
+    tiny_model_folder: Path, mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The base first and then the adapter, and the first command again."""
+    monkeypatch.chdir(tmp_path)
+    adapter = adapter_of(tiny_model_folder, tmp_path / "adapter")
+    adapter_file = adapter / "adapter_model.safetensors"
+    save_file({name: torch.ones_like(weight) for name, weight in load_file(adapter_file).items()}, adapter_file)
+    flags = ["eval", "--data_files", str(mine), "--max_new_tokens=1"]
+    base = [*flags, "--model_name_or_path", str(tiny_model_folder)]
+    written = []
+    for command in (base, [*flags, "--adapter", str(adapter)], [*base, "--num_beams=2"], base):
+        assert main(command) == 0
+        written.append(capsys.readouterr().out.splitlines()[-1].removeprefix("written: "))
+    folders = ["runs/eval", "runs/eval-2", "runs/eval-3", "runs/eval"]
+    assert written == [f"{folder}/ist_eval.json" for folder in folders]
+    assert [json.loads(Path(file).read_text())["adapter"] for file in written] == [None, str(adapter), None, None]
+    assert len((tmp_path / "runs/eval/answers/mine.jsonl").read_text().splitlines()) == len(ROWS)
+    mine.write_text(json.dumps({"instruction": "Say maybe.", "output": "maybe"}))
+    assert main(base) == 0, "other rows under the same name"
+    assert json.loads(Path("runs/eval-4/ist_eval.json").read_text())["tasks"]["mine"]["total"] == 1
+    assert main([*base, "--output_dir=runs/eval"]) == 2
 
 
 # `ist train --validation_files`

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ def raise_it(error: Exception) -> None:
         (FileNotFoundError(2, "No such file", "x"), "[Errno 2] No such file: 'x'"),
         (RuntimeError("size mismatch\n\tfor lora_A"), "RuntimeError: size mismatch; IST_DEBUG=1 shows where"),
         (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero; IST_DEBUG=1"),
+        (pickle.UnpicklingError("set `weights_only` to `False`"), "UnpicklingError: a file is damaged, or runs code"),
         (RecursionError("maximum"), "RecursionError: something nests too deep; IST_DEBUG=1"),
         (
             RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"),

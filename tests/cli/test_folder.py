@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 
+import ist.cli.train.command as command
 from ist.cli.main import main
 from ist.cli.train.arguments import RunArguments, parse_arguments
 from ist.cli.train.folder import numbered, run_folder
@@ -138,6 +141,36 @@ def test_two_commands_get_two_folders(tiny_model_folder: Path, capsys: pytest.Ca
     assert json.loads(Path("runs/ist-2/ist_result.json").read_text())["num_steps"] == 1
     assert main([*arguments, "--resume_from_checkpoint=last"]) == 0
     assert sorted(path.name for path in Path("runs").iterdir()) == ["ist", "ist-2"]
+
+
+@pytest.mark.parametrize("saving", [["--save_strategy=no"], ["--save_steps=2", "--save_total_limit=1"]], ids=str)
+def test_a_folder_that_is_deleted_in_mid_run_does_not_cost_the_adapter(
+    saving: list[str], tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [
+        "train", "--model_name_or_path", str(tiny_model_folder), "--task=word-problems", "--num_train_problems=8",
+        "--num_test_problems=0", "--max_steps=5", "--update_interval=2", "--use_cpu", "--bf16=false", *saving,
+    ]  # fmt: skip
+    assert main([*arguments, "--output_dir=whole"]) == 0
+
+    class Delete(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                shutil.rmtree(args.output_dir)
+
+    make_trainer = command.make_trainer
+
+    def with_deletion(*given: Any) -> Any:
+        trainer = make_trainer(*given)
+        trainer.add_callback(Delete())
+        return trainer
+
+    monkeypatch.setattr(command, "make_trainer", with_deletion)
+    with pytest.warns(UserWarning, match="was deleted during the run: it is begun anew"):
+        assert main([*arguments, "--output_dir=deleted"]) == 0
+    file = "adapter_model.safetensors"
+    assert Path("deleted", file).read_bytes() == Path("whole", file).read_bytes()
+    assert json.loads(Path("deleted/ist_result.json").read_text())["num_steps"] == 5
 
 
 # ---- The lock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -57,6 +58,30 @@ def rewritten(name: str, change_weights: Callable[[dict[str, Any]], dict[str, An
     return change
 
 
+class Runs:
+    """A pickle that runs code when it is read."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, ("the file's code has run",)
+
+
+RUNS = io.BytesIO()
+torch.save(Runs(), RUNS)
+RUNS_CODE = "has a file of weights that is damaged, or that runs code when it is read: give one with weights"
+
+
+def pickled(content: bytes | io.BytesIO) -> Callable[[Path], None]:
+    """Puts a pickle in the place of safetensors."""
+
+    def change(folder: Path) -> None:
+        for name, other in ((WEIGHTS, "pytorch_model.bin"), (ADAPTER, "adapter_model.bin")):
+            if (folder / name).exists():
+                (folder / name).unlink()
+                (folder / other).write_bytes(content if isinstance(content, bytes) else content.getvalue())
+
+    return change
+
+
 CONFIG = "config.json"
 MODELS = [
     (changed(CONFIG, num_hidden_layers=9), "weights that its config.json describes (model.layers."),
@@ -69,6 +94,14 @@ MODELS = [
     (written(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n"), "cannot be loaded (SafetensorError: "),
     (written(WEIGHTS, b""), "cannot be loaded (SafetensorError: "),
     (written("tokenizer.json", b'{"version": "1.0", '), "The tokenizer in "),
+    (
+        pickled(b"no pickle at all" * 9),
+        RUNS_CODE,
+    ),
+    (
+        pickled(RUNS),
+        RUNS_CODE,
+    ),
 ]
 
 
@@ -475,6 +508,10 @@ ADAPTERS = [
     (changed("adapter_config.json", r=8), "size mismatch for base_model"),
     (changed("adapter_config.json", peft_type="NOPE"), "cannot be loaded (KeyError: 'NOPE')"),
     (written(ADAPTER, b"cut"), "cannot be loaded (SafetensorError: "),
+    (
+        pickled(RUNS),
+        RUNS_CODE,
+    ),
     (written(ADAPTER, None), "is incomplete: its folder lacks a file, such as the weights"),
 ]
 

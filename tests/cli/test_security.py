@@ -337,6 +337,12 @@ def test_escapes_in_a_log_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "row \\x1b[2J\n"
 
 
+BASE, KIND = (
+    json.dumps({"peft_type": "LORA", "base_model_name_or_path": "/none", "target_modules": ["q_proj"], **changes})
+    for changes in ({"base_model_name_or_path": "/none\x1b[2J"}, {"peft_type": "LO\x1b[2J"})
+)
+
+
 @pytest.mark.parametrize(
     ("files", "flags"),
     [
@@ -344,8 +350,10 @@ def test_escapes_in_a_log_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
         ({"x.yaml": 'task: "\\e[2J"\n'}, ["--recipe", "x.yaml"]),
         ({"x.json": json.dumps([{"\x1b[2J": "a"}])}, ["--model_name_or_path=x", "--data_files=x.json"]),
         ({}, ["--\x1b[2Jflag"]),
+        ({"a/adapter_config.json": BASE}, ["--model_name_or_path=a", "--task=word-problems", "--bf16=false"]),
+        ({"a/adapter_config.json": KIND}, ["--adapter=a", "--model_name_or_path=x", "--task=word-problems"]),
     ],
-    ids=["key of a recipe", "value of a recipe", "column of data", "flag"],
+    ids=["key of a recipe", "value of a recipe", "column of data", "flag", "base of an adapter", "kind of an adapter"],
 )
 def test_escapes_in_an_error_are_shown(
     files: dict[str, str],
@@ -356,6 +364,7 @@ def test_escapes_in_an_error_are_shown(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert main(["train", *flags]) == 2
     error = capsys.readouterr().err

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from ist import History
 from ist.cli.analyse.command import learned_importance
 from ist.cli.analyse.recipe import SELECTION_FILE, write_selection_recipe
 from ist.cli.compare.runs import run_command
+from ist.cli.main import main
 from ist.cli.train.focus import saved_scores
 from ist.cli.train.folder import check_links
 from ist.cli.train.greedy import read_search
 from ist.cli.train.lock import FolderLock
 from ist.experiments.evaluation.answers import AnswerFile
 from ist.experiments.evaluation.harness import read_results
+from ist.runs.checkpoints import MANIFEST_FILE
 from ist.runs.history import HISTORY_FILE
 
 SEARCH = {"layers": [1], "num_trainings": 1, "num_steps": 1, "seconds": 1.0}
@@ -116,3 +120,28 @@ def test_a_recipe_of_an_analysis_takes_the_place_of_a_link(tmp_path: Path) -> No
     write_selection_recipe(tmp_path, ["--task=word-problems", "--deepspeed", "a\nevil: 1"], [0.1, 0.3])
     assert mine.read_text() == "precious"
     assert set(yaml.safe_load((tmp_path / SELECTION_FILE).read_text())) == {"methods", "seeds", "against", "flags"}
+
+
+class Runs:
+    """A pickle that runs code when it is read."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, ("the file's code has run",)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_nothing_of_a_checkpoint_runs(name: str, tiny_model_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    """Nor is it said how to have it run."""
+    arguments = [
+        "train", "--model_name_or_path", str(tiny_model_folder), "--task=word-problems", "--num_train_problems=8",
+        "--num_test_problems=0", "--use_cpu", "--bf16=false", "--save_steps=1", "--max_steps=2", "--output_dir",
+        str(tmp_path / "run"),
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    torch.save(Runs(), checkpoint / name)
+    (checkpoint / MANIFEST_FILE).unlink()
+    assert main([*arguments, "--resume_from_checkpoint", str(checkpoint)]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "error: " in line)
+    assert "a file is damaged, or runs code when it is read, which is refused" in line
+    assert "weights_only" not in line

@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -43,13 +45,19 @@ def quoted(start: str) -> list[str]:
     return shlex.split(command)
 
 
-def run(command: list[str], model: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    command: list[str],
+    model: Path,
+    folder: Path,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    num_test_problems: int = 8,
+) -> subprocess.CompletedProcess[str]:
     """A quoted command with a tiny model and a free port, in the project's folder."""
     flags = {
         "--model_name_or_path": model,
         "--task": "word-problems",
         "--num_train_problems": 64,
-        "--num_test_problems": 8,
+        "--num_test_problems": num_test_problems,
         "--output_dir": folder,
         "--max_steps": NUM_STEPS,
         "--save_steps": 2,
@@ -95,13 +103,13 @@ def steps_of(folder: Path) -> list[int]:
     return [event["step"] for event in read_history(folder) if event["event"] == "step"]
 
 
-def check_run(process: subprocess.CompletedProcess[str], folder: Path) -> None:
+def check_run(process: subprocess.CompletedProcess[str], folder: Path, validation: bool = True) -> None:
     """Finished, told once, and all there."""
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.count("adapter: ") == 1, "one process speaks"
     result = json.loads((folder / "ist_result.json").read_text())
     assert (result["num_processes"], result["num_steps"]) == (2, NUM_STEPS)
-    assert set(result["before"]) == set(result["after"]) == {"loss", "accuracy"}
+    assert set(result["before"]) == set(result["after"]) == ({"loss", "accuracy"} if validation else set())
     assert steps_of(folder) == list(range(1, NUM_STEPS + 1))
     assert load_file(folder / "adapter_model.safetensors")
 
@@ -140,7 +148,7 @@ def test_a_killed_process_is_started_again_and_goes_on(tiny_model_folder: Path, 
     module = command.index("-m")
     command = [*command[:module], str(killer), *command[module + 2 : -2]]
     folder = tmp_path / "run"
-    check_run(run(command, tiny_model_folder, folder, **STORE_OF_THEIR_OWN), folder)
+    check_run(run(command, tiny_model_folder, folder, STORE_OF_THEIR_OWN), folder)
     runs = [event for event in read_history(folder) if event["event"] == "run"]
     assert [event["step"] for event in runs] == [0, 4], "it went on from checkpoint-4"
     note("torchrun --max-restarts", "SIGKILL of one rank", 2, "right", "test_a_killed_process_is_started_again")
@@ -156,19 +164,20 @@ FSDP2 = {
 """What `accelerate launch` gives its processes for examples/distributed/fsdp2.yaml."""
 
 
+@pytest.mark.parametrize("validation", [True, False], ids=["validation before training", "no validation"])
 @pytest.mark.parametrize("backend", ["DDP", "FSDP2"])
-def test_ranks_hold_one_adapter_after_a_validation_before_training(
-    backend: str, tiny_model_folder: Path, tmp_path: Path
-) -> None:
+def test_ranks_hold_one_adapter(backend: str, validation: bool, tiny_model_folder: Path, tmp_path: Path) -> None:
     """Evaluating first marks the bare model as prepared: DDP's ranks then trained apart, and FSDP2 refused to train."""
     command = quoted("torchrun --nproc-per-node 2 -m")
     module = command.index("-m")
     command = [*command[:module], str(Path(__file__).parent / "launched_worker.py"), *command[module + 2 :]]
     folder = tmp_path / "run"
-    check_run(run(command, tiny_model_folder, folder, **(FSDP2 if backend == "FSDP2" else {})), folder)
+    environment = FSDP2 if backend == "FSDP2" else {}
+    check_run(run(command, tiny_model_folder, folder, environment, 8 if validation else 0), folder, validation)
     first, second = ((folder / f"rank-{rank}.txt").read_text() for rank in (0, 1))
     assert first == second
-    note(f"torchrun, {backend}", "validation before training", 2, "right", "test_ranks_hold_one_adapter")
+    option = "validation before training" if validation else "no validation"
+    note(f"torchrun, {backend}", option, 2, "right", "test_ranks_hold_one_adapter")
 
 
 def test_an_error_names_the_rank_and_is_one_line(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -18,8 +18,12 @@ MEANT = (ValueError, OSError, ImportError)
 FAULTS = (TypeError, KeyError, AttributeError, IndexError, NameError, AssertionError, NotImplementedError)
 """What is a fault of this library where a line of its own raises it."""
 
-TIMES = {"RecursionError": "something nests too deep", "MemoryError": "the memory is full"}
-"""Words for exceptions whose own message says little."""
+WORDS = {
+    "RecursionError": "something nests too deep",
+    "MemoryError": "the memory is full",
+    "UnpicklingError": "a file is damaged, or runs code when it is read, which is refused",
+}
+"""For exceptions whose own message says little, or how to run a file's code."""
 
 
 def describe_failure(error: BaseException) -> str:
@@ -34,7 +38,7 @@ def describe_failure(error: BaseException) -> str:
     name = type(error).__name__
     if "inline_container" in said or "os error 28" in said:  # of torch's and safetensors' writers
         return f"a file could not be written whole, the disk is full or a limit is reached ({name}): make room for it."
-    first = TIMES.get(name) or next((line.strip() for line in said.splitlines() if line.strip()), "no message")
+    first = WORDS.get(name) or next((line.strip() for line in said.splitlines() if line.strip()), "no message")
     frames = traceback.extract_tb(error.__traceback__)
     ours = bool(frames) and PACKAGE in Path(frames[-1].filename).parents
     if ours and isinstance(error, FAULTS):

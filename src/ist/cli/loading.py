@@ -166,6 +166,11 @@ def whole(source: str, what: str, options: Collection[str] = ()) -> Iterator[Non
             ) from error
         if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
             raise
+        if type(error).__name__ == "UnpicklingError":  # PyTorch's own text says how to run the file's code.
+            raise ValueError(
+                f"The {what} in {source} has a file of weights that is damaged, or that runs code when it is read: "
+                "give one with weights in safetensors."
+            ) from error
         raise ValueError(
             f"The {what} in {source} cannot be loaded ({type(error).__name__}: {said}): its files are damaged, do not "
             "belong together, or do not go with the flags or the installed versions."

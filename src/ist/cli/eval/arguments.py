@@ -95,7 +95,7 @@ def eval_parser() -> OneLineParser:
 
     add = parser.add_argument_group("how, and where the results go").add_argument
     add("--protocol", choices=PROTOCOLS, default="generate", help=PROTOCOL_HELP)
-    add("--output_dir", default="runs/eval", help="takes ist_eval.json and the answers (default: runs/eval)")
+    add("--output_dir", help="takes ist_eval.json and the answers (default: runs/eval, runs/eval-2, …)")
     add("--batch_size", type=int, default=32, help="sequences computed at once (default: 32)")
     add("--max_length", type=int, help="most tokens of a sequence; a longer prompt loses its beginning")
     add("--seed", type=int, default=42, help="of what is drawn at random (default: 42)")

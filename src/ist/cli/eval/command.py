@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from ...experiments.data import find_tasks, read_instructions, to_task_row, word
 from ...experiments.data.files import check_file, read_text
 from ...experiments.data.own_rows import read_own_rows
 from ...experiments.evaluation import EvaluationSettings, TaskData, TaskResult, evaluate
+from ...experiments.evaluation.answers import OtherAnswersError
 from ...experiments.evaluation.metrics import UserMetric, metric_identity
 from ...runs.files import EVALUATION_FILE, write_json
 from ..checkout import commit
@@ -53,25 +56,44 @@ def evaluate_command(arguments: Sequence[str]) -> dict[str, Any]:
     tasks: Any = flags.tasks if flags.protocol == "lm-eval" else load_tasks(flags)
     if flags.protocol == "lm-eval":
         tasks = [name for names in flags.tasks for name in names.split(",") if name]
-    folder = Path(flags.output_dir)
     model, tokenizer = load_model(flags)
     start = time.perf_counter()
     progress = Progress()
-    results = evaluate(
-        model,
-        tokenizer,
-        tasks,
-        flags.protocol,
-        settings=settings,
-        folder=folder,
-        progress=progress,
-        on_result=progress.found,
-        metric=metric,
+    results = in_own_folder(
+        flags,
+        lambda folder: evaluate(
+            model,
+            tokenizer,
+            tasks,
+            flags.protocol,
+            settings=settings,
+            folder=folder,
+            progress=progress,
+            on_result=progress.found,
+            metric=metric,
+        ),
     )
     record = write_result(flags, settings, metric, results, time.perf_counter() - start)
     show(results)
-    print(printable(f"written: {folder / EVALUATION_FILE}"))
+    print(printable(f"written: {Path(flags.output_dir) / EVALUATION_FILE}"))
     return record
+
+
+def in_own_folder(
+    flags: argparse.Namespace, evaluate_into: Callable[[str], dict[str, TaskResult]]
+) -> dict[str, TaskResult]:
+    """Evaluate into the folder of the flags.
+
+    Without `--output_dir` that is the first of `runs/eval`, `runs/eval-2`, … without another evaluation's answers, so
+    that a second command gets a folder of its own, and the same command resumes from its answers.
+    """
+    if flags.output_dir is not None:
+        return evaluate_into(flags.output_dir)
+    for number in itertools.count(1):
+        flags.output_dir = "runs/eval" if number == 1 else f"runs/eval-{number}"
+        with contextlib.suppress(OtherAnswersError):
+            return evaluate_into(flags.output_dir)
+    raise AssertionError("numbers have no end")
 
 
 def load_tasks(flags: argparse.Namespace) -> dict[str, TaskData]:

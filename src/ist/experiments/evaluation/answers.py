@@ -13,9 +13,13 @@ from typing import Any
 
 from ...runs.files import open_own, read_object, write_whole
 
-__all__ = ["AnswerFile", "claim_folder", "claimed", "row_id"]
+__all__ = ["AnswerFile", "OtherAnswersError", "claim_folder", "claimed", "row_id"]
 
 IDENTITY_FILE = "identity.json"
+
+
+class OtherAnswersError(ValueError):
+    """A folder has the answers of another evaluation."""
 
 
 def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -26,8 +30,8 @@ def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
         identity: what the answers depend on, plain JSON.
 
     Raises:
-        ValueError: the folder cannot be made, or has answers that came about otherwise; the message names the
-            difference.
+        ValueError: the folder cannot be made.
+        OtherAnswersError: it has answers that came about otherwise; the message names the difference.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +43,7 @@ def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
     wanted = json.loads(json.dumps(identity))
     if not file.exists():
         if next(folder.glob("*.jsonl"), None):
-            raise ValueError(f"{folder} has answers of unknown origin: give another folder with --output_dir.")
+            raise OtherAnswersError(f"{folder} has answers of unknown origin: give another folder with --output_dir.")
         write_whole(file, json.dumps(wanted, indent=2) + "\n")
         return
     known = read_object(file, "give another folder with --output_dir.")
@@ -49,7 +53,7 @@ def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
         if known.get(name) != wanted.get(name)
     ]
     if differences:
-        raise ValueError(
+        raise OtherAnswersError(
             f"{folder} has the answers of another evaluation ({'; '.join(differences)}): give another folder with "
             "--output_dir."
         )
@@ -109,7 +113,8 @@ class AnswerFile:
         ids: of the rows, see `row_id`.
 
     Raises:
-        ValueError: an answer belongs to another row, or a line is no answer.
+        ValueError: a line is no answer.
+        OtherAnswersError: an answer belongs to another row.
     """
 
     def __init__(self, file: Path, ids: Sequence[str]) -> None:
@@ -136,7 +141,7 @@ class AnswerFile:
             if index >= len(self._ids):
                 continue  # of an evaluation of more rows
             if self._ids[index] != row:
-                raise ValueError(
+                raise OtherAnswersError(
                     f"{self.file}, line {number} answers another row than number {index} of the task's: the data "
                     "changed; give another folder with --output_dir."
                 )
