@@ -73,9 +73,10 @@ def telling(step: Callable[..., Any], heard: weakref.WeakSet[Any]) -> Callable[.
     @functools.wraps(step)
     def step_and_tell(self: Any, *args: Any, **kwargs: Any) -> Any:
         before = [(listener, listener.num_outcomes) for listener in heard]
+        for listener, _ in before:
+            listener.was_called(self)
         result = step(self, *args, **kwargs)
         for listener, num_outcomes in before:
-            listener.was_called(self)
             if listener.num_outcomes == num_outcomes:
                 listener.updated_unseen(self)
         return result
