@@ -26,6 +26,7 @@ def load(path: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up
+    monkeypatch.delitem(sys.modules, "run", raising=False)  # that of another folder
     spec.loader.exec_module(module)
     return module
 

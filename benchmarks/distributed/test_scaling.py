@@ -14,6 +14,7 @@ import pytest
 PATH = [*sys.path]
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
+RUN = sys.modules.pop("run", None)  # benchmarks/step_time has one too
 
 import estimate  # noqa: E402
 import measuring  # noqa: E402
@@ -27,6 +28,9 @@ from grid import METHODS, Cell, plan  # noqa: E402
 from workers import CellError, Workers, launch  # noqa: E402
 
 sys.path[:] = PATH  # as other tests expect it
+del sys.modules["run"]
+if RUN is not None:
+    sys.modules["run"] = RUN
 
 
 def row(processes: int = 1, engine: str = "none", seconds: float = 0.2, **changed: Any) -> dict[str, Any]:

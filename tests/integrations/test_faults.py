@@ -227,8 +227,9 @@ def test_a_signal_writes_a_checkpoint_and_stops(
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ist", *flags]
     process = subprocess.Popen(
-        [*command, "--max_steps=100000"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [*command, "--max_steps=100000"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # Under nohup it is ignored.
+    )  # fmt: skip
     history = tmp_path / "ist_history.jsonl"
     end = time.monotonic() + 90
     while time.monotonic() < end and (not history.exists() or history.read_text().count('"step"') < 10):
