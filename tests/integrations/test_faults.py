@@ -235,7 +235,10 @@ def test_a_signal_writes_a_checkpoint_and_stops(
     while time.monotonic() < end and (not history.exists() or history.read_text().count('"step"') < 10):
         time.sleep(0.05)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == status, errors
     (line,) = [line for line in errors.splitlines() if line.startswith("ist train: ")]
     checkpoint = last_checkpoint(tmp_path)
