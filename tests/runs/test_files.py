@@ -34,7 +34,7 @@ def test_a_link_in_the_place_of_the_part_is_not_written_through(tmp_path: Path) 
 
 def test_a_folder_in_the_place_of_a_file_is_named_and_stays(tmp_path: Path) -> None:
     (tmp_path / "file").mkdir()
-    with pytest.raises(ValueError, match="file is a folder, and a file of this name is to be written"):
+    with pytest.raises(ValueError, match="file is a folder, where a file has to be written"):
         write_whole(tmp_path / "file", "new")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 

@@ -65,7 +65,7 @@ def replacing(target: Path) -> Iterator[Path]:
     try:
         yield part
         if target.is_dir() and not target.is_symlink():
-            raise ValueError(f"{target} is a folder, and a file of this name is to be written: remove or rename it.")
+            raise ValueError(f"{target} is a folder, where a file has to be written: remove or rename it.")
         os.replace(part, target)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -80,7 +80,7 @@ def test_label_accuracy_takes_the_labels_of_the_rows_or_those_given() -> None:
         ValueError, match="row 2 has the answer 'no', which is none of the labels yes: add it to --labels"
     ):
         make_marker("label_accuracy", rows, ("yes",), None)
-    with pytest.raises(ValueError, match="is to be marked by labels of which one is empty"):
+    with pytest.raises(ValueError, match="has an empty one among its --labels"):
         make_marker("label_accuracy", rows, ("yes", "no", " "), None)
     many = [own(str(number), number) for number in range(MAX_LABELS + 1)]
     with pytest.raises(ValueError, match="has 101 different answers, too many for labels"):

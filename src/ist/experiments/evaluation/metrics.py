@@ -79,10 +79,7 @@ def labels_of(rows: Sequence[OwnRow], labels: Sequence[str]) -> list[str]:
     found = list(dict.fromkeys(row.expected for row in rows))
     if labels:
         if not all(label.strip() for label in labels):
-            raise ValueError(
-                "is to be marked by labels of which one is empty, and every response holds that: leave it out"
-                " of --labels"
-            )
+            raise ValueError("has an empty one among its --labels, which every response contains: leave it out")
         for row in rows:
             if row.expected not in labels:
                 raise ValueError(
