@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +43,32 @@ class SwiGLU(torch.autograd.Function):
         return torch.ones(SIZE), torch.ones(SIZE), None
 
 
+class RMSNorm(torch.autograd.Function):
+    """As Liger's function does it: it keeps its input in two dimensions, its weight, and a factor of each row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, casting_mode: int = 0, offset: float = 0.0) -> Tensor:
+        rows = x.view(-1, x.shape[-1])
+        factors = rows.float().square().mean(1).add(1e-6).rsqrt()
+        ctx.casting_mode, ctx.offset = casting_mode, offset
+        ctx.save_for_backward(rows, weight, factors)
+        y = rows * factors[:, None]
+        y = y.to(x.dtype) if casting_mode == 0 else y
+        return (y * (weight.float() + offset)).to(x.dtype).view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        rows, weight, factors = ctx.saved_tensors
+        dy, x = (grads[0].reshape(rows.shape) * (weight + ctx.offset)).float(), rows.float()
+        part = (dy * x).mean(1, keepdim=True) * factors[:, None].square()
+        return (factors[:, None] * (dy - part * x)).to(rows.dtype).view(grads[0].shape), None, None, None
+
+
+@pytest.fixture
+def known_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(again.RECIPES, "RMSNormBackward", again.normed)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_product_is_multiplied_again(dtype: torch.dtype) -> None:
     gate, up = leaves(dtype)
@@ -57,6 +85,57 @@ def test_ligers_function_is_called_again(monkeypatch: pytest.MonkeyPatch) -> Non
     recipe = recipe_of(x)
     assert recipe is not None
     assert torch.equal(recipe().view(SIZE), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("casting", "offset"), [(0, 0.0), (1, 1.0)], ids=["as Llama", "as Gemma"])
+def test_a_norm_is_made_again_once(known_norms: None, dtype: torch.dtype, casting: int, offset: float) -> None:
+    """For all that read it, until its own backward; a graph that is retained makes it anew for the next one."""
+    x, weight = leaves(dtype)
+    y: Tensor = RMSNorm.apply(x, weight.detach()[0, 0], casting, offset)  # type: ignore
+    first, second = recipe_of(y), recipe_of(y)
+    assert first is not None
+    assert second is not None
+    assert torch.equal(first().view(SIZE), y)
+    assert second() is first()
+    before = first()
+    y.sum().backward(retain_graph=True)
+    assert first() is not before
+    assert torch.equal(first(), before)
+
+
+def test_a_norm_of_few_rows_is_kept(known_norms: None) -> None:
+    """A launch costs more there than the memory is worth."""
+    x, weight = leaves()
+    y: Tensor = RMSNorm.apply(x, weight[0, 0])  # type: ignore
+    assert recipe_of(y, norms=False) is None
+
+
+@pytest.mark.parametrize("casting", [-1, 7])
+def test_a_norm_that_rounds_otherwise_is_kept(known_norms: None, casting: int) -> None:
+    x, weight = leaves()
+    y: Tensor = RMSNorm.apply(x, weight[0, 0], casting)  # type: ignore
+    assert recipe_of(y) is None
+
+
+def test_a_norm_whose_input_is_offloaded_is_kept(known_norms: None) -> None:
+    x, weight = leaves()
+    with torch.autograd.graph.save_on_cpu():
+        y: Tensor = RMSNorm.apply(x, weight[0, 0])  # type: ignore
+    assert recipe_of(y) is None
+
+
+def test_a_norm_goes_with_its_graph(known_norms: None) -> None:
+    """Nothing holds the graph, or what was made again, once the output is gone."""
+    x, weight = leaves()
+    y: Tensor = RMSNorm.apply(x, weight[0, 0])  # type: ignore
+    recipe = recipe_of(y)
+    assert recipe is not None
+    made = weakref.ref(recipe())
+    node = weakref.ref(y.grad_fn)
+    del y, recipe
+    assert made() is None
+    assert node() is None
 
 
 def scaled(gate: Tensor, up: Tensor) -> Tensor:
@@ -106,9 +185,9 @@ def test_other_inputs_are_kept(name: str) -> None:
     assert recipe_of(KEPT[name](*leaves())) is None
 
 
-def trained(model: Any) -> tuple[dict[str, Tensor], set[int]]:
-    """The gradients of a step, and the widths of the inputs that its LoRA modules keep."""
-    kept: set[int] = set()
+def trained(model: Any) -> tuple[dict[str, Tensor], Counter[int]]:
+    """The gradients of a step, and how many inputs of each width its LoRA modules keep."""
+    kept: Counter[int] = Counter()
     keep = function.keep
 
     def watch(*args: Any) -> Any:
@@ -140,6 +219,36 @@ def test_gradients_have_the_same_bits(dtype: torch.dtype, dropout: float, monkey
     with torch.random.fork_rng():
         torch.manual_seed(0)
         before, widths_before = trained(model)
-    assert (widths_before, widths) == ({32, 48}, {32})
+    assert (set(widths_before), set(widths)) == ({32, 48}, {32})
     assert now.keys() == before.keys()
     assert all(torch.equal(now[name], before[name]) for name in now)
+
+
+def normed_by_liger(model: Any) -> None:
+    """Each norm of a block computes as Liger's does."""
+    for name, module in model.named_modules():
+        if name.endswith("layernorm"):
+            module.forward = lambda x, module=module: RMSNorm.apply(x, module.weight)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_need_not_be_kept(
+    known_norms: None, dtype: torch.dtype, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a focused Llama only the input of the lowest layer's attention is kept, since no gradient reaches its norm."""
+    monkeypatch.setattr(few, "MOST_ROWS", 0)
+    model = tiny_lora(4, layers_to_transform=[1, 3], lora_dropout=dropout).train().to(dtype)
+    normed_by_liger(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        now, widths = trained(model)
+    for parameter in model.parameters():
+        parameter.grad = None
+    monkeypatch.setattr(function, "recipe_of", lambda x: None)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        before, widths_before = trained(model)
+    assert (widths_before, widths) == ({32: 6, 48: 2}, {32: 2})
+    assert all(torch.equal(now[name], before[name]) for name in before)
+    assert now

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ist.step.fused import choice, function, precision, products
+from ist.step.fused import again, choice, function, precision, products
 
 
 class Twin:
@@ -97,6 +97,16 @@ def parts_twin(
     return (rank, 1, 1), (width, COLUMNS, 1)
 
 
+def norm_twin(
+    y: Tensor, x: Tensor, w: Tensor, factors: Tensor, width: int, x_row: int, offset: float, ROUNDED: bool, COLUMNS: int
+) -> tuple[tuple[int, int, int], ...]:
+    rows = view(x, len(factors), width, x_row, 1)
+    product = rows.float() * factors[:, None]
+    product = product.to(x.dtype) if ROUNDED else product
+    y.copy_(product.float() * (w.float() + offset))
+    return (len(factors), 1, 1), (width, COLUMNS, 1)
+
+
 class Generator:
     """The part of a CUDA generator that draws need."""
 
@@ -119,6 +129,7 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     kernels: Any = ModuleType("ist.step.fused.kernels")
     kernels.down_kernel, kernels.up_kernel = Twin(down_twin), Twin(up_twin)
     kernels.grad_kernel, kernels.parts_kernel = Twin(grad_twin), Twin(parts_twin)
+    kernels.norm_kernel = Twin(norm_twin)
     monkeypatch.setitem(sys.modules, "ist.step.fused.kernels", kernels)
     monkeypatch.setattr(sys.modules["ist.step.fused"], "kernels", kernels, raising=False)
     monkeypatch.delitem(sys.modules, "ist.step.fused.launch", raising=False)
@@ -138,6 +149,21 @@ def module_kinds(launch: Any) -> dict[str, Any]:
         "bf16": launch.Kernels(None, torch.bfloat16, False, torch.bfloat16),
         "autocast": launch.Kernels(torch.bfloat16, torch.bfloat16, False, torch.float32),
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rounded", "offset"), [(True, 0.0), (False, 1.0)], ids=["as Llama", "as Gemma"])
+@pytest.mark.parametrize("width", [48, 3000])
+def test_a_norm_is_the_same_in_its_kernel(
+    launch: Any, dtype: torch.dtype, rounded: bool, offset: float, width: int
+) -> None:
+    """Of rows that are a part of wider ones."""
+    torch.manual_seed(0)
+    x, w = torch.randn(6, width + 8).to(dtype)[:, :width], torch.randn(width).to(dtype)
+    factors = x.float().square().mean(1).rsqrt()
+    found = launch.norm_output(x, w, factors, offset, rounded)
+    assert found.dtype == dtype
+    assert torch.equal(found, again.norm_output(x, w, factors, offset, rounded))
 
 
 @pytest.mark.parametrize("kind", ["float32 over bf16", "bf16", "autocast"])

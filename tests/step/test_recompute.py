@@ -286,7 +286,8 @@ def test_with_and_without_a_cache(make: Any, use_cache: bool) -> None:
     _, expected_loss, expected = step(make(), (2, 4), use_cache)
     assert loss == expected_loss
     assert gradients.keys() == expected.keys()
-    assert all(torch.equal(gradients[name], expected[name]) for name in gradients)
+    for name in gradients:  # A cache joins keys and values, whose place in memory may change how a CPU sums.
+        torch.testing.assert_close(gradients[name], expected[name], rtol=1e-5, atol=1e-8)
 
 
 def test_both_kinds_of_checkpointing_are_refused() -> None:

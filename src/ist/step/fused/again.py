@@ -3,6 +3,10 @@
 The input of a gated MLP's last projection is a product of two tensors, `act(gate) · up`, and is the widest input of a
 layer. The product's own backward keeps both factors until it has run, which is after that of the projection. So the
 projection can multiply them once more, in the same operation and to the same bits, instead of keeping their product.
+
+The input of queries, keys and values, and that of gate and up, is what a norm returned. Liger's RMSNorm keeps its own
+input, which is the residual stream, and one factor a row. So its output can be made again too: once for all modules
+that read it, and until the norm's own backward.
 """
 
 from __future__ import annotations
@@ -15,25 +19,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .choice import working_kernels
+
 __all__ = ["recipe_of"]
 
 Recipe = Callable[[], Tensor]
 """Computes a tensor again while the graph that made it has not been freed, in its own shape or as `[rows, in]`."""
 
 
-def recipe_of(x: Tensor) -> Recipe | None:
+def recipe_of(x: Tensor, norms: bool = True) -> Recipe | None:
     """How to compute an input again from what its graph keeps, or None where it has to be kept.
 
     Not where hooks pack what is kept (activation checkpointing, offloading): unpacking it twice costs more, or fails.
 
     Args:
-        x: `[..., in]`, an elementwise product of two tensors of its shape, or what Liger's SwiGLU has returned.
+        x: `[..., in]`, an elementwise product of two tensors of its shape, or what Liger's SwiGLU or RMSNorm returned.
+        norms: whether outputs of norms are made again, which takes a launch more than keeping them.
     """
     if torch.compiler.is_compiling() or x.grad_fn is None or x._version:  # Written to since, perhaps past autograd.
         return None
     node: Any = x.grad_fn
     find = RECIPES.get(type(node).__name__)
-    return None if find is None else find(node, x)
+    return None if find is None or (find is normed and not norms) else find(node, x)
 
 
 def multiplied(node: Any, x: Tensor) -> Recipe | None:
@@ -75,6 +82,55 @@ class GatedAgain:
                 self._product = self.multiply(self._node())
 
 
+def normed(node: Any, x: Tensor) -> Recipe | None:
+    """Of Liger's RMSNorm, `y = x ρ (w + offset)`, which keeps x, w and the factor ρ of each row until it has run."""
+    kept = node._raw_saved_tensors
+    if len(kept) != 3 or node.casting_mode not in ROUNDED or not is_kept(kept[0], x):
+        return None
+    again = getattr(node, "ist_again", None)
+    if again is None:
+        again = node.ist_again = NormAgain()
+        node.register_prehook(again.forget)
+    return partial(again.multiply, node)
+
+
+class NormAgain:
+    """A norm's output, made for the first of the modules that read it and kept until the norm's own backward."""
+
+    def __init__(self) -> None:
+        self._product: Tensor | None = None
+
+    def multiply(self, node: Any) -> Tensor:
+        """The output, `[rows, in]`."""
+        product = self._product
+        if product is None:
+            x, w, factors = node.saved_tensors
+            with torch.no_grad():
+                product = self._product = norm_output(x, w, factors, node.offset, ROUNDED[node.casting_mode])
+        return product
+
+    def forget(self, gradients: Any) -> None:
+        """Before the norm's backward, which runs after those of all that read its output."""
+        self._product = None
+
+
+def norm_output(x: Tensor, w: Tensor, factors: Tensor, offset: float, rounded: bool) -> Tensor:
+    """`x ρ (w + offset)` to Liger's bits.
+
+    Args:
+        x: `[rows, in]`.
+        w: `[in]`.
+        factors: ρ, `[rows]` in float32.
+        offset: what is added to w.
+        rounded: whether `x ρ` is rounded to x's dtype first.
+    """
+    if x.is_cuda and (launch := working_kernels(x.device)):
+        return launch.norm_output(x, w, factors, offset, rounded)
+    product = x * factors[:, None]
+    product = product.to(x.dtype) if rounded else product
+    return (product * (w.float() + offset)).to(x.dtype)
+
+
 def is_retained() -> bool:
     """Whether the backward that runs leaves its graph for another one."""
     return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
@@ -91,5 +147,8 @@ def is_kept(saved: Any, x: Tensor) -> bool:
 RECIPES: dict[str, Callable[[Any, Tensor], Recipe | None]] = {
     "MulBackward0": multiplied,
     "LigerSiLUMulFunctionBackward": gated,
+    "LigerRMSNormFunctionBackward": normed,
 }
 """By the name of the function that made an input."""
+ROUNDED = {0: True, 1: False}
+"""Whether Liger's RMSNorm rounds before it multiplies with w, by its number for how it casts: as Llama, as Gemma."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from .precision import Plain, Split
 from .products import Products
 
-__all__ = ["autocast_dtype", "products"]
+__all__ = ["autocast_dtype", "products", "working_kernels"]
 
 logger = getLogger(__name__)
 

@@ -83,7 +83,7 @@ class FewRowsLinear(torch.autograd.Function):
         inputs = x.reshape(-1, x.shape[-1])
         rows, h = forward(inputs, weight, bias, a, b, c, scaling)
         needs_x, _, _, needs_a, needs_b, _, _ = ctx.needs_input_grad
-        ctx.scaling, ctx.again = scaling, recipe_of(x) if needs_a else None
+        ctx.scaling, ctx.again = scaling, recipe_of(x, norms=False) if needs_a else None
         kept = inputs if needs_a and ctx.again is None else None
         ctx.save_for_backward(weight if needs_x else None, kept, a, b, h if needs_b else None)
         return shaped(rows, x)

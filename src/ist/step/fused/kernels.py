@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
-__all__ = ["down_kernel", "grad_kernel", "parts_kernel", "up_kernel"]
+__all__ = ["down_kernel", "grad_kernel", "norm_kernel", "parts_kernel", "up_kernel"]
 
 CHANGING = ["rows", "key", "other", "threshold"]
 """Arguments of whose values kernels are not to be compiled anew."""
@@ -140,3 +140,18 @@ def parts_kernel(w, parts, rank, width, w_rank, w_column, LOW: tl.constexpr, COL
             tl.store(at, low, mask=inside)
         else:
             tl.store(at, high, mask=inside)
+
+
+@triton.jit(do_not_specialize=["offset"])
+def norm_kernel(  # type: ignore[no-untyped-def]
+    y, x, w, factors, width, x_row, offset, ROUNDED: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """`y = x ρ (w + offset)` of a row, to the bits of Liger's RMSNorm, where ρ is one factor a row."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < width
+    product = tl.load(x + row * x_row + column, mask=inside, other=0.0).to(tl.float32) * tl.load(factors + row)
+    if ROUNDED:
+        product = product.to(x.dtype.element_ty).to(tl.float32)
+    product *= tl.load(w + column, mask=inside, other=0.0).to(tl.float32) + offset
+    tl.store(y + row * width + column, product.to(y.dtype.element_ty), mask=inside)

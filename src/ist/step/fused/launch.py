@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from . import kernels
+from .draws import Draw, draw
 from .precision import Plain, Split, fold, wide_product
 from .products import Products, add_product_, has_many_rows, linear_on_top
 
-__all__ = ["Kernels", "draw", "find_kernels", "is_wide", "try_out"]
+__all__ = ["Kernels", "find_kernels", "is_wide", "norm_output", "try_out"]
 
 HALVES = (torch.bfloat16, torch.float16)
 BLOCK = 64
@@ -27,15 +28,13 @@ MOST_RANKS = 256
 """Above, products of matrices are no longer thin, and cuBLAS does them well."""
 MOST_ADDED = {True: 64, False: 128}
 """The ranks up to which a kernel adds `h w` to many rows faster than cuBLAS does; True is where matrices are split."""
-Draw = tuple[int, int, int]
-"""What dropout depends on: two numbers that make the hash, and a threshold."""
 NOTHING: Draw = (0, 0, 0)
-ALL = 2**64 - 1
 
 # The kernels are no functions to a type checker that has no Triton.
 down_kernel: Any = kernels.down_kernel
 up_kernel: Any = kernels.up_kernel
 grad_kernel: Any = kernels.grad_kernel
+norm_kernel: Any = kernels.norm_kernel
 parts_kernel: Any = kernels.parts_kernel
 
 
@@ -201,6 +200,17 @@ def three_parts(w: Tensor, low: int) -> Tensor:
     return found
 
 
+def norm_output(x: Tensor, w: Tensor, factors: Tensor, offset: float, rounded: bool) -> Tensor:
+    """As `ist.step.fused.norms.norm_output`."""
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows, width = x.shape
+    with torch.cuda.device_of(x):
+        norm_kernel[(rows, tiles(width, 1024))](
+            y, x, w, factors, width, x.stride(0), offset, ROUNDED=rounded, COLUMNS=1024, num_warps=4
+        )
+    return y
+
+
 def check_columns(x: Tensor, w: Tensor) -> None:
     """Raise RuntimeError where an adapter's matrix does not take an input of these columns, or from this device."""
     if x.shape[1] != w.shape[1] or x.device != w.device:
@@ -252,6 +262,7 @@ def try_out(device: torch.device, wide: bool = False) -> None:
     kind.grad_of_h(x, w.t().contiguous())
     kind.grad_of_b(x, h, 1.0)
     kind.add_up_(x, h, w.t(), 1.0)
+    norm_output(x, w[0], h[:, 0].contiguous(), 0.0, True)
 
 
 @cache
@@ -263,28 +274,3 @@ def rank_blocks(rank: int) -> tuple[int, int]:
 
 def tiles(size: int, tile: int) -> int:
     return -(-size // tile)
-
-
-def draw(device: torch.device, dropout: float) -> Draw:
-    """A draw of dropout, from where the generator stands. It advances, as after any draw; whoever restores its state
-    gets the same draw again.
-    """
-    generator = torch.cuda.default_generators[device.index]
-    offset = generator.get_offset()
-    generator.set_offset(offset + 4)
-    bits = spread(generator.initial_seed(), offset)
-    return signed(bits), signed(bits >> 32), signed(int(dropout * 2**32))
-
-
-def spread(seed: int, offset: int) -> int:
-    """64 bits of which each one depends on all of both: SplitMix64 (Steele, Lea, Flood 2014)."""
-    bits = (seed + (offset + 1) * 0x9E3779B97F4A7C15) & ALL
-    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & ALL
-    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & ALL
-    return bits ^ (bits >> 31)
-
-
-def signed(bits: int) -> int:
-    """The lower 32 bits as a number of this many bits with a sign, so that every draw has the same kind of argument."""
-    bits &= 0xFFFFFFFF
-    return bits - 2**32 if bits >= 2**31 else bits
