@@ -39,7 +39,10 @@ BAD_VALUES = [
     *(("suppression", value, "choose one of", "'response'", "'scaling'") for value in ("scale", 0.25)),
     *(("fused", value, "choose one of", "True", "False") for value in ("yes", None)),
     *(("frozen_dropout", value, "choose one of", "True", "False") for value in ("no", 2)),
-    *(("recompute", value, "choose one of", "'none'", "'frozen'", "'all'") for value in ("idle", True, None)),
+    *(
+        ("recompute", value, "choose one of", "'none'", "'norms'", "'frozen'", "'all'")
+        for value in ("idle", True, None)
+    ),
     *(("optimizer_state", value, "choose one of", "'keep'", "'reset'", "'offload'") for value in ("cpu", False)),
     *(("cost_exponent", value, "[0, 8]", "exponent") for value in (-0.5, 8.5, NAN, math.inf, True, "1", None)),
 ]

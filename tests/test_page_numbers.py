@@ -290,6 +290,19 @@ def test_rates_of_the_half_are_those_of_its_curves() -> None:
     assert f"loss at 5e-4 and LoRA at 3.5e-4, where the half is {off:.3f} nats above its own best" in text
 
 
+def test_how_far_rounds_differ_is_that_of_the_run_with_norms_made_again() -> None:
+    rows = json.loads((STEPS / "earlier/norms-16x256-h200-d1bac2f1bd59.json").read_text(encoding="utf-8"))["rows"]
+    apart: dict[bool, list[float]] = {False: [], True: []}
+    for row in rows.values():
+        apart[row["case"]["options"] is not None].append(max(row["step_ms"]) / min(row["step_ms"]) - 1)
+    text = words_of("cost.md")
+    assert f"differ by {max(apart[False]):.1%} at most" in text
+    assert f"those of ours by {min(apart[True]):.0%} to {max(apart[True]):.0%}" in text
+    quarter = rows["focused quarter, Liger, no dropout"]["activation_gib"][0] / rows["LoRA"]["activation_gib"][0]
+    assert quarter <= 0.36
+    assert "a focused quarter meets the target of 0.36" in text
+
+
 def test_times_of_focused_training_are_those_of_its_steps() -> None:
     rows = json.loads((STEPS / "focused-16x256-h200.json").read_text(encoding="utf-8"))["rows"]
 

@@ -72,6 +72,8 @@ ALL = {"selector": "all"}
 """Our step on every adapter that there is, with nothing frozen or measured."""
 RECOMPUTED = {**ALL, "recompute": "frozen"}
 """The same, with the blocks that have no adapters recomputed."""
+NORMS = {**ALL, "recompute": "norms"}
+"""The same, with the outputs of norms made again."""
 FAST: dict[str, Any] = {"dropout": 0.0, "liger": True}
 PARTS = {"half": 1 / 2, "third": 1 / 3, "quarter": 1 / 4}
 UPPER = {
@@ -174,6 +176,10 @@ GROUPS: dict[str, tuple[Case, ...]] = {
         Case("LoRA in our step, Liger, no dropout", ALL, **FAST),
         *focused(ALL, "focused {}, Liger, no dropout", **FAST),
         *focused(RECOMPUTED, "focused {}, Liger, no dropout, recomputed", **FAST),
+    ),
+    "focused-norms": (
+        Case("LoRA in our step, Liger, no dropout, norms recomputed", NORMS, **FAST),
+        *focused(NORMS, "focused {}, Liger, no dropout, norms recomputed", **FAST),
     ),
     "focused-upper": upper(ALL, "focused {}, Liger, no dropout", **FAST),
     "focused-peft": focused(None, "focused {} in PEFT's step, Liger, no dropout", **FAST),

@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from cases import UPPER  # noqa: E402
+from norms_table import norms_table, read_norms  # noqa: E402
 from product_table import product_section  # noqa: E402
 
 from pages import load_results, markdown, source, write_section  # noqa: E402
@@ -286,6 +287,8 @@ def main() -> None:
     focused = [result for result in steps if any(name.startswith("focused") for name in result["rows"])]
     write_section("step cost", [cost_table(result) for result in sampled])
     write_section("step focused", [focused_table(result) for result in focused])
+    (kept,) = (result for result in focused if result["config"]["rows"] == 16)
+    write_section("step norms", [norms_table(kept, read_norms(EARLIER), FOCUSED_LIST)])
     write_section("step", [short_table(result) for result in sampled[:1]], README)
     write_section("iterations", [iteration_table(result) for result in load_results(RESULTS, "iterations")], PAGE)
     products = [part for found in load_results(RESULTS, "products") for part in product_section(found, EARLIER)]

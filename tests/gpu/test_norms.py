@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ist import SparseTuner
-from ist.step.fused import few, function
+from ist.step.fused import few
 from ist.step.fused.again import recipe_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -27,12 +27,12 @@ def test_a_norm_has_ligers_bits(dtype: torch.dtype, width: int, casting: str, of
     x = (3 * torch.randn(2, 300, width, device="cuda")).to(dtype).requires_grad_()
     weight = torch.randn(width, device="cuda").to(dtype)
     y: Tensor = rms_norm.apply(x, weight, 1e-6, offset, casting, True)
-    recipe = recipe_of(y)
+    recipe = recipe_of(y, norms=True)
     assert recipe is not None
     assert torch.equal(recipe().view_as(y), y)
 
 
-def step(monkeypatch: pytest.MonkeyPatch, norms: bool, dropout: float) -> tuple[dict[str, Tensor], int]:
+def step(monkeypatch: pytest.MonkeyPatch, recompute: Any, dropout: float) -> tuple[dict[str, Tensor], int]:
     """The gradients of a step on all layers of a Llama with Liger, and the bytes that its forward leaves."""
     liger = pytest.importorskip("liger_kernel.transformers")
     torch.manual_seed(0)
@@ -48,10 +48,8 @@ def step(monkeypatch: pytest.MonkeyPatch, norms: bool, dropout: float) -> tuple[
     ids = torch.randint(512, (ROWS, TOKENS), device="cuda")
     found: dict[str, Tensor] = {}
     held = 0
-    with monkeypatch.context() as patch, SparseTuner(model, selector="all") as tuner:
+    with monkeypatch.context() as patch, SparseTuner(model, selector="all", recompute=recompute) as tuner:
         patch.setattr(few, "MOST_ROWS", 0)
-        if not norms:
-            patch.setattr(function, "recipe_of", lambda x: recipe_of(x, norms=False))
         for _ in range(2):  # The first one compiles.
             torch.manual_seed(1)
             tuner.begin_step()
@@ -68,8 +66,8 @@ def step(monkeypatch: pytest.MonkeyPatch, norms: bool, dropout: float) -> tuple[
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_step_keeps_no_norms_output(monkeypatch: pytest.MonkeyPatch, dropout: float) -> None:
     """But that of the lowest layer's attention, whose norm has no gradient to bring; gradients have the same bits."""
-    now, held = step(monkeypatch, True, dropout)
-    before, held_before = step(monkeypatch, False, dropout)
+    now, held = step(monkeypatch, "norms", dropout)
+    before, held_before = step(monkeypatch, "none", dropout)
     assert now.keys() == before.keys()
     assert all(torch.equal(now[name], before[name]) for name in now)
     one = ROWS * TOKENS * WIDTH * 2

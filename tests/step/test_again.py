@@ -93,7 +93,7 @@ def test_a_norm_is_made_again_once(known_norms: None, dtype: torch.dtype, castin
     """For all that read it, until its own backward; a graph that is retained makes it anew for the next one."""
     x, weight = leaves(dtype)
     y: Tensor = RMSNorm.apply(x, weight.detach()[0, 0], casting, offset)  # type: ignore
-    first, second = recipe_of(y), recipe_of(y)
+    first, second = recipe_of(y, norms=True), recipe_of(y, norms=True)
     assert first is not None
     assert second is not None
     assert torch.equal(first().view(SIZE), y)
@@ -104,32 +104,32 @@ def test_a_norm_is_made_again_once(known_norms: None, dtype: torch.dtype, castin
     assert torch.equal(first(), before)
 
 
-def test_a_norm_of_few_rows_is_kept(known_norms: None) -> None:
-    """A launch costs more there than the memory is worth."""
+def test_a_norm_is_kept_unless_asked(known_norms: None) -> None:
+    """Making it again takes a launch more."""
     x, weight = leaves()
     y: Tensor = RMSNorm.apply(x, weight[0, 0])  # type: ignore
-    assert recipe_of(y, norms=False) is None
+    assert recipe_of(y) is None
 
 
 @pytest.mark.parametrize("casting", [-1, 7])
 def test_a_norm_that_rounds_otherwise_is_kept(known_norms: None, casting: int) -> None:
     x, weight = leaves()
     y: Tensor = RMSNorm.apply(x, weight[0, 0], casting)  # type: ignore
-    assert recipe_of(y) is None
+    assert recipe_of(y, norms=True) is None
 
 
 def test_a_norm_whose_input_is_offloaded_is_kept(known_norms: None) -> None:
     x, weight = leaves()
     with torch.autograd.graph.save_on_cpu():
         y: Tensor = RMSNorm.apply(x, weight[0, 0])  # type: ignore
-    assert recipe_of(y) is None
+    assert recipe_of(y, norms=True) is None
 
 
 def test_a_norm_goes_with_its_graph(known_norms: None) -> None:
     """Nothing holds the graph, or what was made again, once the output is gone."""
     x, weight = leaves()
     y: Tensor = RMSNorm.apply(x, weight[0, 0])  # type: ignore
-    recipe = recipe_of(y)
+    recipe = recipe_of(y, norms=True)
     assert recipe is not None
     made = weakref.ref(recipe())
     node = weakref.ref(y.grad_fn)
@@ -185,7 +185,7 @@ def test_other_inputs_are_kept(name: str) -> None:
     assert recipe_of(KEPT[name](*leaves())) is None
 
 
-def trained(model: Any) -> tuple[dict[str, Tensor], Counter[int]]:
+def trained(model: Any, recompute: Any = "none") -> tuple[dict[str, Tensor], Counter[int]]:
     """The gradients of a step, and how many inputs of each width its LoRA modules keep."""
     kept: Counter[int] = Counter()
     keep = function.keep
@@ -195,7 +195,7 @@ def trained(model: Any) -> tuple[dict[str, Tensor], Counter[int]]:
         kept.update(value.shape[-1] for value in found[:1] if value is not None)
         return found
 
-    with pytest.MonkeyPatch.context() as patch, SparseTuner(model, selector="all") as tuner:
+    with pytest.MonkeyPatch.context() as patch, SparseTuner(model, selector="all", recompute=recompute) as tuner:
         patch.setattr(function, "keep", watch)
         tuner.begin_step()
         model(**tiny_batches(1)[0], use_cache=False).loss.backward()
@@ -215,7 +215,7 @@ def test_gradients_have_the_same_bits(dtype: torch.dtype, dropout: float, monkey
         now, widths = trained(model)
     for parameter in model.parameters():
         parameter.grad = None
-    monkeypatch.setattr(function, "recipe_of", lambda x: None)
+    monkeypatch.setattr(function, "recipe_of", lambda x, norms: None)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         before, widths_before = trained(model)
@@ -225,30 +225,43 @@ def test_gradients_have_the_same_bits(dtype: torch.dtype, dropout: float, monkey
 
 
 def normed_by_liger(model: Any) -> None:
-    """Each norm of a block computes as Liger's does."""
+    """Each norm of a block computes as Liger's does, and says that it is Liger's, as Liger has it."""
     for name, module in model.named_modules():
         if name.endswith("layernorm"):
             module.forward = lambda x, module=module: RMSNorm.apply(x, module.weight)
+            module._get_name = lambda: "LigerRMSNorm"
 
 
+@pytest.mark.parametrize("rows", [0, 2048], ids=["many rows", "few rows"])
+@pytest.mark.parametrize("recompute", ["norms", "frozen"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_norms_need_not_be_kept(
-    known_norms: None, dtype: torch.dtype, dropout: float, monkeypatch: pytest.MonkeyPatch
+    known_norms: None, dtype: torch.dtype, dropout: float, recompute: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a focused Llama only the input of the lowest layer's attention is kept, since no gradient reaches its norm."""
-    monkeypatch.setattr(few, "MOST_ROWS", 0)
+    monkeypatch.setattr(few, "MOST_ROWS", rows)
     model = tiny_lora(4, layers_to_transform=[1, 3], lora_dropout=dropout).train().to(dtype)
     normed_by_liger(model)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        now, widths = trained(model)
-    for parameter in model.parameters():
-        parameter.grad = None
-    monkeypatch.setattr(function, "recipe_of", lambda x: None)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        before, widths_before = trained(model)
-    assert (widths_before, widths) == ({32: 6, 48: 2}, {32: 2})
+    found = {}
+    for mode in ("none", recompute):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            found[mode] = trained(model, mode)
+        for parameter in model.parameters():
+            parameter.grad = None
+    (before, kept_before), (now, kept) = found.values()
+    if not rows or dropout:  # Those of few rows without dropout are counted in `test_few`.
+        assert (kept_before, kept) == ({32: 6}, {32: 2})
+    assert now.keys() == before.keys()
     assert all(torch.equal(now[name], before[name]) for name in before)
-    assert now
+
+
+def test_where_no_norm_is_ligers_it_is_said() -> None:
+    with pytest.warns(UserWarning, match="recompute='norms' does nothing here: .* Use Liger's kernels"):
+        SparseTuner(tiny_lora(2).train(), selector="all", recompute="norms").close()
+
+
+def test_norms_without_fused_modules_are_refused() -> None:
+    with pytest.raises(ValueError, match="recompute='norms' needs fused=True"):
+        SparseTuner(tiny_lora(2).train(), selector="all", recompute="norms", fused=False)

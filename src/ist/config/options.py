@@ -20,7 +20,7 @@ CandidateSet = Literal["unsuppressed", "suppressed"]
 ScoreStep = Literal["additive", "sigmoid_gradient"]
 Rounding = Literal["half_up", "truncate"]
 Suppression = Literal["response", "scaling"]
-Recomputation = Literal["none", "frozen", "all"]
+Recomputation = Literal["none", "norms", "frozen", "all"]
 FrozenMoments = Literal["keep", "reset", "offload"]
 Preset = Literal["paper", "authors"]
 
@@ -180,13 +180,12 @@ class StepOptions:
     tuner, …) run as PEFT has them. Outputs and gradients are PEFT's within rounding."""
 
     frozen_dropout: bool = False
-    """Whether the adapters of frozen layers drop their inputs out. Dropout regularises the adapters that learn from it;
-    one that does not learn only makes noise and costs time. PEFT's have it also while frozen: `True` is for
-    comparisons."""
+    """Whether the adapters of frozen layers drop their inputs out, as PEFT's do. Dropout regularises the adapters that
+    learn from it; one that does not learn only makes noise and costs time."""
 
     recompute: Recomputation = "none"
-    """Which layers keep no activations and compute once more in the backward: `none`, the `frozen` ones, or
-    `all`, as gradient checkpointing does. Layers below the lowest active one are never computed twice."""
+    """What the backward computes again instead of keeping it: outputs of Liger's RMSNorm in active layers (`norms`),
+    those and frozen layers (`frozen`), or `all` layers, as checkpointing does; nothing below the lowest active one."""
 
     optimizer_state: FrozenMoments = "keep"
     """What happens to the optimizer's moments of frozen layers: `keep` leaves them, `reset` forgets them each time that
@@ -201,10 +200,12 @@ class StepOptions:
             check_choice(name, getattr(self, name), get_args(_CHOICES[name]))
         for name in ("fused", "frozen_dropout"):
             check_choice(name, getattr(self, name), (True, False))
+        if self.recompute == "norms" and not self.fused:
+            raise ValueError("recompute='norms' needs fused=True, since fused modules make norms again: change one.")
         if not (is_number(self.cost_exponent) and 0 <= self.cost_exponent <= 8):
             raise ValueError(
-                f"cost_exponent={self.cost_exponent!r} is not a number in [0, 8]: it is the exponent of a step's cost; "
-                "0 leaves the cost out of the choice, 1 chooses by importance per cost."
+                f"cost_exponent={self.cost_exponent!r} is not a number in [0, 8]: 0 leaves the cost out of the choice, "
+                "1 chooses by importance per cost."
             )
 
 

@@ -24,7 +24,7 @@ COURSE = (
 takes other ones on a resume without a word."""
 
 
-SAME_TRAINING = {"recompute": ("none", "frozen", "all"), "optimizer_state": ("keep", "offload")}
+SAME_TRAINING = {"recompute": ("none", "norms", "frozen", "all"), "optimizer_state": ("keep", "offload")}
 """Options whose values here train the same to the bit, so that a resume may change them."""
 
 

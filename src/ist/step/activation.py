@@ -50,6 +50,7 @@ class LayerActivation(Part):
             loss: frozen layers are frozen during its whole forward.
         fused: whether LoRA modules are fused where they can be.
         frozen_dropout: whether those of frozen layers keep the dropout of their adapters.
+        norms: whether those of active layers make outputs of Liger's RMSNorm again instead of keeping them.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class LayerActivation(Part):
         view: ModelView,
         fused: bool = True,
         frozen_dropout: bool = False,
+        norms: bool = False,
     ) -> None:
         layers = view.layers
         readers: Sequence[nn.Module] = () if view.adalora is None else (view.adalora,)
@@ -86,7 +88,7 @@ class LayerActivation(Part):
                     (gate,) = make_gates(adapter, own, hooked=False)
                     self._gates.append(gate)
                     names = trained_adapters(adapter, own)
-                    fused_modules.append(FusedLora(adapter, gate, frozen_dropout, not view.sharded, one, names))
+                    fused_modules.append(FusedLora(adapter, gate, frozen_dropout, not view.sharded, one, names, norms))
                 else:
                     gates += make_gates(adapter, own)
                     self._never_fused[reason] += 1

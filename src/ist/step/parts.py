@@ -53,7 +53,9 @@ class StepParts:
             on_interruption: a method that is called where the training which began a step is found to be over.
         """
         view, config = self._view, self._config
-        self.activation = LayerActivation(view, config.fused, config.frozen_dropout)
+        self.activation = LayerActivation(
+            view, config.fused, config.frozen_dropout, config.recompute in ("norms", "frozen")
+        )
         """Which layers train."""
         self.interruption = Interruption(view.model, on_interruption)
         """Whether the training that began the step is over."""

@@ -75,7 +75,8 @@ class Recompute(Part):
 
     Args:
         view: the model in training.
-        mode: `frozen` recomputes frozen layers and blocks without adapters, `all` every one, `none` does nothing.
+        mode: `frozen` recomputes frozen layers and blocks without adapters, `all` every one, `none` and `norms` none:
+            the outputs of norms are made again by the modules that read them (`ist.step.fused.again`).
 
     Raises:
         ValueError: gradient checkpointing is on, which recomputes every layer already.
@@ -86,9 +87,11 @@ class Recompute(Part):
         self._still = {layer.name for layer in blocks if not view.sharded and is_still(layer)}
         layers = [replace(layer, module=within_fsdp(layer.module)) for layer in blocks]
         restore_all([layer.module for layer in layers])  # of a training that ended with an exception
-        self._layers = () if mode == "none" else tuple(layers)
+        self._layers = () if mode in ("none", "norms") else tuple(layers)
         self._mode = mode
-        check_not_checkpointing(self._layers, mode)
+        check_not_checkpointing(() if mode == "none" else layers, mode)
+        if mode == "norms":
+            warn_of_other_norms(view.model)
         warn_of_other_forwards(self._layers, mode)
         self._restore = weakref.finalize(self, restore_all, [layer.module for layer in self._layers])
 
@@ -127,6 +130,16 @@ def warn_of_other_forwards(layers: Sequence[Layer], mode: str) -> None:
             f"recompute={mode!r} does nothing for {len(others)} of {len(layers)} layers ({others[0]}, …), whose "
             "forward was replaced: only that of a block's class is recomputed. Take it off (del block.forward), or set "
             "recompute='none'.",
+            stacklevel=4,
+        )
+
+
+def warn_of_other_norms(model: nn.Module) -> None:
+    """Warn of a model whose norms keep more than Liger's do."""
+    if not any(module._get_name().startswith("LigerRMSNorm") for module in model.modules()):
+        warnings.warn(
+            "recompute='norms' does nothing here: the model has none of Liger's RMSNorm, the only one made again. Use "
+            "Liger's kernels (use_liger_kernel=True), or set recompute='none'.",
             stacklevel=4,
         )
 

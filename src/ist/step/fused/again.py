@@ -5,8 +5,8 @@ layer. The product's own backward keeps both factors until it has run, which is 
 projection can multiply them once more, in the same operation and to the same bits, instead of keeping their product.
 
 The input of queries, keys and values, and that of gate and up, is what a norm returned. Liger's RMSNorm keeps its own
-input, which is the residual stream, and one factor a row. So its output can be made again too: once for all modules
-that read it, and until the norm's own backward.
+input, which is the residual stream, and one factor a row. So its output can be made again too, where memory is wanted
+more than time (`recompute="norms"`): once for all modules that read it, and until the norm's own backward.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Recipe = Callable[[], Tensor]
 """Computes a tensor again while the graph that made it has not been freed, in its own shape or as `[rows, in]`."""
 
 
-def recipe_of(x: Tensor, norms: bool = True) -> Recipe | None:
+def recipe_of(x: Tensor, norms: bool = False) -> Recipe | None:
     """How to compute an input again from what its graph keeps, or None where it has to be kept.
 
     Not where hooks pack what is kept (activation checkpointing, offloading): unpacking it twice costs more, or fails.

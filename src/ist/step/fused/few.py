@@ -46,11 +46,18 @@ def has_few_rows(x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> bool:
 
 
 def few_rows_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, c: Tensor | None, scaling: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None,
+    scaling: float,
+    norms: bool = False,
 ) -> Tensor:
     """`lora_linear` without dropout, where `has_few_rows` says yes."""
     if torch.is_grad_enabled() and (x.requires_grad or a.requires_grad or b.requires_grad):
-        return FewRowsLinear.apply(x, weight, bias, a, b, c, scaling)  # type: ignore[return-value]
+        return FewRowsLinear.apply(x, weight, bias, a, b, c, scaling, norms)  # type: ignore[return-value]
     return shaped(forward(x.reshape(-1, x.shape[-1]), weight, bias, a, b, c, scaling)[0], x)
 
 
@@ -79,11 +86,12 @@ class FewRowsLinear(torch.autograd.Function):
         b: Tensor,
         c: Tensor | None,
         scaling: float,
+        norms: bool,
     ) -> Tensor:
         inputs = x.reshape(-1, x.shape[-1])
         rows, h = forward(inputs, weight, bias, a, b, c, scaling)
-        needs_x, _, _, needs_a, needs_b, _, _ = ctx.needs_input_grad
-        ctx.scaling, ctx.again = scaling, recipe_of(x, norms=False) if needs_a else None
+        needs_x, _, _, needs_a, needs_b, _, _, _ = ctx.needs_input_grad
+        ctx.scaling, ctx.again = scaling, recipe_of(x, norms) if needs_a else None
         kept = inputs if needs_a and ctx.again is None else None
         ctx.save_for_backward(weight if needs_x else None, kept, a, b, h if needs_b else None)
         return shaped(rows, x)
@@ -100,7 +108,7 @@ class FewRowsLinear(torch.autograd.Function):
 def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     """The gradients of all arguments."""
     weight, inputs, a, b, h = ctx.saved_tensors
-    _, _, _, needs_a, _, needs_c, _ = ctx.needs_input_grad
+    _, _, _, needs_a, _, needs_c, _, _ = ctx.needs_input_grad
     scaling = ctx.scaling
     dy = grad.reshape(-1, grad.shape[-1])
     dx = da = None
@@ -113,4 +121,4 @@ def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
             da = product(dh.t(), inputs, scaling)
         if weight is not None:
             dx = (dy @ weight).addmm_(dh, a, alpha=scaling).view(*grad.shape[:-1], a.shape[1])
-    return dx, None, None, da, db, dc, None
+    return dx, None, None, da, db, dc, None, None

@@ -33,18 +33,26 @@ def lora_linear(
     c: Tensor | None,
     scaling: float,
     dropout: float,
+    norms: bool = False,
 ) -> Tensor:
-    """LoRA and the frozen linear module under it, equation 12 of the paper."""
+    """LoRA and the frozen linear module under it, equation 12 of the paper; `norms` is as in `recipe_of`."""
     if torch.is_grad_enabled() and (x.requires_grad or a.requires_grad or b.requires_grad):
-        return LoraLinear.apply(x, weight, bias, a, b, c, scaling, dropout)  # type: ignore[return-value]
+        return LoraLinear.apply(x, weight, bias, a, b, c, scaling, dropout, norms)  # type: ignore[return-value]
     return forward(x, weight, bias, a, b, c, scaling, dropout)[0]
 
 
 def lora_update(
-    base: Tensor, x: Tensor, a: Tensor, b: Tensor, c: Tensor | None, scaling: float, dropout: float
+    base: Tensor,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None,
+    scaling: float,
+    dropout: float,
+    norms: bool = False,
 ) -> Tensor:
     """LoRA alone, added to what any module under it returned; its gradient joins that of the module."""
-    return LoraUpdate.apply(base, x, a, b, c, scaling, dropout)  # type: ignore[return-value]
+    return LoraUpdate.apply(base, x, a, b, c, scaling, dropout, norms)  # type: ignore[return-value]
 
 
 class LoraLinear(torch.autograd.Function):
@@ -61,10 +69,12 @@ class LoraLinear(torch.autograd.Function):
         c: Tensor | None,
         scaling: float,
         dropout: float,
+        norms: bool,
     ) -> Tensor:
         y, kind, drawn = forward(x, weight, bias, a, b, c, scaling, dropout)
-        needs_x, _, _, *needs, _, _ = ctx.needs_input_grad
-        ctx.save_for_backward(weight if needs_x else None, *keep(ctx, needs, kind, x, a, b, scaling, dropout, drawn))
+        needs_x, _, _, *needs, _, _, _ = ctx.needs_input_grad
+        kept = keep(ctx, needs, kind, x, a, b, scaling, dropout, drawn, norms)
+        ctx.save_for_backward(weight if needs_x else None, *kept)
         return y
 
     @staticmethod
@@ -72,7 +82,7 @@ class LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         weight, *kept = ctx.saved_tensors
         dx, da, db, dc = lora_backward(ctx, grad.reshape(-1, grad.shape[-1]), weight, weight is not None, kept)
-        return unflatten(ctx, dx, grad), None, None, da, db, dc, None, None
+        return unflatten(ctx, dx, grad), None, None, da, db, dc, None, None, None
 
 
 class LoraUpdate(torch.autograd.Function):
@@ -88,6 +98,7 @@ class LoraUpdate(torch.autograd.Function):
         c: Tensor | None,
         scaling: float,
         dropout: float,
+        norms: bool,
     ) -> Tensor:
         y = base.clone(memory_format=torch.contiguous_format)  # Some modules return views, which must stay untouched.
         kind = products(a, autocast_dtype(x), x.dtype, y.dtype)
@@ -95,7 +106,8 @@ class LoraUpdate(torch.autograd.Function):
         rows = y.view(-1, y.shape[-1])
         kind.add_up_(rows, drawn[0], b, scaling * kind.rest(dropout))
         add_bias_(kind, rows, c, scaling)
-        ctx.save_for_backward(*keep(ctx, ctx.needs_input_grad[2:5], kind, x, a, b, scaling, dropout, drawn))
+        needs = ctx.needs_input_grad[2:5]
+        ctx.save_for_backward(*keep(ctx, needs, kind, x, a, b, scaling, dropout, drawn, norms))
         return y
 
     @staticmethod
@@ -103,7 +115,8 @@ class LoraUpdate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         dy = grad.reshape(-1, grad.shape[-1])
         dx, da, db, dc = lora_backward(ctx, dy, None, ctx.needs_input_grad[1], ctx.saved_tensors)
-        return grad if ctx.needs_input_grad[0] else None, unflatten(ctx, dx, grad), da, db, dc, None, None
+        dbase = grad if ctx.needs_input_grad[0] else None
+        return dbase, unflatten(ctx, dx, grad), da, db, dc, None, None, None
 
 
 Drawn = tuple[Tensor, Tensor | None, Any]
@@ -139,14 +152,23 @@ def add_bias_(kind: Products, rows: Tensor, c: Tensor | None, scaling: float) ->
 
 
 def keep(
-    ctx: Any, needs: Any, kind: Products, x: Tensor, a: Tensor, b: Tensor, scaling: float, dropout: float, drawn: Drawn
+    ctx: Any,
+    needs: Any,
+    kind: Products,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scaling: float,
+    dropout: float,
+    drawn: Drawn,
+    norms: bool,
 ) -> tuple[Tensor | None, ...]:
     """What the backward needs: nothing of the activations where nothing trains, nor where they can be made again."""
     h, mask, drawn_from = drawn
     needs_a, needs_b, _ = needs
     ctx.needs, ctx.autocast, ctx.x_dtype = needs, kind.autocast, x.dtype
     ctx.scaling, ctx.dropout, ctx.drawn_from = scaling, dropout, drawn_from
-    ctx.again = recipe_of(x) if needs_a else None
+    ctx.again = recipe_of(x, norms) if needs_a else None
     kept = x.reshape(-1, x.shape[-1]) if needs_a and ctx.again is None else None
     return kept, mask, h if needs_b else None, a, b
 

@@ -19,7 +19,16 @@ from .function import lora_linear, lora_update
 
 __all__ = ["FusedLora", "JoinError", "RowFactors", "Switch", "reason_against", "remove_fused"]
 
-NAMES = ("forward", "_ist_switch", "_ist_frozen", "_ist_names", "_ist_dropout", "_ist_pair", "_ist_factors")
+NAMES = (
+    "forward",
+    "_ist_switch",
+    "_ist_frozen",
+    "_ist_names",
+    "_ist_dropout",
+    "_ist_pair",
+    "_ist_norms",
+    "_ist_factors",
+)
 """What a module that was taken over has of its own."""
 
 
@@ -61,6 +70,7 @@ class FusedLora:
             engine brings them at each forward anew.
         switch: says whether the module is frozen; one of its own if None.
         names: the adapters that train with the module's layer; PEFT's own forward runs with any other one. All if None.
+        norms: whether an input that Liger's RMSNorm returned is made again in the backward instead of kept.
     """
 
     def __init__(
@@ -71,6 +81,7 @@ class FusedLora:
         keep_pair: bool = True,
         switch: Switch | None = None,
         names: Collection[str] | None = None,
+        norms: bool = False,
     ) -> None:
         self.module = module
         self.switch = switch or Switch()
@@ -82,6 +93,7 @@ class FusedLora:
             _ist_names=frozenset(module.lora_A if names is None else names),
             _ist_dropout=keep_dropout,
             _ist_pair=pair,
+            _ist_norms=norms,
             _ist_factors=None,
         )
 
@@ -141,7 +153,7 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = frozen_base(self, base, x) if frozen else base(x)
         if frozen:
             a, b = a.detach(), b.detach()
-        return lora_update(y, x, a, b, c, scaling, dropout)
+        return lora_update(y, x, a, b, c, scaling, dropout, self._ist_norms)
     weight, bias = base._parameters["weight"], base._parameters["bias"]
     weight = weight if isinstance(base, nn.Linear) else weight.t()
     pair = self._ist_pair(x, a, b) if frozen and not dropout else None
@@ -153,8 +165,8 @@ def fused_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if frozen:
         a, b = a.detach(), b.detach()
     if not dropout and has_few_rows(x, weight, a, b):
-        return few_rows_linear(x, weight, bias, a, b, c, scaling)
-    return lora_linear(x, weight, bias, a, b, c, scaling, dropout)
+        return few_rows_linear(x, weight, bias, a, b, c, scaling, self._ist_norms)
+    return lora_linear(x, weight, bias, a, b, c, scaling, dropout, self._ist_norms)
 
 
 def held(module: Any, name: str) -> Any:
