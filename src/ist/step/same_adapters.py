@@ -52,7 +52,7 @@ class SameAdapters(Part):
         self._allowed = [list(names) if isinstance(names, list) else names for names in found]
 
     def check_parameters(self) -> None:
-        """Raise ValueError where a layer has other parameters than when the tuner was made, which freezes those alone."""
+        """Raise ValueError where a layer has other parameters than those which the tuner freezes."""
         for layer in self._layers:
             present = {id(parameter) for parameter in layer.module.parameters()}
             if any(id(parameter) not in present for parameter in layer.parameters):
