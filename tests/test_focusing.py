@@ -6,6 +6,7 @@ import copy
 import logging
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from peft import (
     LoraConfig,
     PeftModel,
     PromptTuningConfig,
+    ShiraConfig,
+    VBLoRAConfig,
     VeraConfig,
     get_peft_model,
 )
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import ist
 import ist.focusing
@@ -285,6 +289,16 @@ BAD = [
     ({"num_batches": 0}, "num_batches=0"),
     ({"scores": [1, 2]}, "scores has 2 numbers, and 6 layers"),
     ({"scores": [1, 2, 3, 4, 5, float("nan")]}, "score of layer 5 is nan"),
+    ({"scores": {1: 2.0, 2: 1.0}}, "scores is a dict and no list of numbers: give one for each of the 6 layers"),
+    ({"scores": {1, 2, 3, 4, 5, 6}}, "scores is a set"),
+    ({"scores": "123456"}, "scores is a str"),
+    ({"scores": 5}, "scores is a int"),
+    ({"scores": [None] * 6}, "scores is a list and no list of numbers"),
+    ({"scores": torch.ones(6, 2)}, "scores is a Tensor and no list of numbers"),
+    ({"scores": SCORES, "criterion": "loss"}, "criterion='loss' is unknown"),
+    ({"loss_function": 3}, "loss_function=3 is no function"),
+    ({"seed": 1.5}, "seed=1.5 is not a whole number"),
+    ({"seed": None}, "seed=None is not a whole number"),
     ({"batches": None}, "batches are needed to measure importance"),
     ({"batches": []}, "batches gave no batch"),
     ({"batches": ["a text"]}, "gave a row and not a batch"),
@@ -295,6 +309,8 @@ BAD = [
     ({"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)}, "prompt-learning"),
     ({"peft_config": LoraConfig(target_modules=["query"])}, "query"),
     ({"layers": "decoder"}, "layers='decoder' names no stack"),
+    ({"peft_config": LoraConfig(target_modules=LINEAR, layer_replication=[(0, 4), (2, 6)])}, "layer_replication="),
+    ({"peft_config": ShiraConfig(r=2, target_modules=LINEAR)}, "ShiraConfig makes its adapters from the values"),
     ({"rank": "uneven", "peft_config": LoKrConfig(r=2, target_modules=LINEAR)}, "LOKR lacks"),
 ]
 
@@ -315,6 +331,56 @@ def test_bad_input_is_one_line_and_changes_nothing(options: dict[str, Any], mess
     assert all(parameter.requires_grad and parameter.grad is None for parameter in base.parameters())
     assert not any(module._forward_hooks for module in base.modules())
     assert not hasattr(base, "peft_config")
+
+
+@pytest.mark.parametrize("options", [{}, {"spread": "even"}, {"criterion": "activation"}, {"rank": "kept"}])
+def test_adapters_on_parameters_of_experts_are_refused(options: dict[str, Any]) -> None:
+    """Their gradient is not that of their module, and PEFT numbers no parameters."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"])
+    with pytest.raises(ValueError, match=r"adapter on a parameter of model.layers.0.mlp.experts \(target_parameters\)"):
+        find_focus(make_model("mixtral"), config, [make_batch("mixtral")], **options)
+    with pytest.raises(ValueError, match="target_parameters"):
+        layer_scores(make_model("mixtral"), config, [make_batch("mixtral")])
+
+
+def test_trainable_tokens_are_given_no_rank() -> None:
+    config = LoraConfig(r=4, target_modules=LINEAR, trainable_token_indices=[1])
+    found = find_focus(tiny_llama(6), config, scores=SCORES)
+    assert found.config.rank_pattern == found.config.alpha_pattern == {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The following (rank|alpha)_pattern keys")
+        model = get_peft_model(tiny_llama(6), found.config)
+    assert adapted_layers(model) == KEPT
+
+
+def test_what_all_layers_share_is_counted_in_none() -> None:
+    """VB-LoRA's bank of vectors trains whichever layers are kept."""
+    config = VBLoRAConfig(r=2, num_vectors=8, vector_length=8, target_modules=["q_proj", "o_proj"])
+    found = find_focus(tiny_llama(6), config, scores=SCORES)
+    for given, count in ((config, found.num_parameters_before), (found.config, found.num_parameters)):
+        layers = discover_layers(get_peft_model(tiny_llama(6), copy.deepcopy(given)))
+        assert count == sum(parameter.numel() for layer in layers for parameter in layer.parameters)
+
+
+@pytest.mark.parametrize("criterion", ["gradient", "activation"])
+def test_a_loader_that_shuffles_gives_the_same_scores_and_draws_from_no_global_generator(criterion: Any) -> None:
+    rows = [{name: value[0] for name, value in batch.items()} for batch in tiny_batches(12, size=1)]
+    loader = DataLoader(rows, batch_size=2, shuffle=True)  # type: ignore[arg-type]
+
+    def noisy(model: nn.Module, batch: Any) -> Tensor:
+        return model(**batch).loss * torch.rand(())
+
+    def measure(global_seed: int, **options: Any) -> tuple[float, ...]:
+        model = tiny_llama()
+        torch.manual_seed(global_seed)
+        state = torch.get_rng_state()
+        config = LoraConfig(r=2, target_modules=LINEAR)
+        scores = layer_scores(model, config, loader, criterion=criterion, loss_function=noisy, num_batches=2, **options)
+        assert torch.equal(torch.get_rng_state(), state)
+        return scores
+
+    assert measure(1) == measure(2)
+    assert measure(1, seed=1) != measure(1)
 
 
 def test_a_model_with_adapters_is_refused() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Any, get_args
@@ -22,12 +22,13 @@ from .config import (
     check_layer_number,
     check_whole,
     keywords_of,
+    plain,
     unknown_keywords,
     with_checked_keywords,
 )
 from .method.ranks import SCALING_EXPONENTS
 from .method.spreading import SPREADS, Spread, choose_layers, default_num_layers, lowest_layer
-from .probing.criteria import Criterion, check_num_batches, scores_of
+from .probing.criteria import Criterion, check_measurement, scores_of
 from .probing.initialisation import gradient_init
 from .probing.suppression import LossFunction
 
@@ -136,7 +137,8 @@ def find_focus(
         TypeError: an argument is unknown.
     """
     start = time.perf_counter()
-    check_look(rank, scaling, num_batches, spread)
+    check_look(rank, scaling, spread)
+    check_measurement(criterion, num_batches, loss_function, seed)
     full = outline(model, peft_config, layers)
     num = resolve_num_layers(num_layers, len(full.layers))
     lowest = lowest_layer(min_depth, len(full.layers), num)
@@ -144,9 +146,7 @@ def find_focus(
         if batches is None:
             raise ValueError("batches are needed to measure importance: give some, or scores, or spread='even'.")
         scores = scores_of(model, full, peft_config, batches, criterion, num_batches, loss_function, seed)
-    known = [0.0] * len(full.layers) if scores is None else [float(score) for score in scores]
-    if len(known) != len(full.layers):
-        raise ValueError(f"scores has {len(known)} numbers, and {len(full.layers)} layers get adapters: give one each.")
+    known = [0.0] * len(full.layers) if scores is None else numbers_of(scores, len(full.layers))
     kept = choose_layers(known, num, spread, lowest=lowest)
     config = write_config(model, peft_config, full, kept, rank, scaling, known)
     found = focus_of(model, config, full, kept, None if scores is None else tuple(known), start)
@@ -172,7 +172,7 @@ def focus_of(
     )
 
 
-def check_look(rank: Any, scaling: str, num_batches: int, spread: str) -> None:
+def check_look(rank: Any, scaling: str, spread: str) -> None:
     """Raise ValueError unless the options of a look at the data are what is allowed."""
     if isinstance(rank, str):
         check_choice("rank", rank, get_args(get_args(Rank)[0]))
@@ -180,7 +180,24 @@ def check_look(rank: Any, scaling: str, num_batches: int, spread: str) -> None:
         check_whole("rank", rank, at_least=1, why="give a rank, or 'moved', 'kept' or 'uneven'")
     check_choice("scaling", scaling, SCALING_EXPONENTS)
     check_choice("spread", spread, SPREADS)
-    check_num_batches(num_batches)
+
+
+def numbers_of(scores: Any, num_layers: int) -> list[float]:
+    """The scores of the layers as numbers.
+
+    Raises:
+        ValueError: they are no sequence of numbers, or not one for each layer.
+    """
+    unordered = isinstance(scores, (str, bytes, Mapping, Set)) or not isinstance(scores, Iterable)
+    given = None if unordered else [plain(score) for score in scores]
+    if given is None or not all(isinstance(score, (int, float)) for score in given):
+        raise ValueError(
+            f"scores is a {type(scores).__name__} and no list of numbers: give one for each of the {num_layers} layers "
+            "that get adapters, in the order of the forward pass, as ist.layer_scores returns them."
+        )
+    if len(given) != num_layers:
+        raise ValueError(f"scores has {len(given)} numbers, and {num_layers} layers get adapters: give one each.")
+    return [float(score) for score in given]
 
 
 def resolve_num_layers(num_layers: int | float | None, total: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ._version import __version__
 from .adapters.layers import parameters_outside
 from .adapters.view import view_model
-from .config import ISTConfig, resolve_config
+from .config import ISTConfig, check_loss_function, resolve_config
 from .method.registry import (
     ImportanceUpdate,
     SelectorFactory,
@@ -88,8 +88,9 @@ class SparseTuner(SparseSteps):
         history: History | None = None,
         **options: Any,
     ) -> None:
-        self.config = resolve_config(config, options, SparseTuner)
+        self.config = config = resolve_config(config, options, SparseTuner)
         check_history(history)
+        check_loss_function(loss_function)
         factory = selector_factory(selector)
         self._view = view = view_model(model, layers, what_trains(factory), least_layers(factory))
         self.selector = make_selector(factory, self.config, [layer.name for layer in view.layers])
@@ -105,8 +106,7 @@ class SparseTuner(SparseSteps):
         super().__init__(view, StepParts(view, self.config))
         if loss_function is None:
             check_first(probe_batches)
-        size, seed = self.config.probe_batch_size, self.config.seed
-        probes = probe_stream(probe_batches, view.model, seed, ranks.rank, ranks.size, size)
+        probes = probe_stream(probe_batches, view.model, config.seed, ranks.rank, ranks.size, config.probe_batch_size)
         close_earlier(view.layers)
         self._measurement = Measurement(view, probes, self.config, loss_function or model_loss, ranks)
         outside = parameters_outside(view.model, view.layers).values()
@@ -229,8 +229,8 @@ class SparseTuner(SparseSteps):
         self.selector.load_state_dict(dict(state["selector"]))
         self.num_steps = int(state["num_steps"])
         self._measurement.resume(int(state["num_probes"]), state.get("batched_trusted"))
-        saved_update = state.get("last_update")
-        self.last_update = saved_update and ImportanceUpdate.from_state_dict(saved_update)
+        saved = state.get("last_update")
+        self.last_update = saved and ImportanceUpdate.from_state_dict(saved)
 
     def _measure(self, candidates: Sequence[tuple[int, ...]]) -> Tensor | None:
         """Losses of candidate sets, as `Measurement` gives them."""

@@ -64,6 +64,26 @@ def reward_loss(model: Any, batch: Any) -> Tensor:
     return -logsigmoid(chosen - rejected).mean()
 
 
+def dft_loss(model: Any, batch: Any) -> Tensor:
+    """The mean of `−p · log p` over tokens, with the gradient of the second `p` left out."""
+    logits = model(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits[:, :-1].float()
+    labels = batch["labels"][:, 1:]
+    nats = cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    return (nats * nats.neg().exp()).sum() / labels.ne(-100).sum()
+
+
+def test_another_loss_of_trls_sft_trainer_is_measured(tmp_path: Path, tiny_model_folder: Path) -> None:
+    trainer = make_trl_trainer("SFT", tiny_model_folder, tmp_path, IST(), loss_type="dft")
+    loss = trained_loss(trainer)
+    assert loss
+    batch = first_batch(trainer)
+    found = candidate_losses(trainer.model, discover_layers(trainer.model), CANDIDATES, batch, 1.0, loss)
+    with torch.no_grad():
+        expected = dft_loss(trainer.model.eval(), batch).double()
+    torch.testing.assert_close(found, expected.expand(3), rtol=1e-5, atol=1e-7)
+    assert trained_loss(make_trl_trainer("SFT", tiny_model_folder, tmp_path, IST())) is None
+
+
 def first_batch(trainer: Any) -> Any:
     return next(iter(trainer.get_train_dataloader()))
 

@@ -34,6 +34,11 @@ def test_a_name_is_no_model() -> None:
         SparseTuner(model)
 
 
+def test_a_word_is_no_loss_function() -> None:
+    with pytest.raises(ValueError, match="loss_function='ce' is no function"):
+        SparseTuner(tiny_lora(), loss_function="ce")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", torch.optim.AdamW, torch.ones(2), {"params": []}], ids=str)
 def test_what_is_no_optimizer(optimizer: Any) -> None:
     tuner = SparseTuner(tiny_lora())

@@ -21,6 +21,7 @@ from transformers import (
     OlmoForCausalLM,
 )
 
+from ist import layer_scores
 from ist.adapters.layers import discover_layers
 from ist.adapters.responses import scaled_response
 from ist.probing.gradients import FirstMatrices, Target, adapter_gradients
@@ -247,6 +248,26 @@ def test_removal_is_what_the_loss_gains_by_each_layer() -> None:
             assert score == pytest.approx(model(**batch).loss.item() - full, abs=1e-5)
             for weight, value in kept:
                 weight.copy_(value)
+
+
+@pytest.mark.parametrize("criterion", ["gate", "removal", "activation"])
+def test_scores_that_are_no_numbers_are_refused(criterion: Any) -> None:
+    """A batch whose labels are all ignored has a loss of NaN, and gradients of 0."""
+    first, second = tiny_batches(2)
+    batches = [first, {**second, "labels": torch.full_like(second["labels"], -100)}]
+    model, config = tiny_lora(), None
+    if criterion == "activation":
+        model, config = tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"])
+        with torch.no_grad():
+            model.get_parameter("model.layers.2.mlp.down_proj.weight").fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"The importance of .*layers.\d is nan, so nothing was measured: look at the"):
+        layer_scores(model, config, batches, criterion=criterion)
+
+
+@pytest.mark.parametrize("criterion", ["gate", "removal"])
+def test_adapters_that_were_not_trained_are_refused(criterion: Any) -> None:
+    with pytest.raises(ValueError, match=f"criterion='{criterion}' says nothing of them: train the adapters"):
+        layer_scores(tiny_lora(init_lora_weights=True), None, tiny_batches(1), criterion=criterion)
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=["LoRA", "DoRA"])

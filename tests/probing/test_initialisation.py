@@ -137,10 +137,13 @@ def test_the_same_seed_gives_the_same_start_and_batches_are_read_once_only() -> 
     assert all(torch.equal(weight, first[name]) for name, weight in other.named_parameters())
 
 
-@pytest.mark.parametrize("number", [0, -1, 1.5, True])
-def test_a_number_of_batches_that_cannot_be(number: Any) -> None:
-    with pytest.raises(ValueError, match=f"num_batches={number}"):
-        gradient_init(tiny_lora(init_lora_weights=True), tiny_batches(1), num_batches=number)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*(("num_batches", number) for number in (0, -1, 1.5, True)), ("seed", "x"), ("seed", -1), ("loss_function", 3)],
+)
+def test_options_that_cannot_be(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value!r} is n"):
+        gradient_init(tiny_lora(init_lora_weights=True), tiny_batches(1), **{name: value})
 
 
 def test_products_are_summed_in_float32_whatever_the_precision() -> None:

@@ -324,6 +324,20 @@ def test_dropout_is_off_and_no_random_number_is_drawn() -> None:
     assert torch.equal(losses_of(model, 0.25, [(0, 1, 2, 3)])[0], plain_loss(model))
 
 
+def test_a_loss_that_draws_draws_the_same_for_every_candidate() -> None:
+    """As those of diffusion models do, and of those that mask their inputs."""
+    model = toy()
+
+    def noisy(model: nn.Module, batch: Any) -> Tensor:
+        return (model(batch["x"] + torch.randn_like(batch["x"]))["prediction"] - batch["y"]).square().mean()
+
+    state = torch.get_rng_state()
+    losses = losses_of(model, 1.0, loss_function=noisy)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert losses.unique().numel() == 1
+    assert torch.equal(losses_of(model, 0.25, loss_function=noisy)[4], losses[0])
+
+
 # ---- Where the loss comes from
 
 

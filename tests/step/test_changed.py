@@ -285,3 +285,40 @@ def test_a_trainer_stops_where_a_callback_changes_the_adapter(tmp_path: Any) -> 
         trainer.train()
     assert trainer.state.global_step == 2
     assert traces(model)["hooks"] == before["hooks"]
+
+
+def add_again(model: Any) -> None:
+    model.delete_adapter("default")
+    model.add_adapter("default", LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    model.set_adapter("default")
+
+
+def assign(model: Any) -> None:
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+@pytest.mark.parametrize("change", [add_again, assign])
+@pytest.mark.parametrize("fused", [True, False])
+def test_parameters_that_were_replaced_need_another_tuner(change: Any, fused: bool) -> None:
+    """The step would never end, or without the fused step train every layer."""
+    model = tiny_lora()
+    tuner = SparseTuner(model, num_active_layers=1, fused=fused)
+    (batch,) = tiny_batches(1)
+    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
+    with tuner.step(optimizer):
+        model(**batch).loss.backward()
+        optimizer.step()
+    change(model)
+    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
+    with pytest.raises(ValueError, match=r"layers.0 were replaced .* make another SparseTuner"), tuner.step(optimizer):
+        pytest.fail("a step began")
+    assert tuner.active_layers is None
+    tuner.close()
+    tuner = SparseTuner(model, num_active_layers=1, fused=fused)
+    before = snapshot(model)
+    with tuner.step(optimizer) as active:
+        model(**batch).loss.backward()
+        optimizer.step()
+    assert moved_layers(before, snapshot(model)) == set(active)

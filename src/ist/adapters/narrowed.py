@@ -182,6 +182,7 @@ def write_ranks(config: Any, modules: Mapping[str, AdaptedModule], ranks: Mappin
     """The commonest rank for all, the others by pattern: by the ends of names where all of an end agree."""
     fields = SIZES[method_of(config)]
     sizes = {name: ranks.get(name) or (module.rank, module.alpha) for name, module in modules.items()}
+    sizes = {name: size for name, size in sizes.items() if size[0] is not None}  # Trainable tokens have no rank.
     (rank, alpha), _ = Counter(sizes.values()).most_common(1)[0]
     setattr(config, fields.rank, rank)
     setattr(config, str(fields.alpha), alpha)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,15 +75,18 @@ def outline(model: nn.Module, peft_config: Any, layers: str | Sequence[str] | No
         layers: the stack of blocks, where the model has several: see `discover_layers`.
 
     Raises:
-        ValueError: the configuration fits no module, or no layer by layer method; or the model has adapters already.
+        ValueError: the configuration fits no module, or no layer by layer method, or is of adapters that cannot be
+            known or moved; or the model has adapters already.
     """
+    check_moves(peft_config)
     adapted = adapt_weightless(model, peft_config)
+    check_modules(find_adapters(adapted))
     found = discover_layers(adapted, layers)
     of_layer = {name: layer.index for layer in found for name in layer.adapters}
     completed = getattr(adapted.peft_config["default"], "target_modules", None)
     return Outline(
         layers=tuple(layer.name.removeprefix(PREFIX) for layer in found),
-        modules=tuple(describe(name, module, of_layer.get(name)) for name, module in find_adapters(adapted).items()),
+        modules=tuple(describe_all(adapted, of_layer)),
         target_modules=completed if completed is None or isinstance(completed, str) else tuple(sorted(completed)),
     )
 
@@ -93,8 +97,26 @@ def adapted_modules(model: nn.Module, peft_config: Any) -> list[AdaptedModule]:
     Raises:
         ValueError: as `outline`.
     """
-    adapted = adapt_weightless(model, peft_config)
-    return [describe(name, module, None) for name, module in find_adapters(adapted).items()]
+    return describe_all(adapt_weightless(model, peft_config), {})
+
+
+def check_moves(peft_config: Any) -> None:
+    """Raise ValueError where a configuration makes layers that the model does not have yet."""
+    if getattr(peft_config, "layer_replication", None):
+        raise ValueError(
+            f"layer_replication={peft_config.layer_replication} makes layers when the adapters are made, and layers "
+            "are chosen before: leave it out, or name the layers yourself in layers_to_transform."
+        )
+
+
+def check_modules(adapters: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError where an adapter is on a parameter, of which a module may hold several, as experts do."""
+    if name := next((name for name, module in adapters.items() if hasattr(module, "parameter_name")), None):
+        raise ValueError(
+            f"The configuration puts an adapter on a parameter of {name.removeprefix(PREFIX)} (target_parameters), "
+            "whose gradient is not measured and whose rank is not moved: leave target_parameters out, or choose layers "
+            "yourself by the full names of their parameters."
+        )
 
 
 def adapt_weightless(model: nn.Module, peft_config: Any) -> Any:
@@ -114,7 +136,14 @@ def adapt_weightless(model: nn.Module, peft_config: Any) -> Any:
     empty = weightless(model)
     with private_randomness(0), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # What PEFT has to say it says when the adapters are made.
-        return get_peft_model(empty, with_plain_start(peft_config))  # type: ignore[arg-type]
+        try:
+            return get_peft_model(empty, with_plain_start(peft_config))  # type: ignore[arg-type]
+        except NotImplementedError as error:  # A tensor without memory has no values.
+            raise ValueError(
+                f"{type(peft_config).__name__} makes its adapters from the values of the weights, so what it would "
+                "adapt is not known before: choose layers with another configuration on the same modules, such as "
+                "LoraConfig, and give the result as layers_to_transform."
+            ) from error
 
 
 def weightless(model: nn.Module) -> nn.Module:
@@ -169,13 +198,22 @@ def with_plain_start(peft_config: Any) -> Any:
     return plain
 
 
-def describe(name: str, module: nn.Module, layer: int | None) -> AdaptedModule:
-    """What is known of an adapted module whose weights are shapes."""
+def describe_all(adapted: nn.Module, of_layer: Mapping[str, int]) -> list[AdaptedModule]:
+    """What is known of the adapted modules of a PEFT model without weights; `of_layer` is by their names in it."""
+    adapters = find_adapters(adapted)
+    uses = Counter(id(parameter) for module in adapters.values() for parameter in module.parameters())
+    return [describe(name, module, of_layer.get(name), uses) for name, module in adapters.items()]
+
+
+def describe(name: str, module: nn.Module, layer: int | None, uses: Mapping[int, int]) -> AdaptedModule:
+    """What is known of an adapted module whose weights are shapes. What several modules share (by `uses`) is part of
+    none, as VB-LoRA's vectors are.
+    """
     counters = getattr(module, "other_param_names", ())  # Such as AdaLoRA's, which trains nothing.
     trained = sum(
         parameter.numel()
         for own, parameter in module.named_parameters()
-        if parameter.requires_grad and own.partition(".")[0] not in counters
+        if parameter.requires_grad and uses[id(parameter)] == 1 and own.partition(".")[0] not in counters
     )
     weight = base_weight(module)
     sides = (weight.shape[0], math.prod(weight.shape[1:])) if weight is not None else (1,)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["check_choice", "check_layer_number", "check_stack_names", "check_whole", "is_number", "plain"]
+__all__ = [
+    "check_choice",
+    "check_layer_number",
+    "check_loss_function",
+    "check_seed",
+    "check_stack_names",
+    "check_whole",
+    "is_number",
+    "plain",
+]
 
 
 def plain(value: Any) -> Any:
@@ -52,3 +61,14 @@ def check_stack_names(layers: Any, found: str = "") -> None:
             f"layers={layers!r} is not a name or a list of names of stacks: {found or 'give one, or None'}. How many "
             "layers to train is num_active_layers, or num_layers of focus()."
         )
+
+
+def check_loss_function(loss_function: Any) -> None:
+    """Raise ValueError unless `loss_function` can be called, or is None."""
+    if loss_function is not None and not callable(loss_function):
+        raise ValueError(f"loss_function={loss_function!r} is no function: give `(model, batch) -> loss`, or None.")
+
+
+def check_seed(seed: Any) -> None:
+    """Raise ValueError unless `seed` is a whole number of at least 0."""
+    check_whole("seed", seed, at_least=0, why="it seeds a random generator; give 0 or more")

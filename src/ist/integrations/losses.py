@@ -23,6 +23,8 @@ logger = getLogger(__name__)
 ORDERS = 10.0
 """How many times larger one of two losses is that are not the same one. What is measured is suppressed, so it may well
 be larger than the trained one."""
+LIKELIHOOD = "nll"
+"""The `loss_type` of TRL's SFTTrainer that is the model's own loss."""
 COUNTED = ("_metrics", "_stored_metrics", "_total_train_tokens")
 """What TRL's trainers count in their losses, for their logs."""
 
@@ -31,7 +33,8 @@ def trained_loss(trainer: Any) -> LossFunction | None:
     """The loss that a Trainer computes by itself; None where it is the model's.
 
     It is the Trainer's own where it has a `compute_loss_func` or smooths labels, and where another class than
-    transformers' Trainer and TRL's SFTTrainer defines `compute_loss`, as TRL's trainers of preferences and rewards do.
+    transformers' Trainer and TRL's SFTTrainer defines `compute_loss`, as TRL's trainers of preferences and rewards do;
+    that of SFTTrainer where its `loss_type` is another than the likelihood.
     Those of TRL that sample completions first (GRPO, RLOO) have no loss of a batch of the training set.
 
     Args:
@@ -58,8 +61,9 @@ def has_own_loss(trainer: Any) -> bool:
     library = owner.__module__.split(".")[0]
     if library != "trl":
         return library != "transformers"
-    samples = type(trainer)._prepare_inputs is not Trainer._prepare_inputs
-    return owner.__name__ != "SFTTrainer" and not samples
+    if owner.__name__ == "SFTTrainer":
+        return getattr(getattr(trainer, "args", None), "loss_type", LIKELIHOOD) != LIKELIHOOD
+    return type(trainer)._prepare_inputs is Trainer._prepare_inputs  # Others sample.
 
 
 @contextmanager

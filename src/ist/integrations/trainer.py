@@ -11,7 +11,7 @@ import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ..config import ISTConfig, check_stack_names, resolve_config
+from ..config import ISTConfig, check_loss_function, check_stack_names, resolve_config
 from ..method.registry import SelectorFactory, selector_factory
 from ..probing.suppression import LossFunction
 from ..runs.checkpoints import write_manifest
@@ -87,8 +87,7 @@ class IST(TrainerCallback, ExportableState):
         """The tuner of the current training, or of the last one."""
         self._selector = selector
         selector_factory(selector)
-        if loss_function is not None and not callable(loss_function):
-            raise ValueError(f"loss_function={loss_function!r} is no function: give `(model, batch) -> loss`, or None.")
+        check_loss_function(loss_function)
         check_probe_dataset(probe_dataset)
         if layers is not None:
             check_stack_names(layers)

@@ -10,14 +10,16 @@ from torch import nn
 
 from ..adapters.layers import Layer, discover_layers, find_adapters
 from ..adapters.outline import AdaptedModule, Outline, outline
-from ..config import check_choice, check_whole, with_checked_keywords
+from ..config import check_choice, check_loss_function, check_seed, check_whole, with_checked_keywords
 from ..runtime.distributed import current_ranks
+from ..runtime.randomness import private_randomness
+from ..runtime.sharding import compute_device
 from .gradients import ModuleGradient, Target, adapter_gradients, take_batches
 from .outputs import OutputNorms, output_norms
 from .suppression import LossFunction, agreed, model_loss
 from .trained import gate_scores, removal_scores
 
-__all__ = ["CRITERIA", "TRAINED", "Criterion", "check_num_batches", "layer_scores", "scores_of"]
+__all__ = ["CRITERIA", "TRAINED", "Criterion", "check_measurement", "check_num_batches", "layer_scores", "scores_of"]
 
 Criterion = Literal["gradient", "relative_gradient", "first_step", "activation", "gate", "removal"]
 CRITERIA: dict[str, str] = {
@@ -67,15 +69,15 @@ def layer_scores(
         ValueError: an argument is outside what is allowed, or the loss says nothing of the layers.
         TypeError: an argument is unknown.
     """
-    check_num_batches(num_batches)
-    check_choice("criterion", criterion, CRITERIA)
+    check_measurement(criterion, num_batches, loss_function, seed)
     if criterion in TRAINED:
         if peft_config is not None or not find_adapters(model):
             raise ValueError(
                 f"criterion={criterion!r} measures adapters that were trained a little: give a PEFT model and "
                 "peft_config=None, or before training criterion='gradient'."
             )
-        return trained_scores(model, discover_layers(model, layers), batches, criterion, num_batches, loss_function)
+        found = discover_layers(model, layers)
+        return trained_scores(model, found, batches, criterion, num_batches, loss_function, seed)
     full = outline(model, peft_config, layers)
     return scores_of(model, full, peft_config, batches, criterion, num_batches, loss_function, seed)
 
@@ -91,7 +93,6 @@ def scores_of(
     seed: int,
 ) -> tuple[float, ...]:
     """The scores of the layers of an outline, by a criterion that needs no trained adapters."""
-    check_choice("criterion", criterion, CRITERIA)
     if criterion in TRAINED:
         raise ValueError(
             f"criterion={criterion!r} needs adapters that were trained a little, and here are none yet: measure with "
@@ -100,8 +101,8 @@ def scores_of(
     blocks = [model.get_submodule(name) for name in full.layers]
     loss = loss_function or model_loss
     if criterion == "activation":
-        found = output_norms(model, blocks, batches, num_batches=num_batches, loss_function=loss)
-        return tuple(current_ranks().mean(found))
+        found = output_norms(model, blocks, batches, num_batches=num_batches, loss_function=loss, seed=seed)
+        return finite(full.layers, current_ranks().mean(found))
     targets = {module.name: target_of(module, peft_config) for module in full.modules if module.layer is not None}
     norms = OutputNorms(blocks) if criterion == "relative_gradient" else None
     gradients = adapter_gradients(
@@ -115,7 +116,9 @@ def scores_of(
         beside=[] if norms is None else [norms],
     )
     sums = current_ranks().mean(layer_sums(full, gradients, "absolute" if criterion == "first_step" else "squared"))
-    return tuple(sums if norms is None else relative(full.layers, sums, current_ranks().mean(norms.means())))
+    if norms is not None:
+        sums = relative(full.layers, sums, current_ranks().mean(norms.means()))
+    return finite(full.layers, sums)
 
 
 def layer_sums(
@@ -153,12 +156,41 @@ def trained_scores(
     criterion: Criterion,
     num_batches: int,
     loss_function: LossFunction | None,
+    seed: int,
 ) -> tuple[float, ...]:
-    """The scores of layers whose adapters were trained a little."""
+    """The scores of layers whose adapters were trained a little.
+
+    Raises:
+        ValueError: a loss is not finite, or no response changes it.
+    """
     measure = gate_scores if criterion == "gate" else removal_scores
-    given = take_batches(batches, num_batches)
+    given = take_batches(batches, num_batches, seed)
     ranks = current_ranks()
-    return tuple(ranks.mean(agreed(lambda: measure(model, found, given, loss_function or model_loss), ranks)))
+    with private_randomness(seed, compute_device(model)):
+        own = agreed(lambda: measure(model, found, given, loss_function or model_loss), ranks)
+    scores = finite([layer.name for layer in found], ranks.mean(own))
+    if not any(scores):
+        raise ValueError(
+            f"The loss is the same with and without the adapters of each of the {len(found)} layers, so "
+            f"criterion={criterion!r} says nothing of them: train the adapters for some steps first, or measure "
+            "criterion='gradient' before there are adapters."
+        )
+    return scores
+
+
+def finite(names: Sequence[str], scores: Sequence[float]) -> tuple[float, ...]:
+    """The scores.
+
+    Raises:
+        ValueError: one is NaN or infinite.
+    """
+    for name, score in zip(names, scores, strict=True):
+        if not math.isfinite(score):
+            raise ValueError(
+                f"The importance of {name} is {score}, so nothing was measured: look at the batches (labels that are "
+                "all ignored give a loss of NaN) and at the model's weights, or take a higher precision."
+            )
+    return tuple(scores)
 
 
 def target_of(module: AdaptedModule, peft_config: Any) -> Target:
@@ -167,6 +199,14 @@ def target_of(module: AdaptedModule, peft_config: Any) -> Target:
         return Target(rank=min(PROBE_RANK, module.largest_rank))
     root = getattr(peft_config, "use_rslora", False)
     return Target(module.rank, module.alpha / (math.sqrt(module.rank) if root else module.rank))
+
+
+def check_measurement(criterion: Any, num_batches: Any, loss_function: Any, seed: Any) -> None:
+    """Raise ValueError unless the options of a measurement are what is allowed."""
+    check_num_batches(num_batches)
+    check_choice("criterion", criterion, CRITERIA)
+    check_loss_function(loss_function)
+    check_seed(seed)
 
 
 def check_num_batches(num_batches: int) -> None:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..runtime.randomness import keyed_generator
+from ..runtime.distributed import current_ranks
+from ..runtime.randomness import keyed_generator, keyed_seed, private_randomness
 from .passes import run_passes, watching
 from .suppression import LossFunction, model_loss
 
@@ -79,7 +80,7 @@ def adapter_gradients(
     matrices = FirstMatrices(seed)
     probes = {name: ModuleProbe(name, target, matrices) for name, target in targets.items()}
     watches = [*beside, *(probe.watching(model.get_submodule(name)) for name, probe in probes.items())]
-    given = take_batches(batches, num_batches)
+    given = take_batches(batches, num_batches, seed)
     run_passes(model, watches, given, blocks=blocks, seed=seed, loss_function=loss_function)
     found = {name: probe.result(len(given)) for name, probe in probes.items()}
     if not any(gradient.squared_norm for gradient in found.values()):
@@ -90,8 +91,11 @@ def adapter_gradients(
     return found
 
 
-def take_batches(batches: Iterable[Mapping[str, Any]], num_batches: int) -> list[Mapping[str, Any]]:
+def take_batches(batches: Iterable[Mapping[str, Any]], num_batches: int, seed: int = 0) -> list[Mapping[str, Any]]:
     """The first `num_batches` batches, or fewer where there are fewer.
+
+    A loader that shuffles draws its order from `seed` and the rank: the same batches each time, and the global random
+    state is as before.
 
     Raises:
         ValueError: there is none, or they are no batches.
@@ -101,7 +105,8 @@ def take_batches(batches: Iterable[Mapping[str, Any]], num_batches: int) -> list
             f"batches is a {type(batches).__name__}: give what a training loop would iterate over, such as a "
             "DataLoader, or a list of batches."
         )
-    given = list(islice(batches, num_batches))
+    with private_randomness(keyed_seed(seed, "batches", current_ranks().rank)):
+        given = list(islice(batches, num_batches))
     if not given:
         raise ValueError("batches gave no batch: importance is measured on at least one, so give at least one.")
     if is_row(given[0]):

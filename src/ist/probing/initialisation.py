@@ -27,7 +27,7 @@ from torch import distributed as dist
 from torch.nn import functional
 
 from ..adapters.layers import discover_layers, find_adapters
-from ..config import with_checked_keywords
+from ..config import check_loss_function, check_seed, with_checked_keywords
 from ..runtime.distributed import current_ranks
 from ..runtime.sharding import is_deepspeed, is_sharded
 from .criteria import check_num_batches
@@ -80,12 +80,14 @@ def gradient_init(
             fit.
     """
     check_num_batches(num_batches)
+    check_seed(seed)
+    check_loss_function(loss_function)
     modules = linear_modules(model)
     ranks = {name: int(first.weight.shape[0]) for name, (first, _) in modules.items()}
     found = right_singular_vectors(
         model,
         ranks,
-        take_batches(batches, num_batches),
+        take_batches(batches, num_batches, seed),
         blocks=[layer.module for layer in discover_layers(model, layers)],
         seed=seed,
         loss_function=loss_function or model_loss,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.modes import evaluation_mode, to_device
+from ..runtime.randomness import private_randomness
 from ..runtime.sharding import compute_device
 from .gradients import take_batches
 from .suppression import LossFunction, model_loss
@@ -74,16 +75,19 @@ def output_norms(
     *,
     num_batches: int = 4,
     loss_function: LossFunction = model_loss,
+    seed: int = 0,
 ) -> list[float]:
     """The mean norm of a token's output of each block, over at most `num_batches` batches; no backward.
+
+    `seed` is of what a loader, the model and its loss draw; the global random state is not touched.
 
     Raises:
         ValueError: as `adapter_gradients`, or a block returns no tensor.
     """
     device = compute_device(model)
-    given = take_batches(batches, num_batches)
+    given = take_batches(batches, num_batches, seed)
     norms = OutputNorms(blocks)
-    with norms, evaluation_mode(model):
+    with private_randomness(seed, device), norms, evaluation_mode(model):
         for batch in given:
             loss_function(model, to_device(batch, device))
     return norms.means()

@@ -15,6 +15,8 @@ from ..adapters.layers import Layer
 from ..adapters.responses import Suppression, scaled_response
 from ..runtime.distributed import Ranks
 from ..runtime.modes import evaluation_mode
+from ..runtime.randomness import private_randomness
+from ..runtime.sharding import compute_device
 from ..runtime.wrappers import base_model
 from .reads import Reads, watched_reads
 
@@ -203,7 +205,8 @@ def candidate_losses(
 ) -> Tensor:
     """The loss of each candidate set on one batch, without gradient and in evaluation mode.
 
-    It is the loss of the task alone: AdaLoRA's orthogonality term, which says nothing of the batch, is left out.
+    It is the loss of the task alone: AdaLoRA's orthogonality term, which says nothing of the batch, is left out. A loss
+    that draws at random (noise, time steps, masks) draws the same for every set, so that the sets alone differ.
 
     Args:
         model: the model in training; its mode and its adapters are restored, also after an exception.
@@ -221,10 +224,11 @@ def candidate_losses(
         UnsuppressedError: see `suppress`; after all candidates.
     """
     losses, raised = [], None
+    device, seed = compute_device(model), torch.initial_seed()
     with evaluation_mode(model), without_orthogonality_loss(model):
         for candidate in candidates:
             try:
-                with suppress(layers, candidate, beta, suppression):
+                with private_randomness(seed, device), suppress(layers, candidate, beta, suppression):
                     losses.append(check_scalar(loss_function(model, batch)))
             except UnsuppressedError as error:
                 raised = raised or error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -65,13 +66,13 @@ def gate_scores(
 
     The factors `g_i` of all layers are `(1 + β)/2`, the midpoint: at 1, training has driven the gradient to zero. One
     forward and one backward a batch, for all layers at once. Each adapter has a factor of its own, and the gradients of
-    a layer's are added up.
+    a layer's are added up. NaN where a loss is not finite.
 
     Raises:
         UnsuppressedError: the forward of a block reads an adapter's weights, and no gradient comes to its factor.
     """
     device = compute_device(model)
-    middle = (1 + BETA) / 2
+    middle, total = (1 + BETA) / 2, 0.0
     gates = [
         (layer, torch.full((), middle, device=device, requires_grad=True), name)
         for layer in layers
@@ -87,13 +88,15 @@ def gate_scores(
             for batch in batches:
                 with scaled_adapters(gates):
                     loss = loss_function(model, to_device(batch, device))
-                check_scalar(loss)
+                total += check_scalar(loss).item()
                 if not loss.requires_grad:
                     check_gates(gates, reads)
                 loss.backward()
         check_gates(gates, reads)
     except UnsuppressedError as error:
         raise UnsuppressedError(error.found, OF_GATES) from error
+    if not math.isfinite(total):  # The gradient of a mean over no labels is 0, and its loss NaN.
+        return [math.nan] * len(layers)
     sums = {layer.index: 0.0 for layer in layers}
     for layer, gate, _ in gates:
         sums[layer.index] += 0.0 if gate.grad is None else gate.grad.item()

@@ -44,10 +44,10 @@ def private_randomness(seed: int, device: torch.device | None = None) -> Iterato
     with torch.random.fork_rng(devices=devices):
         try:
             # Not torch.manual_seed, which would also seed the generators of devices that are not put back.
-            torch.random.default_generator.manual_seed(seed)
+            torch.random.default_generator.manual_seed(seed % 2**63)
             if devices:
                 with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
+                    torch.cuda.manual_seed(seed % 2**63)
             random.seed(seed)
             if numpy_random:
                 numpy_random.seed(seed % 2**32)

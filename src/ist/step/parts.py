@@ -94,12 +94,13 @@ class StepParts:
             Whether it is new.
 
         Raises:
-            ValueError: its state cannot be offloaded, or it is of adapters that are not those of the layers.
+            ValueError: its state cannot be offloaded, or the adapters are not those that the tuner was made for.
         """
         self._same_adapters.check()
         self._of_optimizers = [(known, parts) for known, parts in self._of_optimizers if known() is not None]
         if any(known() is optimizer for known, _ in self._of_optimizers):
             return False
+        self._same_adapters.check_parameters()
         state = OptimizerState(optimizer, self._view, self._config.optimizer_state)
         pairs = (FrozenPairs(optimizer, self.activation.frozen_ids),) if is_lora_fa(optimizer) else ()
         self._of_optimizers.append((weak(optimizer), (state, *pairs)))

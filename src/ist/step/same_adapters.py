@@ -26,6 +26,7 @@ class SameAdapters(Part):
     """
 
     def __init__(self, view: ModelView) -> None:
+        self._layers = () if view.sharded else view.layers  # FSDP replaces parameters by itself.
         self._modules: list[nn.Module] = [adapter for layer in view.layers for adapter in layer.adapters.values()]
         self._known = [active_names(module) or [] for module in self._modules]
         self._allowed: list[Any] = []
@@ -50,9 +51,20 @@ class SameAdapters(Part):
         # Copies: PEFT keeps the list that it was given, which its owner may change.
         self._allowed = [list(names) if isinstance(names, list) else names for names in found]
 
+    def check_parameters(self) -> None:
+        """Raise ValueError where a layer has other parameters than those which the tuner freezes."""
+        for layer in self._layers:
+            present = {id(parameter) for parameter in layer.module.parameters()}
+            if any(id(parameter) not in present for parameter in layer.parameters):
+                raise ValueError(
+                    f"The parameters of {layer.name} were replaced after this tuner was made (an adapter was deleted "
+                    "and added again, or loaded with assign=True or low_cpu_mem_usage=True): close this tuner, and "
+                    "make another SparseTuner and optimizer for the new ones."
+                )
+
     def close(self) -> None:
         """Let the modules go."""
-        self._modules, self._known, self._allowed = [], [], []
+        self._layers, self._modules, self._known, self._allowed = (), [], [], []
 
 
 def listed(names: list[str]) -> str:
