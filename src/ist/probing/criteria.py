@@ -104,7 +104,7 @@ def scores_of(
         found = output_norms(model, blocks, batches, num_batches=num_batches, loss_function=loss, seed=seed)
         return finite(full.layers, current_ranks().mean(found))
     targets = {module.name: target_of(module, peft_config) for module in full.modules if module.layer is not None}
-    norms = OutputNorms(blocks) if criterion == "relative_gradient" else None
+    norms = OutputNorms(model, blocks) if criterion == "relative_gradient" else None
     gradients = adapter_gradients(
         model,
         targets,

@@ -22,17 +22,23 @@ __all__ = ["OutputNorms", "output_norms"]
 class OutputNorms:
     """Within the context every forward through a block adds its output to the mean norm of its tokens.
 
+    Padding counts for none, where the model is given an `attention_mask` `[rows, tokens]`; in models of two stacks,
+    whose masks are of one of them, all tokens count.
+
     Args:
+        model: it holds the blocks.
         blocks: modules that return a tensor `[…, width]`, or something whose first value is one.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        self._blocks = blocks
+    def __init__(self, model: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        self._model, self._blocks = model, blocks
+        self._mask: Tensor | None = None
         self._sums = [0.0] * len(blocks)
         self._counts = [0] * len(blocks)
 
     def __enter__(self) -> OutputNorms:
         self._hooks = ExitStack()
+        self._hooks.callback(self._model.register_forward_pre_hook(self._see_mask, with_kwargs=True).remove)
         for index, block in enumerate(self._blocks):
             self._hooks.callback(block.register_forward_hook(partial(self._add, index)).remove)
         return self
@@ -44,9 +50,16 @@ class OutputNorms:
         """The mean norm of a token's output of each block so far; 0 of a block that has not run."""
         return [total / max(count, 1) for total, count in zip(self._sums, self._counts, strict=True)]
 
+    def _see_mask(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
+        two_stacks = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        self._mask = mask.bool() if isinstance(mask, Tensor) and not two_stacks else None
+
     @torch.no_grad()
     def _add(self, index: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         norms = hidden_states(block, output).float().norm(dim=-1)
+        if self._mask is not None and self._mask.shape == norms.shape:
+            norms = norms[self._mask.to(norms.device)]
         self._sums[index] += norms.double().sum().item()
         self._counts[index] += norms.numel()
 
@@ -86,7 +99,7 @@ def output_norms(
     """
     device = compute_device(model)
     given = take_batches(batches, num_batches, seed)
-    norms = OutputNorms(blocks)
+    norms = OutputNorms(model, blocks)
     with private_randomness(seed, device), norms, evaluation_mode(model):
         for batch in given:
             loss_function(model, to_device(batch, device))
