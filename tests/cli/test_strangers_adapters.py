@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from ist.cli import expressions, quantised
+from ist.cli import expressions, model_config, quantised
 from ist.cli.expressions import check_expressions, names_of
 from ist.cli.main import main
 from ist.cli.quantised import check_settings
@@ -278,5 +278,5 @@ def test_the_settings_of_a_part_are_found() -> None:
 
 
 def test_names_alone_make_no_model(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantised.AutoModelForCausalLM, "from_config", None)
+    monkeypatch.setattr(model_config.AutoModelForCausalLM, "from_config", None)
     check_settings(str(configure(base, quantization_config={"modules_to_not_convert": ["lm_head"]})), {})

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import DistributedType, PartialState
 from device import ON_CPUS
 from torch.distributed.tensor import DTensor
@@ -35,6 +36,7 @@ def load_to_be_sharded(run: Any, data: Any) -> Any:
     """Accelerate turns FSDP on beside GPUs only, and else trains with DDP without a word."""
     if SHARD and ON_CPUS:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        PartialState._shared_state["device"] = torch.device("cpu")  # FSDP1 knows no cpu:0.
     return load_seeded(run, data)
 
 

@@ -164,13 +164,21 @@ FSDP2 = {
 """What `accelerate launch` gives its processes for examples/distributed/fsdp2.yaml."""
 
 
+FSDP1 = {
+    **FSDP2,
+    "FSDP_VERSION": "1",
+    "FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD",
+    "FSDP_USE_ORIG_PARAMS": "true",
+    "FSDP_SYNC_MODULE_STATES": "false",
+}
+"""The same for `fsdp_version: 1`; to send weights from rank to rank takes an accelerator."""
+
+
 @pytest.mark.parametrize("validation", [True, False], ids=["validation before training", "no validation"])
 @pytest.mark.parametrize("backend", ["DDP", "FSDP2"])
 def test_ranks_hold_one_adapter(backend: str, validation: bool, tiny_model_folder: Path, tmp_path: Path) -> None:
     """Evaluating first marks the bare model as prepared: DDP's ranks then trained apart, and FSDP2 refused to train."""
-    command = quoted("torchrun --nproc-per-node 2 -m")
-    module = command.index("-m")
-    command = [*command[:module], str(Path(__file__).parent / "launched_worker.py"), *command[module + 2 :]]
+    command = worker_command()
     folder = tmp_path / "run"
     environment = FSDP2 if backend == "FSDP2" else {}
     check_run(run(command, tiny_model_folder, folder, environment, 8 if validation else 0), folder, validation)
@@ -178,6 +186,28 @@ def test_ranks_hold_one_adapter(backend: str, validation: bool, tiny_model_folde
     assert first == second
     option = "validation before training" if validation else "no validation"
     note(f"torchrun, {backend}", option, 2, "right", "test_ranks_hold_one_adapter")
+
+
+def worker_command() -> list[str]:
+    """The page's command of torchrun, with a worker that leaves a hash in the place of `ist`."""
+    command = quoted("torchrun --nproc-per-node 2 -m")
+    module = command.index("-m")
+    return [*command[:module], str(Path(__file__).parent / "launched_worker.py"), *command[module + 2 :]]
+
+
+@pytest.mark.parametrize("method", ["random", "peft"])
+def test_fsdp1_is_refused_before_a_training_that_could_not_be_saved(
+    method: str, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """PEFT 0.21 writes an adapter's file without weights there, without a word."""
+    folder = tmp_path / "run"
+    process = run([*worker_command(), "--method", method], tiny_model_folder, folder, FSDP1)
+    assert process.returncode != 0
+    lines = [line for line in process.stderr.splitlines() if "ist train: " in line]
+    assert lines
+    said = r"error: PEFT [\d.]+ saves no weights of an adapter on .* FSDP1 wraps, .*: use FSDP2 \(fsdp_version: 2\)\.$"
+    assert all(re.search(rf"ist train: (\[rank 1\] )?{said}", line) for line in lines), lines
+    assert not list(folder.rglob("adapter_model.safetensors"))
 
 
 def test_an_error_names_the_rank_and_is_one_line(tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .finite import first_file, list_non_finite, say_non_finite, some
+from .model_config import check_config, check_config_beside
 from .quantised import check_settings
 from .sources import looked_for_adapter, looked_for_model
 from .weights import check_weights, count
@@ -53,9 +54,10 @@ def load_causal_model(source: str, *, saves: bool = False, **options: Any) -> An
 
     Raises:
         ValueError: it is no causal language model, or its weights are damaged, or are not those of its configuration,
-            which may hold a regular expression that does not end.
+            which may hold a NaN, an absurd size, or a regular expression that does not end.
     """
     with looked_for_model(source), whole(source, "model", options):
+        check_config(source, options)
         check_settings(source, options)
         # Sizes are compared below, where they can be told.
         told = {"ignore_mismatched_sizes": True, "output_loading_info": True}
@@ -72,6 +74,7 @@ def load_tokenizer(source: str, **options: Any) -> Any:
         ValueError: it is not there, or damaged.
     """
     with looked_for_model(source), whole(source, "tokenizer"):
+        check_config_beside(source, options)
         return AutoTokenizer.from_pretrained(source, **options)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,19 @@ from .loading import load_adapter, whole
 from .quickstart_model import QUICKSTART_MODEL
 from .sources import looked_for_adapter, looked_for_model
 
-__all__ = ["REFUSED", "check_alone", "check_base", "check_numbers", "holds_adapter", "put_adapter", "read_config"]
+__all__ = [
+    "REFUSED",
+    "check_alone",
+    "check_base",
+    "check_learning",
+    "check_numbers",
+    "holds_adapter",
+    "put_adapter",
+    "read_config",
+    "warn_of_no_effect",
+]
+
+logger = logging.getLogger(__name__)
 
 REFUSED = {
     "megatron_config": "imports a module that it names",
@@ -23,6 +36,10 @@ REFUSED = {
 """Settings that no adapter's file may have, and why."""
 MOST_ROUNDS = 1000
 """Of PiSSA's singular values, for which PEFT's examples take 4 to 16."""
+FACTORS = ("lora_alpha", "alpha", "scaling", "delora_lambda", "psoft_alpha", "randlora_alpha")
+"""Settings by which what an adapter adds is multiplied."""
+PATTERNS = ("alpha_pattern", "lambda_pattern", "rank_pattern")
+"""Settings that hold such factors, and ranks, of single modules."""
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -92,6 +109,39 @@ def check_numbers(settings: Mapping[str, Any], where: str) -> None:
             raise ValueError(
                 f"{where} sets {name} to {value[:40]!r}, which would take for ever: give at most {MOST_ROUNDS} rounds."
             )
+
+
+def check_learning(settings: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError at a number with which an adapter learns nothing: a factor of 0, or a dropout of 1.
+
+    Args:
+        settings: of an adapter that is to train, new or saved, by name.
+        where: they come from.
+    """
+    for name, value in settings.items():
+        if name.endswith("dropout") and isinstance(value, (int, float)) and not 0 <= value < 1:
+            raise ValueError(f"{where} sets {name} to {value!r}: give a number from 0 to below 1.")
+    for name, what in factors_of_0(settings):
+        raise ValueError(f"{where} sets {name} to 0, with which {what}: give another number.")
+
+
+def factors_of_0(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The settings of an adapter that are 0 and leave it, or it on some modules, without effect, and what they do."""
+    for name in FACTORS:
+        value = settings.get(name)
+        if isinstance(value, (int, float)) and value == 0:
+            yield name, "the adapter adds nothing"
+    for name in PATTERNS:
+        pattern = settings.get(name)
+        for module, value in pattern.items() if isinstance(pattern, Mapping) else ():
+            if isinstance(value, (int, float)) and value == 0:
+                yield f"{name} of {module!r}", "the adapter adds nothing there"
+
+
+def warn_of_no_effect(config: Any, source: str) -> None:
+    """Warn where an adapter adds nothing to its base, or to some modules, so that the base's results are its own."""
+    for name, what in factors_of_0(vars(config)):
+        logger.warning("The adapter in %s sets %s to 0, with which %s.", source, name, what)
 
 
 def non_finite(value: Any) -> float | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..runtime.sharding import DEEPSPEED, is_sharded
+from ..runtime.sharding import DEEPSPEED, check_saves, is_sharded
 from ..runtime.wrappers import is_ddp
 from .finite import checked_weights
 
@@ -149,8 +149,11 @@ def forget_evaluation(trainer: Any) -> None:
 
 
 def check_backend_of(trainer: Any) -> None:
-    """Raise ValueError where the model is not wrapped as the launcher asked: ranks would train apart, in silence."""
+    """Raise ValueError where the model is not wrapped as the launcher asked: ranks would train apart, in silence; or is
+    wrapped so that its adapter cannot be saved.
+    """
     wrapped: Any = trainer.model_wrapped
+    check_saves(wrapped)
     if backend(trainer) == "FSDP" and not is_sharded(wrapped):
         found, wanted = "not sharded", "fully sharded (FSDP)"
     elif is_distributed(trainer) and not (is_sharded(wrapped) or is_parallel(wrapped)):

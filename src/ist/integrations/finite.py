@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..runtime.distributed import current_ranks
+from ..runtime.sharding import check_saves
 from ..step.boundary import Boundary
 from ..step.finite import CHECK_INTERVAL, BrokenStartError, FiniteWeights, NotFiniteError
 from ..step.skipped import SkippedError, check_skipped
@@ -85,9 +86,10 @@ class FiniteWeightsCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Get to know the weights."""
+        """Get to know the weights; raise ValueError where an adapter's could not be saved."""
         self.close()
         model = kwargs["model"]
+        check_saves(model)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._weights, self._step = FiniteWeights(model, trained, current_ranks()), state.global_step
         groups = getattr(kwargs.get("optimizer"), "param_groups", ())

@@ -8,12 +8,26 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-__all__ = ["DEEPSPEED", "check_backend", "compute_device", "inner_units", "is_deepspeed", "is_sharded", "sharded_units"]
+from .wrappers import within_fsdp
+
+__all__ = [
+    "DEEPSPEED",
+    "check_backend",
+    "check_saves",
+    "compute_device",
+    "inner_units",
+    "is_deepspeed",
+    "is_sharded",
+    "sharded_units",
+]
 
 DEEPSPEED = (
     "DeepSpeed is on, whose optimizers keep all gradients in flat buffers and so move frozen layers too (weight decay, "
     "momentum), at ZeRO-1, 2 and 3 alike: train with DDP or FSDP2."
 )
+
+FSDP1_WRAPPER = "_fsdp_wrapped_module."
+"""In names of weights of a module that FSDP1 wraps."""
 
 
 def sharded_units(module: nn.Module) -> list[nn.Module]:
@@ -89,4 +103,25 @@ def check_backend(model: nn.Module) -> None:
         raise ValueError(
             f"The model's weights are split over {size} ranks by tensor parallelism, and IST cannot train a layer's "
             "adapters apart there: use FSDP2 (fully_shard) or DistributedDataParallel."
+        )
+
+
+def check_saves(model: nn.Module) -> None:
+    """Raise ValueError where PEFT would save an adapter's file without weights, as PEFT 0.21 does under FSDP1.
+
+    It looks for the names of modules in those of weights, which know nothing of the wrappers of single layers.
+
+    Args:
+        model: as a Trainer has wrapped it.
+    """
+    inner = within_fsdp(model)
+    if not wrapped_units(model) or not hasattr(inner, "peft_config"):
+        return
+    import peft
+
+    weights: Any = {name.replace(FSDP1_WRAPPER, ""): weight for name, weight in inner.named_parameters()}
+    if not peft.get_peft_model_state_dict(inner, state_dict=weights, save_embedding_layers=False):
+        raise ValueError(
+            f"PEFT {peft.__version__} saves no weights of an adapter on a model whose layers FSDP1 wraps, and the "
+            "training would be lost: use FSDP2 (fsdp_version: 2)."
         )

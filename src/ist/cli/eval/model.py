@@ -11,7 +11,7 @@ import torch
 
 from ..loading import check_tokens, load_causal_model, load_tokenizer
 from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
-from ..saved_adapter import check_base, put_adapter, read_config
+from ..saved_adapter import check_base, put_adapter, read_config, warn_of_no_effect
 from ..sources import ADAPTERS
 
 __all__ = ["find_base", "load_model"]
@@ -85,6 +85,7 @@ def load_model(flags: argparse.Namespace) -> tuple[Any, Any]:
     if flags.adapter:
         check_adapter(flags.adapter)
         config = read_config(flags.adapter)
+        warn_of_no_effect(config, flags.adapter)
     check_base(source)
     trust: dict[str, Any] = {"trust_remote_code": flags.trust_remote_code}
     place = flags.adapter if flags.adapter and holds_tokenizer(flags.adapter) else source

@@ -14,7 +14,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from ... import bottleneck  # noqa: F401  (PEFT learns of series and parallel adapters)
 from ..recipes.safety import is_module
-from ..saved_adapter import REFUSED, check_numbers
+from ..saved_adapter import REFUSED, check_learning, check_numbers
 from .methods import ADAPTERS, CAUSAL_LM
 
 __all__ = ["check_adapter", "check_names", "config_from_file", "config_of_type", "peft_types"]
@@ -31,8 +31,8 @@ NEEDED = ("num_virtual_tokens", "adapter_len", "adapter_layers")
 """Settings that PEFT has no default for, and does not ask for."""
 PATTERNS = re.compile("module|pattern|parameter")
 """In the names of settings that hold names of modules, the keys of objects among them."""
-FACTORS = ("lora_alpha", "alpha", "scaling")
-"""Settings by which what an adapter adds is multiplied."""
+STARTS = ("d_initial",)
+"""Settings that a new adapter's trained vectors begin with, beside others that begin with 0."""
 FILES = ("tokenizer_name_or_path", "tokenizer_kwargs", "prompt_tuning_init_state_dict_path", "shadow_model")
 """Settings that name files or models, which PEFT would load."""
 WITH_WORDS = {"LORA", "ADALORA", "BOTTLENECK"}
@@ -176,15 +176,14 @@ def make_config(where: str, settings: dict[str, Any]) -> Any:
 
 
 def check_kinds(where: str, given: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
-    """Raise ValueError at a text in the place of a number, and at numbers with which an adapter learns nothing."""
+    """Raise ValueError at a text in the place of a number, and at numbers with which a new adapter learns nothing."""
     for name, value in given.items():
         default = getattr(fields.get(name), "default", None)
         if type(default) in (int, float) and not isinstance(value, (int, float, type(None))):
             raise ValueError(f"{where} sets {name} to {value!r}: give a number.")
-        if name.endswith("dropout") and isinstance(value, (int, float)) and not 0 <= value < 1:
-            raise ValueError(f"{where} sets {name} to {value!r}: give a number from 0 to below 1.")
-        if name in FACTORS and isinstance(value, (int, float)) and value == 0:
-            raise ValueError(f"{where} sets {name} to 0, with which the adapter adds nothing: give another number.")
+        if name in STARTS and value == 0:
+            raise ValueError(f"{where} sets {name} to 0, with which the adapter learns nothing: give another number.")
+    check_learning(given, where)
 
 
 def needs_no_modules(settings: dict[str, Any], given: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from trl import get_quantization_config
 from ..expressions import check_expressions
 from ..loading import check_tokens, load_causal_model, load_tokenizer
 from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
-from ..saved_adapter import check_base, holds_adapter, put_adapter, read_config
+from ..saved_adapter import check_base, check_learning, holds_adapter, put_adapter, read_config
 from .arguments import RunArguments
 from .ends import choose_eos
 from .methods import ADAPTER_FLAGS
@@ -123,6 +123,7 @@ def check_saved(saved: Any, source: str, run: RunArguments) -> None:
             f"{source} is an AdaLoRA adapter, whose schedule of ranks ended with its training: begin with its base, "
             f"{saved.base_model_name_or_path}."
         )
+    check_learning(vars(saved), f"The adapter in {source}")
     described = [f"--{flag}" for flag in adapter_flags(run, kind)]
     if described:
         raise ValueError(

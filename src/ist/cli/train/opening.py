@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTTrainer
 
 from ...integrations.attachment import forget_evaluation
+from ...runtime.sharding import check_saves
 
 __all__ = ["Opening"]
 
@@ -39,6 +40,7 @@ class Opening(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Judge a sharded model."""
+        """Judge a sharded model, unless its adapter could not be saved."""
+        check_saves(kwargs["model"])
         if not state.global_step:
             self.results = self._judge()
