@@ -151,6 +151,40 @@ def test_an_adapter_makes_another_model(tmp_path: Path, loaded: tuple[Any, Any])
         evaluate(adapted, tokenizer, data, "loss", folder=tmp_path)
 
 
+def change_config(model: Any, tokenizer: Any) -> None:
+    model.config.rms_norm_eps = 0.5
+
+
+def change_rope(model: Any, tokenizer: Any) -> None:
+    model.config.rope_parameters = {**(model.config.rope_parameters or {}), "rope_theta": 7.0}
+
+
+def change_adapter(model: Any, tokenizer: Any) -> None:
+    model.peft_config["default"].lora_alpha = 77
+
+
+def change_template(model: Any, tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ messages[0].content }} "
+
+
+@pytest.mark.parametrize("change", [change_config, change_rope, change_adapter, change_template])
+def test_the_same_weights_computed_otherwise_make_another_model(
+    tmp_path: Path, loaded: tuple[Any, Any], change: Any
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = copy.deepcopy(loaded)
+    adapted: Any = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    data = {"second": tasks_of("loss")["second"]}
+    evaluate(adapted, tokenizer, data, "loss", folder=tmp_path)
+    adapted.config._name_or_path = adapted.peft_config["default"].base_model_name_or_path = "elsewhere"
+    adapted.config.use_cache = not adapted.config.use_cache
+    evaluate(adapted, tokenizer, data, "loss", folder=tmp_path)  # Where it lies says nothing.
+    change(adapted, tokenizer)
+    with pytest.raises(ValueError, match=r"another evaluation \((config|adapter|chat template) .*now '[0-9a-f]{16}'"):
+        evaluate(adapted, tokenizer, data, "loss", folder=tmp_path)
+
+
 @pytest.mark.parametrize("protocol", OPTIONS)
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_is_left_as_it_was(loaded: tuple[Any, Any], protocol: Any, fails: bool) -> None:

@@ -18,6 +18,7 @@ from .answers import AnswerFile, claimed, row_id
 from .ends import answer_ends, model_ends
 from .extraction import extract_answer, is_correct
 from .generation import generate_texts
+from .identity import model_identity
 from .likelihood import option_likelihoods, option_texts
 from .loss import completion_losses, losses, text_windows
 from .metrics import UserMetric, make_marker, metric_identity
@@ -78,6 +79,7 @@ def evaluate(
             weights = weights_fingerprint(model.named_parameters())
             marks = metric_identity(settings.metric, settings.labels, metric) if has_own_rows(tasks) else {}
             marks |= taught_ends(model, tokenizer) if protocol in ("generate", "lm-eval") else {}
+            marks |= model_identity(model, tokenizer)
             identity = {"weights": weights, "protocol": protocol, **settings.of(protocol), **marks}
             stack.enter_context(claimed(answers, identity))
         if not isinstance(tasks, Mapping) or protocol == "lm-eval":
