@@ -301,3 +301,18 @@ def test_a_finite_model_that_computes_nan_has_no_result(
     )  # fmt: skip
     assert "The model computes NaN from these texts in float32, so that they have no loss" in line
     assert not any(file.read_text() for file in (out / "answers").glob("*.jsonl"))
+
+
+def test_a_model_that_computes_nan_is_not_trained(
+    model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights and settings are finite, and a lower learning rate would not help."""
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": -1e9}))
+    data = ("--data_files", rows, "--validation_size", "1", "--output_dir", tmp_path / "out")
+    flags = ("--use_cpu", "--bf16=false", "--max_steps=1")
+    capsys.readouterr()
+    assert main(["train", "--model_name_or_path", str(model), *flags, *map(str, data)]) == 2
+    error = capsys.readouterr().err
+    assert "The validation loss is NaN before the first step, so there is nothing to train: give --dtype" in error
+    assert "learning rate" not in error

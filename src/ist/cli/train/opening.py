@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,7 @@ class Opening(TrainerCallback):
         if trainer.is_fsdp_enabled:
             trainer.add_callback(self)
         else:
-            self.results = judge()
+            self.results = checked(judge())
             forget_evaluation(trainer)
 
     def on_train_begin(
@@ -43,4 +44,18 @@ class Opening(TrainerCallback):
         """Judge a sharded model, unless its adapter could not be saved."""
         check_saves(kwargs["model"])
         if not state.global_step:
-            self.results = self._judge()
+            self.results = checked(self._judge())
+
+
+def checked(results: dict[str, float]) -> dict[str, float]:
+    """The results.
+
+    Raises:
+        ValueError: the loss is NaN, which no training can lower.
+    """
+    if math.isnan(results.get("loss", 0.0)):
+        raise ValueError(
+            "The validation loss is NaN before the first step, so there is nothing to train: give --dtype float32, or "
+            "see whether the model's weights and its config.json are undamaged."
+        )
+    return results
