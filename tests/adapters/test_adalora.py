@@ -160,7 +160,7 @@ def test_with_all_layers_active_it_is_pefts_own_loop() -> None:
     assert all(torch.equal(value, expected[name]) for name, value in snapshot(ours).items())
 
 
-def test_an_frozen_layer_keeps_its_sensitivities_and_its_weights() -> None:
+def test_a_frozen_layer_keeps_its_sensitivities_and_its_weights() -> None:
     """But for singular values that the budget takes: they become 0."""
     model = make_model()
     optimizer, allocator = adam(model), allocator_of(model)

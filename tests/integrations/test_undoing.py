@@ -136,7 +136,7 @@ def only_default(steps: list[Step]) -> list[Step]:
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 @pytest.mark.parametrize("name", INTERVENTIONS)
 @FOREIGN_WARNINGS
-def test_nothing_thaws_an_frozen_layer_in_a_loop_by_hand(name: str, checkpointing: str) -> None:
+def test_nothing_thaws_a_frozen_layer_in_a_loop_by_hand(name: str, checkpointing: str) -> None:
     """At every moment of a step."""
     for moment in MOMENTS:
         if (name, checkpointing, moment) == ("requires_grad_ on everything", "checkpointing", "before the backward"):
@@ -166,7 +166,7 @@ class Intervene(TrainerCallback):
 @pytest.mark.parametrize("name", INTERVENTIONS)
 @pytest.mark.parametrize("ist_first", [True, False], ids=["IST first", "IST last"])
 @FOREIGN_WARNINGS
-def test_nothing_thaws_an_frozen_layer_in_the_trainer(tmp_path: Path, name: str, ist_first: bool) -> None:
+def test_nothing_thaws_a_frozen_layer_in_the_trainer(tmp_path: Path, name: str, ist_first: bool) -> None:
     model = two_adapters()
     ist = IST(num_active_layers=2, update_interval=2, seed=EARLY)
     moves, other = Moves(ist), Intervene(INTERVENTIONS[name])

@@ -97,12 +97,13 @@ def describe_fused(num_fused: int, not_fused: Mapping[str, int]) -> str:
 
 
 def warn_of_missing_parameters(optimizer: Any, layers: Sequence[Layer]) -> None:
-    """Warn of layers that an optimizer can never train."""
+    """Warn of layers that an optimizer never trains."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [layer.name for layer in layers if not all(id(p) in held for p in layer.parameters)]
     if missing:
         warnings.warn(
-            f"The optimizer lacks trainable parameters of {len(missing)} layers ({missing[0]}, …), which are never "
-            "trained: make it from all parameters that require a gradient, before the first begin_step().",
+            f"The optimizer lacks trainable parameters of {len(missing)} layers ({missing[0]}, …), which it never "
+            "trains: make it from all parameters that require a gradient, before the first begin_step(), unless "
+            "another optimizer has them.",
             stacklevel=4,
         )
