@@ -301,6 +301,7 @@ def test_how_far_rounds_differ_is_that_of_the_run_with_norms_made_again() -> Non
     quarter = rows["focused quarter, Liger, no dropout"]["activation_gib"][0] / rows["LoRA"]["activation_gib"][0]
     assert quarter <= 0.36
     assert "a focused quarter meets the target of 0.36" in text
+    assert f"the frozen base ({rows['floor, Liger, no dropout']['activation_gib'][0]:.2f} GiB)" in text
 
 
 def test_times_of_focused_training_are_those_of_its_steps() -> None:
