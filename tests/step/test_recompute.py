@@ -290,14 +290,17 @@ def test_with_and_without_a_cache(make: Any, use_cache: bool) -> None:
         torch.testing.assert_close(gradients[name], expected[name], rtol=1e-5, atol=1e-8)
 
 
-def test_both_kinds_of_checkpointing_are_refused() -> None:
+@pytest.mark.parametrize("mode", ["norms", "frozen", "all"])
+def test_both_kinds_of_checkpointing_are_refused(mode: Any) -> None:
     model = tiny_lora()
     checkpoint_activations(model.get_base_model())
     before = snapshot(model)
     with pytest.raises(
-        ValueError, match=r"^recompute='frozen' and gradient checkpointing are both on: leave one of.* TRL's SFTConfig"
+        ValueError, match=rf"^recompute='{mode}' and gradient checkpointing are both on: leave one of.* TRL's SFTConfig"
     ):
-        SparseTuner(model, recompute="frozen")
+        SparseTuner(model, recompute=mode)
     assert all(torch.equal(value, before[name]) for name, value in snapshot(model).items())
-    with pytest.raises(ValueError, match=r"^recompute='some' is unknown: choose one of 'none', 'frozen', 'all'\.$"):
+    with pytest.raises(
+        ValueError, match=r"^recompute='some' is unknown: choose one of 'none', 'norms', 'frozen', 'all'\.$"
+    ):
         SparseTuner(tiny_lora(), recompute="some")
