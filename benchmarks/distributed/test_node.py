@@ -27,7 +27,7 @@ SCHEDULE = {"interval": 2, "rounds": 1}
 
 def measured(processes: int, engine: str, method: str, late: float = 0.0) -> Row:
     cell = Cell(size="tiny", processes=processes, engine=engine, method=method, rows=1, tokens=8, late=late)
-    line = measuring.measure(cell, SCHEDULE, limit=90)
+    line = measuring.measure(cell, SCHEDULE, limit=300)
     assert "error" not in line, line["error"]
     assert len(line["step_seconds"]) == len(line["warm_up_seconds"]) == len(line["device_allocations"]) == 2
     assert len(line["step_collectives"]) == (2 if method == "sampled" else 1)
@@ -63,6 +63,6 @@ def test_sampled_training_reduces_a_quarter_and_all_ranks_agree() -> None:
 
 def test_an_error_of_a_worker_is_the_rows() -> None:
     cell = Cell(size="tiny", processes=1, engine="none", method="sampled", rows=1, tokens=8)
-    line = measuring.measure(cell, {"interval": 0, "rounds": 1}, limit=90)
+    line = measuring.measure(cell, {"interval": 0, "rounds": 1}, limit=300)
     assert line["error"].startswith("rank ")
     assert "update_interval=0" in line["error"]
