@@ -41,7 +41,7 @@ BAD_VALUES = [
     *(("frozen_dropout", value, "choose one of", "True", "False") for value in ("no", 2)),
     *(
         ("recompute", value, "choose one of", "'none'", "'norms'", "'frozen'", "'all'")
-        for value in ("idle", True, None)
+        for value in ("some", True, None)
     ),
     *(("optimizer_state", value, "choose one of", "'keep'", "'reset'", "'offload'") for value in ("cpu", False)),
     *(("cost_exponent", value, "[0, 8]", "exponent") for value in (-0.5, 8.5, NAN, math.inf, True, "1", None)),

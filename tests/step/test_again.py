@@ -188,15 +188,18 @@ def test_other_inputs_are_kept(name: str) -> None:
 def trained(model: Any, recompute: Any = "none") -> tuple[dict[str, Tensor], Counter[int]]:
     """The gradients of a step, and how many inputs of each width its LoRA modules keep."""
     kept: Counter[int] = Counter()
-    keep = function.keep
 
-    def watch(*args: Any) -> Any:
-        found = keep(*args)
-        kept.update(value.shape[-1] for value in found[:1] if value is not None)
-        return found
+    def watched(find: Any) -> Any:
+        def watch(x: Tensor, norms: bool) -> Any:
+            recipe = find(x, norms)
+            kept.update([x.shape[-1]] if recipe is None else [])
+            return recipe
+
+        return watch
 
     with pytest.MonkeyPatch.context() as patch, SparseTuner(model, selector="all", recompute=recompute) as tuner:
-        patch.setattr(function, "keep", watch)
+        for module in (function, few):
+            patch.setattr(module, "recipe_of", watched(module.recipe_of))
         tuner.begin_step()
         model(**tiny_batches(1)[0], use_cache=False).loss.backward()
         found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -251,8 +254,7 @@ def test_norms_need_not_be_kept(
         for parameter in model.parameters():
             parameter.grad = None
     (before, kept_before), (now, kept) = found.values()
-    if not rows or dropout:  # Those of few rows without dropout are counted in `test_few`.
-        assert (kept_before, kept) == ({32: 6}, {32: 2})
+    assert (kept_before, kept) == ({32: 6}, {32: 2})
     assert now.keys() == before.keys()
     assert all(torch.equal(now[name], before[name]) for name in before)
 
