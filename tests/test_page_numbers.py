@@ -290,18 +290,29 @@ def test_rates_of_the_half_are_those_of_its_curves() -> None:
     assert f"loss at 5e-4 and LoRA at 3.5e-4, where the half is {off:.3f} nats above its own best" in text
 
 
-def test_how_far_rounds_differ_is_that_of_the_run_with_norms_made_again() -> None:
-    rows = json.loads((STEPS / "earlier/norms-16x256-h200-d1bac2f1bd59.json").read_text(encoding="utf-8"))["rows"]
-    apart: dict[bool, list[float]] = {False: [], True: []}
-    for row in rows.values():
-        apart[row["case"]["options"] is not None].append(max(row["step_ms"]) / min(row["step_ms"]) - 1)
+def test_what_norms_made_again_keep_and_how_busy_a_gpu_is_are_those_of_their_runs() -> None:
+    rows, busy = (
+        json.loads((STEPS / f"{name}-16x256-h200.json").read_text(encoding="utf-8"))["rows"]
+        for name in ("norms", "busy")
+    )
+    lora, half, quarter = (
+        f"{name}, Liger, no dropout" for name in ("LoRA in our step", "focused half", "focused quarter")
+    )
+    shares = {name: row["busy_ms"] / row["step_ms"] for name, row in busy.items()}
+    others = min(share for name, share in shares.items() if name not in (lora, half))
     text = words_of("cost.md")
-    assert f"differ by {max(apart[False]):.1%} at most" in text
-    assert f"those of ours by {min(apart[True]):.0%} to {max(apart[True]):.0%}" in text
-    quarter = rows["focused quarter, Liger, no dropout"]["activation_gib"][0] / rows["LoRA"]["activation_gib"][0]
-    assert quarter <= 0.36
+    assert f"had work for {shares[lora]:.2f} of the fused step of LoRA on all layers" in text
+    assert f"for {shares[half]:.2f} of that of a focused half, and for at least {others:.2f} of the others" in text
+    own = [f"{busy[name]['busy_ms'] / busy[lora]['busy_ms']:.2f}" for name in (half, quarter)]
+    assert f"a focused half takes {own[0]} of LoRA on all layers in the fused step, and a quarter {own[1]}" in text
+    spans = [f"{min(rows[name]['step_ms']):.0f} to {max(rows[name]['step_ms']):.0f}" for name in (lora, half)]
+    assert f"The same steps took {spans[0]} and {spans[1]} ms in another run" in text
+    gib = {name: median(row["activation_gib"]) for name, row in rows.items()}
+    assert gib[f"{quarter}, norms recomputed"] / gib["LoRA"] <= 0.36 < gib[quarter] / gib["LoRA"]
     assert "a focused quarter meets the target of 0.36" in text
-    assert f"the frozen base ({rows['floor, Liger, no dropout']['activation_gib'][0]:.2f} GiB)" in text
+    assert f"the frozen base ({gib['floor, Liger, no dropout']:.2f} GiB)" in text
+    for name in (lora, half, quarter):  # "it took no more time than keeping them"
+        assert median(rows[f"{name}, norms recomputed"]["step_ms"]) < 1.005 * median(rows[name]["step_ms"])
 
 
 def test_times_of_focused_training_are_those_of_its_steps() -> None:

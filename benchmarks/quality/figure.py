@@ -19,7 +19,7 @@ from quality.figures import FIGURES, Comparison, compare, load_lines, read_folde
 from quality.scaling import PICTURE as SCALING  # noqa: E402
 from quality.scaling import draw_curves, read_curves  # noqa: E402
 from quality.table import RESULTS, SUMMARY_PAGE  # noqa: E402
-from quality.verdict import IN_EPOCHS, METRICS, TASKS, short_list  # noqa: E402
+from quality.verdict import IN_EPOCHS, METRICS, TASKS, most_trained, short_list  # noqa: E402
 
 PICTURE = SUMMARY_PAGE.parent / "images" / "quality.png"
 TEXT = "![By how much each method differs from LoRA on five tasks, with 95% intervals](images/quality.png)"
@@ -73,13 +73,7 @@ def halves(comparisons: Sequence[Comparison]) -> Iterator[Panel]:
 
 def largest(comparisons: Sequence[Comparison]) -> dict[str, Comparison]:
     """Of each task the comparison of the most trainings, in the length that teaches something."""
-    found: dict[str, Comparison] = {}
-    for comparison in comparisons:
-        if bool(comparison.epochs) != (comparison.task in IN_EPOCHS):
-            continue
-        known = found.get(comparison.task)
-        if known is None or len(comparison.lines) > len(known.lines):
-            found[comparison.task] = comparison
+    found = most_trained([each for each in comparisons if bool(each.epochs) == (each.task in IN_EPOCHS)])
     return {task: found[task] for task in TASKS if task in found}
 
 

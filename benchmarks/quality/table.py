@@ -254,7 +254,8 @@ def main(results: Path = RESULTS, page: Path = PAGE, summary: Path = SUMMARY_PAG
     paper = json.loads(PAPER.read_text(encoding="utf-8"))
     comparisons = compare(load_lines(results))
     write_section("quality verdict", [*verdict_section(comparisons)], summary)
-    write_section("quality short", [*verdict_section(short_list(comparisons), README_QUESTIONS)], readme)
+    short = verdict_section(short_list(comparisons), README_QUESTIONS, short=True)
+    write_section("quality short", [*short], readme)
     for name, tables in sections(results, paper).items():
         write_section(name, tables, page)
 

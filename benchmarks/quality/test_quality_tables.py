@@ -196,6 +196,18 @@ def test_a_question_says_on_which_task_lora_has_how_many_steps() -> None:
     assert asked({"mawps": 7, "sst2": 8}) == "half − LoRA, equal time (7 steps on MAWPS; 8 steps on SST-2)"
 
 
+def test_longer_focused_trainings_have_a_table_of_their_own_but_in_the_short_form() -> None:
+    settings = {"study": "focused", "task": "mawps"}
+    lines = [line_of(name, n, 0.1 * n, **settings) for n in range(2) for name in ("LoRA", "focused, half")]
+    longer = [line_of(name, 0, 0.3, steps=21, base_steps=21, **settings) for name in ("LoRA", "focused, half")]
+    one, _, other, shown = verdict.verdict_section(figures.compare(lines + longer))
+    assert "21 steps" not in one
+    assert "21 steps" in other
+    assert "(one seed)" in shown
+    assert [*verdict.verdict_section(figures.compare(lines + longer), short=True)] == [one, _]
+    assert not [*verdict.verdict_section(figures.compare(longer), short=True)]
+
+
 def test_the_verdict_says_which_method_is_better_and_whether_that_is_beyond_chance() -> None:
     clear = [line_of(name, n, loss + 0.001 * n) for n in range(3) for name, loss in (("LoRA", 0.3), ("random", 0.5))]
     model, shown = verdict.verdict_section(figures.compare(clear))

@@ -11,7 +11,7 @@ from pages import markdown
 from .cells import percent, show
 from .figures import FIGURES, Comparison
 
-__all__ = ["QUESTIONS", "README_QUESTIONS", "Question", "short_list", "verdict_section"]
+__all__ = ["QUESTIONS", "README_QUESTIONS", "Question", "most_trained", "short_list", "verdict_section"]
 
 TASKS = {
     "gsm8k": "GSM8K, loss",
@@ -112,16 +112,17 @@ def short_list(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return [comparison for comparison in usual if not comparison.focused or comparison.named == most]
 
 
-def verdict_section(comparisons: Sequence[Comparison], questions: Sequence[Question] = QUESTIONS) -> Iterator[str]:
-    """A table for each model, of the trainings of the fewest steps on each task."""
-    for group in dict.fromkeys(comparison.group for comparison in comparisons):
-        of_task = {}
-        for comparison in comparisons:
-            # 250 steps teach no model the commonsense tasks: what differs there is chance.
-            if comparison.group == group and bool(comparison.epochs) == (comparison.task in IN_EPOCHS):
-                known = of_task.get(comparison.task)
-                if known is None or len(comparison.lines) > len(known.lines):
-                    of_task[comparison.task] = comparison
+def verdict_section(
+    comparisons: Sequence[Comparison], questions: Sequence[Question] = QUESTIONS, short: bool = False
+) -> Iterator[str]:
+    """A table for each model, of the length with the most trainings on each task, and one of longer focused trainings.
+
+    Args:
+        comparisons: of all models and tasks.
+        questions: rows of the tables.
+        short: leave out longer trainings, and rows of which no task has more than one seed.
+    """
+    for of_task in tables(comparisons, longer=not short):
         tasks = [task for task in TASKS if task in of_task]
         rows = []
         for question in questions:
@@ -129,10 +130,35 @@ def verdict_section(comparisons: Sequence[Comparison], questions: Sequence[Quest
                 task: of_task[task].difference(question.one, question.other, METRICS[task], question.budget)
                 for task in tasks
             }
-            if any(found.values()):
+            if any(difference and (not short or difference["low"] is not None) for difference in found.values()):
                 rows.append((asked(question, of_task), *(cell(found[task], task) for task in tasks)))
         if rows:
             lengths = sorted({of_task[task].length for task in tasks})
             meaning = "↑ the first method is better, ↓ it is worse, both beyond chance."
             yield f"**{of_task[tasks[0]].named}**, {'; '.join(lengths)}. {meaning}"
             yield markdown(["", *(TASKS[task] for task in tasks)], rows)
+
+
+def tables(comparisons: Sequence[Comparison], longer: bool) -> Iterator[dict[str, Comparison]]:
+    """What stands in each table, by task."""
+    for group in dict.fromkeys(comparison.group for comparison in comparisons):
+        left = [
+            comparison
+            for comparison in comparisons
+            # 250 steps teach no model the commonsense tasks: what differs there is chance.
+            if comparison.group == group and bool(comparison.epochs) == (comparison.task in IN_EPOCHS)
+        ]
+        usual = most_trained(left)
+        yield usual
+        if longer:
+            yield most_trained([x for x in left if x.focused and x.base_steps > usual[x.task].base_steps])
+
+
+def most_trained(comparisons: Sequence[Comparison]) -> dict[str, Comparison]:
+    """The comparison with the most trainings of each task."""
+    found: dict[str, Comparison] = {}
+    for comparison in comparisons:
+        known = found.get(comparison.task)
+        if known is None or len(comparison.lines) > len(known.lines):
+            found[comparison.task] = comparison
+    return found

@@ -1,40 +1,53 @@
-"""What it saves to make the outputs of norms again instead of keeping them."""
+"""What it saves and costs to make the outputs of norms again, and what of a step is the GPU's own work."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from pages import markdown, source
 
-__all__ = ["norms_table", "read_norms"]
+__all__ = ["AGAIN", "busy_table", "norms_table"]
 
-FIGURE = "activation_gib"
-
-
-def read_norms(folder: Path) -> dict[str, Any]:
-    """The run in which the outputs of norms were always made again. Its times are not shown: see benchmarks/LOG.md."""
-    return json.loads((folder / "norms-16x256-h200-d1bac2f1bd59.json").read_text(encoding="utf-8"))
+AGAIN = ", norms recomputed"
+"""At the end of the name of a case in which they are made again."""
 
 
-def norms_table(kept: dict[str, Any], again: dict[str, Any], shown_as: Mapping[str, str]) -> str:
-    """Activations of fused steps that keep the outputs of norms, and of another run in which they were made again.
+def norms_table(result: dict[str, Any], shown_as: Mapping[str, str]) -> str:
+    """Time and activations of fused steps that keep the outputs of norms, and of the same steps that do not.
 
-    Each is beside PEFT's LoRA of its own run, with float32 adapters and dropout, without Liger, as the target has it.
+    Activations are beside PEFT's LoRA with float32 adapters and dropout, without Liger, as the target has it.
 
     Args:
-        kept: a result of `run.py`.
-        again: that of the other run.
+        result: of `run.py` with the groups `lora`, `focused` and `focused-norms`.
         shown_as: what pages call a case.
     """
+    rows = result["rows"]
+    lora = median(rows["LoRA"]["activation_gib"])
     lines = []
     for name, shown in shown_as.items():
-        both = [(run["rows"].get(name), run["rows"]["LoRA"]) for run in (kept, again)]
-        if shown.endswith(("fused", "recomputed")) and all(row for row, _ in both):
-            values = [(median(row[FIGURE]), median(row[FIGURE]) / median(lora[FIGURE])) for row, lora in both]
-            lines.append((shown, *(cell for gib, part in values for cell in (f"{gib:.2f}", f"{part:.4f}"))))
-    header = ("16 × 256 tokens", "norms kept, GiB", "÷ PEFT", "made again, GiB", "÷ PEFT")
-    return f"{markdown(header, lines)}\n\nKept: {source(kept)}. Made again: {source(again)}."
+        if name + AGAIN in rows:
+            both = rows[name], rows[name + AGAIN]
+            times = [f"{median(row['step_ms']):.0f}" for row in both]
+            kept = [f"{gib:.2f} ({gib / lora:.3f})" for gib in (median(row["activation_gib"]) for row in both)]
+            lines.append((shown, *times, *kept))
+    header = ("16 × 256 tokens", "kept, ms", "made again, ms", "kept, GiB (÷ PEFT)", "made again, GiB (÷ PEFT)")
+    return f"{markdown(header, lines)}\n\n{source(result)}."
+
+
+def busy_table(result: dict[str, Any], shown_as: Mapping[str, str]) -> str:
+    """What a step takes, and for how much of it the GPU has work.
+
+    Args:
+        result: of `busy.py`.
+        shown_as: what pages call a case.
+    """
+    lines = [
+        (shown_as[name], f"{row['step_ms']:.0f}", f"{row['busy_ms']:.0f}", f"{row['kernels']:.0f}")
+        for name, row in result["rows"].items()
+        if name in shown_as and "busy_ms" in row
+    ]
+    config = result["config"]
+    header = (f"{config['rows']} × {config['tokens']} tokens", "ms a step", "GPU busy, ms", "kernels")
+    return f"{markdown(header, lines)}\n\n{source(result)}."

@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from cases import UPPER  # noqa: E402
-from norms_table import norms_table, read_norms  # noqa: E402
+from norms_table import AGAIN, busy_table, norms_table  # noqa: E402
 from product_table import product_section  # noqa: E402
 
 from pages import load_results, markdown, source, write_section  # noqa: E402
@@ -284,11 +284,14 @@ def main() -> None:
     steps = sorted(load_results(RESULTS, "step_time"), key=lambda result: -result["config"]["rows"])
     write_section("step time", [step_table(result) for result in steps], PAGE)
     sampled = [result for result in steps if "IST" in result["rows"]]
-    focused = [result for result in steps if any(name.startswith("focused") for name in result["rows"])]
+    norms = [result for result in steps if any(name.endswith(AGAIN) for name in result["rows"])]
+    focused = [
+        result for result in steps if result not in norms and any(name.startswith("focused") for name in result["rows"])
+    ]
     write_section("step cost", [cost_table(result) for result in sampled])
     write_section("step focused", [focused_table(result) for result in focused])
-    (kept,) = (result for result in focused if result["config"]["rows"] == 16)
-    write_section("step norms", [norms_table(kept, read_norms(EARLIER), FOCUSED_LIST)])
+    write_section("step norms", [norms_table(result, FOCUSED_LIST) for result in norms])
+    write_section("step busy", [busy_table(result, FOCUSED_LIST) for result in load_results(RESULTS, "busy")])
     write_section("step", [short_table(result) for result in sampled[:1]], README)
     write_section("iterations", [iteration_table(result) for result in load_results(RESULTS, "iterations")], PAGE)
     products = [part for found in load_results(RESULTS, "products") for part in product_section(found, EARLIER)]
