@@ -379,8 +379,13 @@ def test_docs_hold_what_the_json_files_say(monkeypatch: pytest.MonkeyPatch) -> N
     page = pages.COST_PAGE.read_text(encoding="utf-8")
     findings = [summary.find(target, pages.load_results(summary.RESULTS)) for target in summary.TARGETS]
     assert all(text in page for text in [totals[1], summary.missed(findings), *map(table.cost_table, sampled)])
-    focused = [result for result in steps if any(name.startswith("focused") for name in result["rows"])]
-    assert focused
-    assert all(table.focused_table(result) in page for result in focused)
+    norms = [result for result in steps if any(name.endswith(table.AGAIN) for name in result["rows"])]
+    focused = [
+        result for result in steps if result not in norms and any(name.startswith("focused") for name in result["rows"])
+    ]
+    busy = [table.busy_table(r, table.FOCUSED_LIST) for r in results if r["kind"] == "busy"]
+    others = [table.norms_table(result, table.FOCUSED_LIST) for result in norms]
+    assert all((focused, busy, others))
+    assert all(text in page for text in [*map(table.focused_table, focused), *busy, *others])
     short = [table.short_table(result) for result in sampled if result["config"]["rows"] == 16]
     assert short[-1] in table.README.read_text(encoding="utf-8")

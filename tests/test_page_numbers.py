@@ -26,20 +26,23 @@ def trainings_of(file: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-LARGE_FILES = ("focused", "focused-quarter", "focused-upper", "focused-more")
-ALL_LARGE = [row for name in LARGE_FILES for row in trainings_of(f"{name}-qwen-h200.jsonl")]
+LARGE_FILES = ("focused", "focused-quarter", "focused-upper", "focused-more", "focused-proof")
+EVERY_LARGE = [row for name in LARGE_FILES for row in trainings_of(f"{name}-qwen-h200.jsonl")]
+ALL_LARGE = [row for row in EVERY_LARGE if row["base_steps"] == 250]
 """Of the 0.5B model."""
+LONGER = [row for row in EVERY_LARGE if row["base_steps"] == 750]
 USUAL = [row for row in ALL_LARGE if not row.get("rows_end")]
 """Those with the model's own end of rows."""
-SMALL_FILES = ("focused", "focused-upper", "focused-more")
-ALL_SMALL = [row for name in SMALL_FILES for row in trainings_of(f"{name}-small-h200.jsonl")]
+SMALL_FILES = ("focused", "focused-upper", "focused-more", "focused-proof")
+ALL_SMALL = [
+    row for name in SMALL_FILES for row in trainings_of(f"{name}-small-h200.jsonl") if row["task"] != "commonsense"
+]
 """Of SmolLM2."""
 
 
 def test_numbers_of_focused_training_are_those_of_its_trainings() -> None:
     """Those that no table shows."""
     text = words_of("focused.md")
-    small = trainings_of("focused-small-h200.jsonl")
     focused, others = (
         [row for row in rows if (row["method"], row["study"]) == ("focused, half", "focused")]
         for rows in (ALL_LARGE, ALL_SMALL)
@@ -52,22 +55,24 @@ def test_numbers_of_focused_training_are_those_of_its_trainings() -> None:
     shares = [row["focus"]["seconds"] / row["train_seconds"] for row in (*focused, *others)]
     assert f"That is {min(shares):.0%} to {max(shares):.0%} of the training" in text
     assert {row["steps"] for row in (*focused, *others)} == {250}
-    more = trainings_of("focused-more-small-h200.jsonl")
-    latest, before, mawps = (
-        {latest_steps(rows, task, "LoRA, time of half") for task in tasks}
-        for rows, tasks in (
-            (ALL_LARGE, ("gsm8k", "wikitext2", "mawps", "sst2")),
-            (small, ("gsm8k", "wikitext2", "sst2")),
-            (more, ("mawps",)),
-        )
+    latest = {
+        latest_steps(rows, task, "LoRA, time of half") for rows in (ALL_LARGE, SMALL_OWN) for task in (*LOSSES, *SHARES)
+    }
+    assert f"{latest.pop()} of 250." in text
+    assert not latest
+    norms, busy = (
+        json.loads((STEPS / f"{name}-16x256-h200.json").read_text(encoding="utf-8"))["rows"]
+        for name in ("norms", "busy")
     )
-    assert latest == mawps
-    assert f"{latest.pop()} of 250, and {before.pop()} for the small model on all tasks but MAWPS." in text
+    names = "focused half, Liger, no dropout", "LoRA in our step, Liger, no dropout"
+    later, own = median(norms[names[0]]["step_ms"]), busy[names[0]]["busy_ms"]
+    by_later, by_own = 250 * later / median(norms[names[1]]["step_ms"]), 250 * own / busy[names[1]]["busy_ms"]
+    assert f"a later run {by_later:.0f}, and by [the GPU's own work](cost.md#time) {by_own:.0f}." in text
     rows = json.loads((STEPS / "focused-16x256-h200.json").read_text(encoding="utf-8"))["rows"]
     lora, half = (rows[f"{name}, Liger, no dropout"]["step_ms"] for name in ("LoRA in our step", "focused half"))
     assert f"the 239 rest on, one took {max(half) / min(half) - 1:.0%} longer" in text
     assert round(250 * median(half) / median(lora)) == 239
-    assert f"by the faster ones it would be {round(250 * min(half) / min(lora))}." in text
+    assert f"by the faster ones it would be {round(250 * min(half) / min(lora))}," in text
     assert f"the steps save {1 - median(half) / median(lora):.0%} of LoRA's in the fused step" in text
     early = [row for row in ALL_LARGE if row["steps"] == 215]
     halves = [row for row in USUAL if row["method"] == "focused, half"]
@@ -117,9 +122,11 @@ STUDENT = {3: 4.303, 5: 2.776}
 OWN_RATES = {"gsm8k": (5e-4, 5e-4), "wikitext2": (5e-4, 5e-4), "mawps": (2.5e-4, 2.5e-4), "sst2": (1.25e-4, 1.25e-4)}
 TO_LORA = {**OWN_RATES, "mawps": (2.5e-4, 1.25e-4), "sst2": (1.25e-4, 2.5e-4)}
 OF_IST = {**OWN_RATES, "sst2": (2.5e-4, 1.25e-4)}
+SMALL_RATES = {"gsm8k": 4e-3, "wikitext2": 2e-3}
 ENDS = [row for row in ALL_LARGE if row.get("rows_end")]
 SMALL_ENDS = [row for row in ALL_SMALL if row.get("rows_end")]
 SMALL_OWN = [row for row in ALL_SMALL if not row.get("rows_end")]
+OTHER_CHOICES = ("distance, half", "by weights, half", "first step, half", "warm start, half", "activation, half")
 HALF, EVEN, QUARTER = "focused, half", "even, half", "by activations, quarter"
 LOSSES, SHARES = ("gsm8k", "wikitext2"), ("mawps", "sst2")
 SIGNIFICANT = [
@@ -134,8 +141,11 @@ SIGNIFICANT = [
     *(("above an eighth, half", "LoRA", task, USUAL, (5e-4, 5e-4)) for task in LOSSES),
     ("above a quarter, half", "LoRA, time above a quarter", "wikitext2", USUAL, (5e-4, 5e-4)),
     ("above a quarter, half", "LoRA, time above a quarter", "gsm8k", ENDS, (5e-4, 5e-4)),
-    (HALF, "LoRA", "gsm8k", SMALL_ENDS, (4e-3, 4e-3)),
-    (EVEN, "LoRA", "wikitext2", SMALL_ENDS, (2e-3, 1e-3)),
+    ("focused, third", "LoRA", "wikitext2", USUAL, (5e-4, 5e-4)),
+    ("focused, third", "LoRA", "sst2", USUAL, (1.25e-4, 2.5e-4)),
+    *((f"{name} in the focused half", HALF, "wikitext2", USUAL, (5e-4, 5e-4)) for name in ("IST", "random")),
+    (HALF, "LoRA", "gsm8k", SMALL_OWN, (4e-3, 4e-3)),
+    ("distance, half", HALF, "gsm8k", SMALL_OWN, (4e-3, 4e-3)),
     ("above an eighth, half", "LoRA, time above an eighth", "gsm8k", SMALL_ENDS, (4e-3, 4e-3)),
 ]
 """What docs/focused.md calls significant."""
@@ -149,16 +159,21 @@ WITHIN_CHANCE = [
     *((HALF, "random fixed, half", task, USUAL, OWN_RATES[task]) for task in (*LOSSES, *SHARES)),
     ("top, half", HALF, "wikitext2", USUAL, (5e-4, 5e-4)),
     *(("IST, half", HALF, task, USUAL, OF_IST[task]) for task in SHARES),
-    ("focused, third", "LoRA", "wikitext2", USUAL, (5e-4, 5e-4)),
+    *((name, HALF, task, USUAL, (5e-4, 5e-4)) for name in OTHER_CHOICES for task in LOSSES),
+    *((name, HALF, "wikitext2", USUAL, (5e-4, 5e-4)) for name in ("half, then a quarter", "late choice, half")),
+    *((HALF, other, "gsm8k", LONGER, (2.5e-4, 2.5e-4)) for other in ("LoRA", "LoRA, time of half")),
+    *((HALF, other, "wikitext2", LONGER, (5e-4, 2.5e-4)) for other in ("LoRA", "LoRA, time of half")),
+    (HALF, EVEN, "wikitext2", LONGER, (5e-4, 5e-4)),
     (QUARTER, "even, quarter", "wikitext2", USUAL, (5e-4, 5e-4)),
     *(
         ("above an eighth, half", "LoRA, time above an eighth", task, USUAL, TO_LORA[task])
         for task in (*LOSSES, *SHARES)
     ),
-    (HALF, "LoRA, time of half", "gsm8k", SMALL_ENDS, (4e-3, 4e-3)),
-    *((HALF, other, "wikitext2", SMALL_ENDS, (2e-3, 1e-3)) for other in ("LoRA", "LoRA, time of half")),
-    (HALF, EVEN, "wikitext2", SMALL_ENDS, (2e-3, 2e-3)),
-    *((HALF, other, "sst2", SMALL_ENDS, (1e-3, 5e-4)) for other in ("LoRA", "LoRA, time of half")),
+    (HALF, "LoRA, time of half", "gsm8k", SMALL_OWN, (4e-3, 4e-3)),
+    *((name, "LoRA", "wikitext2", SMALL_OWN, (2e-3, 1e-3)) for name in (HALF, EVEN)),
+    (HALF, "LoRA, time of half", "wikitext2", SMALL_OWN, (2e-3, 1e-3)),
+    *((HALF, other, "wikitext2", SMALL_OWN, (2e-3, 2e-3)) for other in (EVEN, "distance, half")),
+    *((HALF, other, "sst2", SMALL_OWN, (1e-3, 5e-4)) for other in ("LoRA", "LoRA, time of half")),
     *((HALF, other, "mawps", SMALL_OWN, (2e-3, 2e-3)) for other in ("LoRA", "LoRA, time of half")),
 ]
 """What it says to be within chance, or to show no significant difference."""
@@ -174,8 +189,8 @@ def test_what_is_significant_has_its_interval_on_one_side(significant: bool) -> 
 
 def test_widest_intervals_of_the_small_model_are_named() -> None:
     reach = []
-    for task, rows, rates in (("wikitext2", SMALL_ENDS, (2e-3, 1e-3)), ("mawps", SMALL_OWN, (2e-3, 2e-3))):
-        found = differences(HALF, "LoRA, time of half", task, rows, rates)
+    for task, rates in (("wikitext2", (2e-3, 1e-3)), ("mawps", (2e-3, 2e-3))):
+        found = differences(HALF, "LoRA, time of half", task, SMALL_OWN, rates)
         reach.append(abs(mean(found)) + STUDENT[len(found)] * stdev(found) / math.sqrt(len(found)))
     expected = (
         f"small model's intervals reach {reach[0]:.3f} nats on WikiText-2 and {100 * reach[1]:.0f} points on MAWPS"
@@ -208,8 +223,39 @@ def test_losses_of_sets_of_layers_are_those_of_their_trainings() -> None:
         assert abs(gap("uneven, half", half, task, usual)) < 0.002
     start = [gap("gradient start, half", half, task, usual, (2.5e-4, 5e-4)) for task in ("gsm8k", "wikitext2")]
     assert f"(one seed: {start[0]:.3f} worse on GSM8K, {-start[1]:.3f} better" in text
-    others = ("distance, half", "activation, half", "first step, half", "warm start, half")
-    assert max(abs(gap(other, half, "gsm8k", usual)) for other in others) < 0.00105
+    assert max(abs(gap(other, half, "gsm8k", usual)) for other in OTHER_CHOICES) < 0.00105
+    on_text = [gap(other, half, "wikitext2", usual) for other in OTHER_CHOICES]
+    assert f"and {min(on_text):.3f} to {max(on_text):.3f} above it on WikiText-2, within chance" in text
+    apart = {task: gap("distance, half", half, task, SMALL_OWN, (rate, rate)) for task, rate in SMALL_RATES.items()}
+    assert f"a least distance ended {-apart['gsm8k']:.3f} below the default on GSM8K, significantly" in text
+    assert f"and {apart['wikitext2']:.3f} above it on WikiText-2, within chance" in text
+    assert abs(gap("late choice, half", half, "wikitext2", usual)) < 0.001
+    assert f"ended {gap('half, then a quarter', half, 'wikitext2', usual):.3f} above it, within chance" in text
+    sampled = {f"{gap(f'{name} in the focused half', half, 'wikitext2', usual):.3f}" for name in ("IST", "random")}
+    assert f"random, ended {sampled.pop()} above it, significantly" in text
+    assert not sampled
+    lost = [gap(half, "LoRA", "gsm8k", rows, (rate, rate)) for rows, rate in ((usual, 5e-4), (SMALL_OWN, 4e-3))]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").replace("\n>", "").split())
+    assert f"lost {lost[0]:.3f} and {lost[1]:.3f} nats on GSM8K" in readme
+    assert f"five seeds | GSM8K's loss {lost[1]:.3f} nats worse, three" in text
+
+
+def test_losses_of_longer_trainings_are_those_of_their_files() -> None:
+    text = words_of("focused.md")
+    rates = {"gsm8k": (2.5e-4, 2.5e-4), "wikitext2": (5e-4, 2.5e-4)}
+    found = {
+        (other, task): differences(HALF, other, task, LONGER, rates[task])
+        for other in ("LoRA", "LoRA, time of half")
+        for task in LOSSES
+    }
+    one, two, three, four = (mean(each) for each in found.values())
+    assert f"the half ended {one:.3f} nats above LoRA on GSM8K and {two:.3f} on WikiText-2" in text
+    assert f"at equal time (717 steps) {three:.3f} above it and {-four:.3f} below" in text
+    reach = [abs(mean(each)) + STUDENT[3] * stdev(each) / math.sqrt(3) for each in found.values()]
+    assert f"no interval reaches {max(reach):.3f}" in text
+    assert latest_steps(LONGER, "gsm8k", "LoRA, time of half") == 717
+    even = gap(EVEN, HALF, "wikitext2", LONGER)
+    assert f"In 750 steps the even half ended {even:.3f} above the default on WikiText-2, within chance" in text
 
 
 def test_losses_of_parts_of_the_depth_are_those_of_their_trainings() -> None:
@@ -226,7 +272,9 @@ def test_losses_of_parts_of_the_depth_are_those_of_their_trainings() -> None:
     assert max(abs(gap(*pair, "gsm8k", alike)) for pair in pairs) < 0.002
     assert f"ended {gap(quarter, 'LoRA', 'wikitext2', usual):.3f} above LoRA on WikiText-2, significantly" in text
     third = [gap("focused, third", "LoRA", task, usual) for task in ("gsm8k", "wikitext2")]
-    assert f"A third ended {third[0]:.3f} nats above LoRA on GSM8K, significantly, and {third[1]:.3f} on" in text
+    assert f"A third (five seeds) ended {third[0]:.3f} nats above LoRA on GSM8K and {third[1]:.3f} on" in text
+    right = 100 * gap("focused, third", "LoRA", "sst2", usual, (1.25e-4, 2.5e-4))
+    assert f"answered {-right:.1f} points less of SST-2" in text
     steps = [gap("above an eighth, half", "LoRA", task, usual) for task in ("gsm8k", "wikitext2")]
     assert f"they ended {steps[0]:.3f} nats above LoRA on GSM8K and {steps[1]:.3f} on WikiText-2, both" in text
     eighth, fourth = (
@@ -240,24 +288,14 @@ def test_losses_of_parts_of_the_depth_are_those_of_their_trainings() -> None:
     rates = (4e-3, 4e-3)
     better = gap("LoRA, time above an eighth", "above an eighth, half", "gsm8k", small, rates)
     assert f"small model's GSM8K was better by {better:.3f} nats" in text
-    first = [row for row in trainings_of("focused-small-h200.jsonl") if row["task"] == "wikitext2"]
-    losses = {
-        name: [row["learning_rate"] for row in first if row["method"] == name and row["seed"] == 2]
-        for name in ("LoRA", "even, half", "focused, half")
-    }
-    even_rate, lora_rate, half_rate = (losses[name][0] for name in ("even, half", "LoRA", "focused, half"))
-    assert (
-        f"and {-gap('even, half', 'LoRA', 'wikitext2', first, (even_rate, lora_rate)):.3f} below LoRA, signif" in text
-    )
-    worse = gap("focused, half", "LoRA", "wikitext2", first, (half_rate, lora_rate))
-    assert f"the default ended {worse:.3f} above LoRA, within chance" in text
-    between = gap("focused, half", "even, half", "wikitext2", first, (half_rate, even_rate))
-    assert f"the even half ended {between:.3f} nats below the default, within chance" in text
+    between = gap(HALF, EVEN, "wikitext2", SMALL_OWN, (2e-3, 2e-3))
+    below = -gap(EVEN, "LoRA", "wikitext2", SMALL_OWN, (2e-3, 1e-3))
+    assert f"the even half ended {between:.3f} nats below the default, and {below:.3f} below LoRA, both" in text
 
 
 def test_wikitext_has_no_ends_of_rows() -> None:
     """The first seed is the same with either tokenizer, as docs/results.md says."""
-    assert "ended where the first of its three seeds did, to the bit" in words_of("results.md")
+    assert "SmolLM2's first seed ended at the same loss with either, to the bit" in words_of("results.md")
     losses: dict[tuple[str, float], set[float]] = {}
     for row in ALL_SMALL:
         if row["task"] == "wikitext2" and row["seed"] == 0 and row["method"] in ("LoRA", "focused, half", "even, half"):
@@ -273,21 +311,37 @@ def test_commonsense_of_focused_training_is_that_of_its_trainings() -> None:
         for row in rows
     }
     gaps = [means["focused, half", seed] - means["LoRA, time of half", seed] for seed in (0, 1)]
-    assert f"was {-100 * mean(gaps):.1f} points below LoRA at equal time. Both seeds agree" in words_of("focused.md")
-    assert max(gaps) < 0
+    own = [row for row in trainings_of("focused-proof-small-h200.jsonl") if row["task"] == "commonsense"]
+    half, lora = (
+        mean(task["accuracy"] for row in own if row["method"] == name for task in row["test"].values())
+        for name in ("focused, half", "LoRA, time of half")
+    )
+    text = words_of("focused.md")
+    assert f"was {100 * (lora - half):.1f} points below LoRA at equal time (one seed)" in text
+    assert f"and {-100 * mean(gaps):.1f} points with [another token at the end of rows](results.md) (two seeds" in text
 
 
 def test_rates_of_the_half_are_those_of_its_curves() -> None:
-    curves: dict[str, dict[float, float]] = {}
-    for row in ALL_LARGE:
-        if (row["study"], row["task"]) == ("scaling", "gsm8k"):
-            curves.setdefault(row["method"], {})[row["learning_rate"]] = row["curve"][-1][2]
-    best = {name: min(curve, key=curve.__getitem__) for name, curve in curves.items()}
-    half, lora = best["half, sqrt"], best["all layers"]
-    off = curves["half, sqrt"][lora] - curves["half, sqrt"][half]
     text = words_of("focused.md")
-    assert (half, round(lora * 1e4, 1)) == (5e-4, 3.5)
-    assert f"loss at 5e-4 and LoRA at 3.5e-4, where the half is {off:.3f} nats above its own best" in text
+    curves: dict[str, dict[str, dict[float, float]]] = {task: {} for task in LOSSES}
+    for row in ALL_LARGE:
+        if row["study"] == "scaling" and not row.get("rows_end"):
+            curves[row["task"]].setdefault(row["method"], {})[row["learning_rate"]] = row["curve"][-1][2]
+    best = {
+        task: {name: min(curve, key=curve.__getitem__) for name, curve in found.items()}
+        for task, found in curves.items()
+    }
+    shown = {(task, name): f"{rate * 1e4:.1f}" for task, found in best.items() for name, rate in found.items()}
+    assert {shown[task, "half, sqrt"] for task in LOSSES} == {"5.0"}
+    assert [shown[task, "all layers"] for task in LOSSES] == ["3.5", "5.0"]
+    half = curves["gsm8k"]["half, sqrt"]
+    off = half[best["gsm8k"]["all layers"]] - min(half.values())
+    assert f"where the half is {off:.3f} nats above its own best, and at 5e-4 on WikiText-2" in text
+    lowest = {name: min(curve.values()) for name, curve in curves["wikitext2"].items()}
+    assert shown["wikitext2", "half, linear"] == "5.0"
+    assert abs(lowest["half, linear"] - lowest["half, sqrt"]) < 0.0005
+    kept = lowest["half, kept"] - lowest["half, sqrt"]
+    assert f"kept, the best is {kept:.3f} higher, at {shown['wikitext2', 'half, kept']}e-4" in text
 
 
 def test_what_norms_made_again_keep_and_how_busy_a_gpu_is_are_those_of_their_runs() -> None:

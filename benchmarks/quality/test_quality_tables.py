@@ -197,7 +197,7 @@ def test_a_question_says_on_which_task_lora_has_how_many_steps() -> None:
 
 
 def test_longer_focused_trainings_have_a_table_of_their_own_but_in_the_short_form() -> None:
-    settings = {"study": "focused", "task": "mawps"}
+    settings: dict[str, Any] = {"study": "focused", "task": "mawps"}
     lines = [line_of(name, n, 0.1 * n, **settings) for n in range(2) for name in ("LoRA", "focused, half")]
     longer = [line_of(name, 0, 0.3, steps=21, base_steps=21, **settings) for name in ("LoRA", "focused, half")]
     one, _, other, shown = verdict.verdict_section(figures.compare(lines + longer))

@@ -216,6 +216,16 @@ def test_other_adapters_are_refused_in_one_line(kind: str) -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
 
+def test_one_of_two_active_adapters_is_not_set_alone() -> None:
+    model = tiny_lora(init_lora_weights=True)
+    model.add_adapter("other", model.peft_config["default"])
+    model.base_model.set_adapter(["default", "other"])
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    with pytest.raises(ValueError, match=r"default and other are active: call model.set_adapter\('default'\)\.$"):
+        gradient_init(model, tiny_batches(1))
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
+
 def test_no_adapter_and_no_gradient_are_refused() -> None:
     with pytest.raises(ValueError, match="the model has no adapter"):
         gradient_init(tiny_llama(), tiny_batches(1))

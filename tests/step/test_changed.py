@@ -287,6 +287,23 @@ def test_a_trainer_stops_where_a_callback_changes_the_adapter(tmp_path: Any) -> 
     assert traces(model)["hooks"] == before["hooks"]
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_deleted_adapter_is_named(fused: bool) -> None:
+    """PEFT's own forward would say KeyError."""
+    model = tiny_lora()
+    tuner = SparseTuner(model, num_active_layers=1, fused=fused)
+    (batch,) = tiny_batches(1)
+    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
+    with tuner.step(optimizer):
+        model(**batch).loss.backward()
+        optimizer.step()
+    model.delete_adapter("default")
+    with pytest.raises(ValueError, match=r"^No adapter is active, and 'default' was .* deleted, close this tuner"):
+        tuner.begin_step()
+    assert tuner.active_layers is None
+    tuner.close()
+
+
 def add_again(model: Any) -> None:
     model.delete_adapter("default")
     model.add_adapter("default", LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))

@@ -27,6 +27,7 @@ from torch import distributed as dist
 from torch.nn import functional
 
 from ..adapters.layers import discover_layers, find_adapters
+from ..adapters.responses import active_names
 from ..config import check_loss_function, check_seed, with_checked_keywords
 from ..runtime.distributed import current_ranks
 from ..runtime.sharding import is_deepspeed, is_sharded
@@ -76,8 +77,8 @@ def gradient_init(
         How many modules were set.
 
     Raises:
-        ValueError: the adapters are of another kind or have been trained, the model is sharded, or a batch does not
-            fit.
+        ValueError: the adapters are of another kind or have been trained, several are active, the model is sharded,
+            or a batch does not fit.
     """
     check_num_batches(num_batches)
     check_seed(seed)
@@ -118,6 +119,12 @@ def linear_modules(model: nn.Module) -> dict[str, tuple[nn.Linear, nn.Linear]]:
         raise ValueError(
             f"gradient_init sets A of LoRA, and the model has {', '.join(sorted(kinds)) or 'no adapter'}: give a PEFT "
             "model with one LoraConfig (use_dora and use_rslora as you like), or start from PEFT's initialisation."
+        )
+    active = sorted({name for module in adapters.values() for name in active_names(module) or []})
+    if len(active) > 1:
+        raise ValueError(
+            f"gradient_init sets one adapter, and {' and '.join(active)} are active: call "
+            f"model.set_adapter({active[0]!r})."
         )
     if is_sharded(model) or is_deepspeed(model):
         raise ValueError("gradient_init sets whole matrices, and the model is sharded: call it before FSDP or ZeRO-3.")

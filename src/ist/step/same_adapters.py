@@ -17,9 +17,8 @@ __all__ = ["SameAdapters"]
 
 
 class SameAdapters(Part):
-    """Makes sure, where a step begins or continues, that no adapter is active but those that the tuner was made for.
-
-    Some of them alone may be active. Within a micro-batch any other adapter may be, as a reference is.
+    """Makes sure, where a step begins or continues, that some of the adapters that the tuner was made for are active,
+    and no others. Within a micro-batch any other adapter may be, as a reference is.
 
     Args:
         view: the model in training.
@@ -37,7 +36,7 @@ class SameAdapters(Part):
         self.check()
 
     def check(self) -> None:
-        """Raise ValueError where others are active."""
+        """Raise ValueError where others are active, or none any more."""
         found = [vars(module).get("_active_adapter") or active_names(module) for module in self._modules]
         if found == self._allowed:
             return
@@ -48,6 +47,12 @@ class SameAdapters(Part):
                     f"every layer of {listed(others)} would train: call {set_adapter(known)} before the step, or close "
                     "this tuner, and make an optimizer and a SparseTuner for the new adapter."
                 )
+        if any(self._known) and not any(active_names(module) for module in self._modules):
+            known = next(filter(None, self._known))
+            raise ValueError(
+                f"No adapter is active, and {listed(known)} was when this tuner was made: call {set_adapter(known)}, "
+                "or, if it was deleted, close this tuner, and make an optimizer and a SparseTuner for another adapter."
+            )
         # Copies: PEFT keeps the list that it was given, which its owner may change.
         self._allowed = [list(names) if isinstance(names, list) else names for names in found]
 
