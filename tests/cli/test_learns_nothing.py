@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, PeftConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from ist.bottleneck import BottleneckConfig
@@ -38,6 +40,11 @@ NOTHING = [
     ("oft", {"module_dropout": 1}, "module_dropout to 1: give a number from 0 to below 1."),
     ("bottleneck", {"scaling": 0}, "scaling to 0, with which the adapter adds nothing: give another number."),
 ]
+
+
+NEW = {"lora": "lora_r", "bottleneck": "bottleneck_size"}
+OF: dict[str, list[str]] = {"lora": [], "bottleneck": ["--adapter=series"]}
+"""The flag of a new adapter's rank, and that of its kind."""
 
 
 @pytest.fixture
@@ -75,6 +82,54 @@ def test_no_training_continues_from_an_adapter_that_learns_nothing(
         assert (status, len(lines)) == (2, 1)
         assert f"{adapter} sets {said}" in lines[0]
         assert not (folder / "adapter_model.safetensors").exists()
+
+
+def test_no_training_continues_from_zeros_alone(
+    tiny_model_folder: Path, rows: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Of LoRA's product each matrix has a gradient only where the other is not zero."""
+    adapter = saved(tiny_model_folder, tmp_path / "adapter", "lora")
+    file = adapter / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({name: torch.zeros_like(weight) for name, weight in weights.items()}, file)
+    train = (
+        "train",
+        "--use_cpu",
+        "--bf16=false",
+        "--max_steps=1",
+        "--data_files",
+        rows,
+        "--model_name_or_path",
+        adapter,
+    )
+    status, lines = run(capsys, *train, "--output_dir", tmp_path / "out")
+    assert (status, len(lines)) == (2, 1)
+    assert f"The adapter in {adapter} holds zeros alone, from which no gradient starts: give its base" in lines[0]
+    first = next(iter(weights))
+    save_file({name: torch.zeros_like(weight).add_(name == first) for name, weight in weights.items()}, file)
+    assert run(capsys, *train, "--output_dir", tmp_path / "other")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        ("lora", {"r": 10**9}, "sets r to 1000000000, which no memory holds: give at most 65536."),
+        ("lora", {"rank_pattern": {"q_proj": 10**9}}, "sets rank_pattern of 'q_proj' to 1000000000, which no memory"),
+        ("bottleneck", {"bottleneck_size": 10**9}, "sets bottleneck_size to 1000000000, which no memory holds"),
+    ],
+)
+def test_a_rank_that_no_memory_holds_is_refused_before_its_matrices_are_made(
+    kind: str, settings: dict[str, Any], said: str, tiny_model_folder: Path, rows: Path, tmp_path: Path, capsys: Any
+) -> None:
+    adapter = saved(tiny_model_folder, tmp_path / "adapter", kind, **settings)
+    train = ("train", "--use_cpu", "--bf16=false", "--data_files", rows, "--model_name_or_path")
+    for model in ([adapter], [tiny_model_folder, "--adapter", adapter]):
+        status, lines = run(capsys, *train, *model)
+        assert (status, len(lines)) == (2, 1)
+        assert f"{adapter} {said}" in lines[0]
+    status, lines = run(capsys, *train, tiny_model_folder, f"--{NEW[kind]}={10**9}", *OF[kind])
+    assert (status, len(lines)) == (2, 1)
+    assert "to 1000000000, which no memory holds" in lines[0]
 
 
 def test_a_new_vera_that_begins_at_0_twice_learns_nothing(

@@ -19,7 +19,9 @@ __all__ = [
     "check_alone",
     "check_base",
     "check_learning",
+    "check_matrices",
     "check_numbers",
+    "check_ranks",
     "holds_adapter",
     "put_adapter",
     "read_config",
@@ -36,6 +38,10 @@ REFUSED = {
 """Settings that no adapter's file may have, and why."""
 MOST_ROUNDS = 1000
 """Of PiSSA's singular values, for which PEFT's examples take 4 to 16."""
+RANKS = ("r", "init_r", "target_r", "bottleneck_size")
+"""Settings that are a side of every matrix."""
+MOST_RANKS = 1 << 16
+"""As many as the widest layers of today's models have features: memory ends before."""
 FACTORS = ("lora_alpha", "alpha", "scaling", "delora_lambda", "psoft_alpha", "randlora_alpha")
 """Settings by which what an adapter adds is multiplied."""
 PATTERNS = ("alpha_pattern", "lambda_pattern", "rank_pattern")
@@ -109,6 +115,44 @@ def check_numbers(settings: Mapping[str, Any], where: str) -> None:
             raise ValueError(
                 f"{where} sets {name} to {value[:40]!r}, which would take for ever: give at most {MOST_ROUNDS} rounds."
             )
+    check_ranks(settings, where)
+
+
+def check_ranks(settings: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError at a rank that no memory holds, before matrices of it are made.
+
+    Args:
+        settings: of an adapter by name.
+        where: they come from.
+    """
+    pattern = settings.get("rank_pattern")
+    ranks = {name: settings.get(name) for name in RANKS}
+    if isinstance(pattern, Mapping):
+        ranks |= {f"rank_pattern of {module!r}": rank for module, rank in pattern.items()}
+    for name, rank in ranks.items():
+        if isinstance(rank, (int, float)) and rank > MOST_RANKS:
+            raise ValueError(f"{where} sets {name} to {rank}, which no memory holds: give at most {MOST_RANKS}.")
+
+
+def check_matrices(model: Any, source: str) -> None:
+    """Raise ValueError where both matrices of every module with LoRA are zero: no gradient starts from there.
+
+    Args:
+        model: with a saved adapter on it, whose training is to continue.
+        source: the adapter's folder or name.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    pairs = [
+        (module.lora_A[name].weight, module.lora_B[name].weight)
+        for module in model.modules()
+        if isinstance(module, LoraLayer)
+        for name in module.lora_A
+    ]
+    if pairs and not any(weight.any() for pair in pairs for weight in pair):
+        raise ValueError(
+            f"The adapter in {source} holds zeros alone, from which no gradient starts: give its base, for a new one."
+        )
 
 
 def check_learning(settings: Mapping[str, Any], where: str) -> None:

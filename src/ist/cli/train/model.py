@@ -12,7 +12,15 @@ from trl import get_quantization_config
 from ..expressions import check_expressions
 from ..loading import check_tokens, load_causal_model, load_tokenizer
 from ..quickstart_model import QUICKSTART_MODEL, quickstart_model_path
-from ..saved_adapter import check_base, check_learning, holds_adapter, put_adapter, read_config
+from ..saved_adapter import (
+    check_base,
+    check_learning,
+    check_matrices,
+    check_ranks,
+    holds_adapter,
+    put_adapter,
+    read_config,
+)
 from .arguments import RunArguments
 from .ends import choose_eos
 from .methods import ADAPTER_FLAGS
@@ -44,6 +52,7 @@ def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
     source = str(quickstart_model_path()) if name == QUICKSTART_MODEL else name
     if not holds_adapter(source, run.model.model_revision):
         config = run.peft_config()
+        check_ranks({} if config is None else vars(config), f"--adapter {run.ist.adapter}")
         model = load_base(run, source, run.model.model_revision, config)
         if config is not None:
             check_expressions(config, model, f"--adapter {run.ist.adapter}")
@@ -64,6 +73,7 @@ def load_model(run: RunArguments) -> tuple[Any, Any, Any]:
     model = load_base(run, base, revision, saved)
     check_tokens(place[0], model, tokenizer)
     model = put_adapter(model, source, saved, is_trainable=True, revision=run.model.model_revision)
+    check_matrices(model, source)
     run.ist.adapter = kind_of(saved)
     logger.warning("Training continues from the adapter in %s (%s), on %s.", source, run.ist.adapter, base)
     return model, tokenizer, None
