@@ -143,7 +143,7 @@ def check_matrices(model: Any, source: str) -> None:
     """
     from peft.tuners.lora import LoraLayer
 
-    pairs = [
+    pairs: list[tuple[Any, Any]] = [
         (module.lora_A[name].weight, module.lora_B[name].weight)
         for module in model.modules()
         if isinstance(module, LoraLayer)
