@@ -17,7 +17,7 @@ AGAIN = ", norms recomputed"
 def norms_table(result: dict[str, Any], shown_as: Mapping[str, str]) -> str:
     """Time and activations of fused steps that keep the outputs of norms, and of the same steps that do not.
 
-    Activations are beside PEFT's LoRA with float32 adapters and dropout, without Liger, as the target has it.
+    Activations are beside PEFT's LoRA, as the target has it.
 
     Args:
         result: of `run.py` with the groups `lora`, `focused` and `focused-norms`.
@@ -32,8 +32,9 @@ def norms_table(result: dict[str, Any], shown_as: Mapping[str, str]) -> str:
             times = [f"{median(row['step_ms']):.0f}" for row in both]
             kept = [f"{gib:.2f} ({gib / lora:.3f})" for gib in (median(row["activation_gib"]) for row in both)]
             lines.append((shown, *times, *kept))
-    header = ("16 × 256 tokens", "kept, ms", "made again, ms", "kept, GiB (÷ PEFT)", "made again, GiB (÷ PEFT)")
-    return f"{markdown(header, lines)}\n\n{source(result)}."
+    header = ("16 × 256 tokens", "kept, ms", "made again, ms", "kept, GiB (÷ LoRA)", "made again, GiB (÷ LoRA)")
+    base = "÷ LoRA is to PEFT's on all layers, with float32 adapters and dropout, without Liger."
+    return f"{markdown(header, lines)}\n\n{source(result)}. {base}"
 
 
 def busy_table(result: dict[str, Any], shown_as: Mapping[str, str]) -> str:
