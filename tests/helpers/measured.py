@@ -38,8 +38,8 @@ def lines_walked() -> int | None:
 def unmeasured() -> Iterator[None]:
     """Stop every measuring of this process, and start it again.
 
-    pytest-cov's own `no_cover` stops one. In a process of pytest-xdist two are on, one around the other (pytest-cov 7.1),
-    and the one that is left takes as long as both.
+    pytest-cov's own `no_cover` stops one. In a process of pytest-xdist two are on, one around the other (pytest-cov
+    7.1), and the one that is left takes as long as both.
     """
     coverage: Any = sys.modules["coverage"]
     stopped = []
