@@ -99,7 +99,7 @@ class Forked:
             raise
         out, error = (file.read_text() for file in self._streams)
         self._folder.cleanup()
-        return subprocess.CompletedProcess(self.pid, status, out, error)
+        return subprocess.CompletedProcess([str(self.pid)], status, out, error)
 
     def _send(self, request: Any) -> None:
         stream = server().stdin
