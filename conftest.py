@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network
 
@@ -33,6 +36,25 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     packer writes into bytes (the second of the day) differs between two.
     """
     return argname if isinstance(val, bytes) or (isinstance(val, str) and len(val) > 200) else None
+
+
+HEAVY = ["torch", "transformers.trainer", "peft", "trl", "datasets", "diffusers", "matplotlib.pyplot"]
+"""Libraries of many tests, whose import takes several times as long while coverage is measured."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Import them first, unmeasured, in the processes that run tests."""
+    config = session.config
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        measured: Any = config.pluginmanager.get_plugin("tests.helpers.measured")
+        if measured.lines_walked() is not None:
+            with measured.unmeasured(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for name in HEAVY:
+                    with contextlib.suppress(ImportError):
+                        importlib.import_module(name)
+    return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -36,6 +35,7 @@ from ist.focusing import find_focus
 from ist.method.spreading import best_of_parts
 from ist.probing.gradients import FirstMatrices
 from tests.helpers.models import make_batch, make_model
+from tests.helpers.processes import run
 from tests.helpers.tiny import layer_of, tiny_batches, tiny_llama, tiny_lora
 
 LINEAR = ["q_proj", "v_proj", "up_proj", "down_proj"]
@@ -150,8 +150,8 @@ def test_a_saved_adapter_answers_without_this_library(tmp_path: Path) -> None:
         "torch.testing.assert_close(merged(input_ids=ids).logits, logits, atol=1e-4, rtol=1e-4)\n"
         "print([name for name in sys.modules if name.split('.')[0] == 'ist'])\n"
     )
-    out = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[]"
+    done = run(code, tmp_path)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_ranks_stop_at_the_smaller_side_and_the_rest_goes_to_the_others() -> None:

@@ -43,6 +43,7 @@ def shapes(size: str, method: str) -> tuple[tuple[str, tuple[int, ...], int, boo
     return tuple((name, tuple(p.shape), p.element_size(), p.requires_grad) for name, p in model.named_parameters())
 
 
+@lru_cache
 def num_layers(size: str) -> int:
     """Decoder layers of a shape."""
     return model_config(size).num_hidden_layers  # type: ignore[attr-defined]

@@ -21,6 +21,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def lowest_layer(size: str, method: str) -> float:
     return {"lora": 0, "focused": 1}[method]
 
 
+@lru_cache
 def work(size: str, method: str, rows: int, tokens: int) -> float:
     """`F`: floating-point operations of a step on each GPU."""
     layers, trained = num_layers(size), trained_layers(size, method)
@@ -105,6 +107,7 @@ def work(size: str, method: str, rows: int, tokens: int) -> float:
     return rows * tokens * per_token
 
 
+@lru_cache
 def traffic(size: str, method: str, engine: str, processes: int) -> Traffic:
     """Bytes of a step at the collectives.
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -21,6 +19,7 @@ from ist.adapters.responses import scaled_response
 from ist.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel, register
 from ist.bottleneck.layer import Position
 from tests.helpers.bottlenecks import randomise
+from tests.helpers.processes import run
 
 SMALL: dict[str, Any] = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 CONFIGS = {
@@ -439,8 +438,8 @@ print(type(PeftConfig.from_pretrained(sys.argv[1])).__name__)
 
 def test_a_fresh_process_loads_an_adapter_after_one_import(tmp_path):
     make_model().save_pretrained(tmp_path)
-    run = subprocess.run([sys.executable, "-c", LOADING, tmp_path], capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == ["refused 'BOTTLENECK'", "BottleneckConfig"]
+    done = run(LOADING, tmp_path)
+    assert done.stdout.splitlines() == ["refused 'BOTTLENECK'", "BottleneckConfig"], done.stderr
 
 
 def test_model_card_says_once_how_to_load(tmp_path):

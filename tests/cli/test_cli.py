@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import subprocess
 import sys
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -20,6 +19,7 @@ from ist.cli.train.arguments import parse_arguments
 from ist.cli.train.command import train
 from ist.cli.train.data import load_data
 from ist.cli.train.folder import settle_former_run
+from tests.helpers.processes import run
 
 QUICK = [
     "--max_steps=6", "--per_device_train_batch_size=4", "--logging_steps=2", "--update_interval=2",
@@ -85,7 +85,7 @@ model = PeftModel.from_pretrained(model, {str(finished[0])!r})
 inputs = tokenizer("2 and 3", return_tensors="pt")
 print(bool((model(**inputs).logits != plain).any()), model.generate(**inputs, max_new_tokens=4).shape[1])
 """
-    process = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    process = run(code)
     assert process.returncode == 0, process.stderr
     assert process.stdout.split() == ["True", "11"]
 

@@ -19,8 +19,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -32,12 +30,12 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
 
 from ist import IST, History, SparseTuner, last_checkpoint, read_history
+from tests.helpers.processes import Forked, run
 from tests.helpers.tiny import snapshot, tiny_batches, tiny_lora, tiny_rows, traces, trainable
 from tests.helpers.trainers import make_trainer
 
 ON_A_FULL_DISK = """
-import json, resource, signal, sys, warnings
-sys.path.insert(0, {tests!r})
+import json, resource, signal, warnings
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 def limit(size):
@@ -46,9 +44,7 @@ def limit(size):
 
 
 def run_script(script: str) -> str:
-    code = ON_A_FULL_DISK.format(tests=str(Path(__file__).parents[2])) + script
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
+    done = run(ON_A_FULL_DISK + script)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -224,22 +220,15 @@ def test_a_signal_writes_a_checkpoint_and_stops(
         "--num_test_problems=0", "--per_device_train_batch_size=2", "--logging_steps=1", "--save_strategy=no",
         "--use_cpu", "--lora_r=4", "--output_dir", str(tmp_path), "--update_interval=5",
     ]  # fmt: skip
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ist", *flags]
-    process = subprocess.Popen(
-        [*command, "--max_steps=100000"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # Under nohup it is ignored.
-    )  # fmt: skip
+    process = Forked("import runpy; runpy.run_module('ist', run_name='__main__')", *flags, "--max_steps=100000")
     history = tmp_path / "ist_history.jsonl"
     end = time.monotonic() + 90
     while time.monotonic() < end and (not history.exists() or history.read_text().count('"step"') < 10):
         time.sleep(0.05)
-    process.send_signal(number)
-    try:
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == status, errors
+    os.kill(process.pid, number)
+    ended = process.wait(timeout=60)
+    errors = ended.stderr
+    assert ended.returncode == status, errors
     (line,) = [line for line in errors.splitlines() if line.startswith("ist train: ")]
     checkpoint = last_checkpoint(tmp_path)
     assert checkpoint

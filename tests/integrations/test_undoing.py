@@ -145,9 +145,7 @@ def test_nothing_thaws_a_frozen_layer_in_a_loop_by_hand(name: str, checkpointing
         if (kind := CHECKPOINTING[checkpointing]) is not None:
             checkpoint_activations(model.get_base_model(), **kind)
             model.get_base_model().enable_input_require_grads()
-        steps = train_sparsely(
-            model, tiny_batches(2), 6, {moment: INTERVENTIONS[name]}, num_active_layers=2, update_interval=3
-        )
+        steps = train_sparsely(model, tiny_batches(2), 4, {moment: INTERVENTIONS[name]}, num_active_layers=2)
         check_steps(only_default(steps) if name in MOVE_OTHERS else steps, default_names(model))
 
 
