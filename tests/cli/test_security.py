@@ -149,7 +149,7 @@ LAUGHS = 'a: &a ["x","x","x","x","x","x","x","x","x"]\n' + "".join(
         (LAUGHS, "repeats an alias too often"),
         ("data_files: &a [*a]\n", "a value that contains itself in line 1"),
         ("a: &a {<<: *a}\n", "a value that contains itself"),
-        ("data_files: " + "[" * 1000 + "]" * 1000 + "\n", "nests too deep"),
+        ("data_files: " + "[" * 49_000 + "]" * 49_000 + "\n", "nests too deep"),
         ("data_files: " + "[" * 50 + "]" * 50 + "\n", "nests too deep"),
         ("max_steps: 1" + "0" * 5000 + "\n", "has a number of 5001 characters in line 1"),
         ("a: x\n" * 30_000, "a recipe has at most 100000"),

@@ -97,6 +97,22 @@ def run_name(file: Path) -> str:
     return f"{name}-file" if not ours and name in {recipe.stem for recipe in list_recipes()} else name
 
 
+class BoundedLoader(yaml.SafeLoader):
+    """YAML without types of its own, which stops where it nests too deep: each further level takes longer to read."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Raises: RecursionError, with twice the levels that a recipe has."""
+        if self.depth > 2 * MOST_LEVELS:
+            raise RecursionError
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
 def read_recipe(file: Path) -> dict[str, Any]:
     """The keys and values of a recipe; its size, depth, numbers and repetitions are bounded.
 
@@ -106,7 +122,7 @@ def read_recipe(file: Path) -> dict[str, Any]:
     if file.stat().st_size > MOST_BYTES:
         raise ValueError(f"{file} has {file.stat().st_size} bytes: a recipe has at most {MOST_BYTES}.")
     try:
-        loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
+        loader = BoundedLoader(file.read_text(encoding="utf-8"))
         root = loader.get_single_node()
         if root is not None:
             check_nodes(root, file)
