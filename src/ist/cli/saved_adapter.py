@@ -143,13 +143,15 @@ def check_matrices(model: Any, source: str) -> None:
     """
     from peft.tuners.lora import LoraLayer
 
-    pairs: list[tuple[Any, Any]] = [
-        (module.lora_A[name].weight, module.lora_B[name].weight)
+    weights: list[Any] = [
+        part[name].weight
         for module in model.modules()
         if isinstance(module, LoraLayer)
-        for name in module.lora_A
+        for part in (module.lora_A, module.lora_B)
+        for name in part
     ]
-    if pairs and not any(weight.any() for pair in pairs for weight in pair):
+    here = all(weight.numel() and not weight.is_meta for weight in weights)  # Not on other ranks.
+    if weights and here and not any(weight.any() for weight in weights):
         raise ValueError(
             f"The adapter in {source} holds zeros alone, from which no gradient starts: give its base, for a new one."
         )
