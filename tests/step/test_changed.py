@@ -287,9 +287,8 @@ def test_a_trainer_stops_where_a_callback_changes_the_adapter(tmp_path: Any) -> 
     assert traces(model)["hooks"] == before["hooks"]
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_deleted_adapter_is_named(fused: bool) -> None:
-    """PEFT's own forward would say KeyError."""
+def after_a_step(fused: bool) -> tuple[Any, SparseTuner, dict[str, Any]]:
+    """A model, its tuner and a batch of which one step was trained."""
     model = tiny_lora()
     tuner = SparseTuner(model, num_active_layers=1, fused=fused)
     (batch,) = tiny_batches(1)
@@ -297,6 +296,13 @@ def test_a_deleted_adapter_is_named(fused: bool) -> None:
     with tuner.step(optimizer):
         model(**batch).loss.backward()
         optimizer.step()
+    return model, tuner, batch
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_deleted_adapter_is_named(fused: bool) -> None:
+    """PEFT's own forward would say KeyError."""
+    model, tuner, _ = after_a_step(fused)
     model.delete_adapter("default")
     with pytest.raises(ValueError, match=r"^No adapter is active, and 'default' was .* deleted, close this tuner"):
         tuner.begin_step()
@@ -320,13 +326,7 @@ def assign(model: Any) -> None:
 @pytest.mark.parametrize("fused", [True, False])
 def test_parameters_that_were_replaced_need_another_tuner(change: Any, fused: bool) -> None:
     """The step would never end, or without the fused step train every layer."""
-    model = tiny_lora()
-    tuner = SparseTuner(model, num_active_layers=1, fused=fused)
-    (batch,) = tiny_batches(1)
-    optimizer = torch.optim.SGD(trainable(model), lr=0.1)
-    with tuner.step(optimizer):
-        model(**batch).loss.backward()
-        optimizer.step()
+    model, tuner, batch = after_a_step(fused)
     change(model)
     optimizer = torch.optim.SGD(trainable(model), lr=0.1)
     with pytest.raises(ValueError, match=r"layers.0 were replaced .* make another SparseTuner"), tuner.step(optimizer):
