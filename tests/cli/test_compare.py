@@ -54,13 +54,14 @@ def command(folder: Path, model: Path, *more: str) -> list[str]:
 
 
 def kill_when(file: Path) -> threading.Thread:
-    """Kill the child of this process once a file is there."""
+    """Kill the training that this process has started once a file is there; other tests have children here too."""
 
     def watch() -> None:
         while not file.exists():
             time.sleep(0.005)
         for child in psutil.Process().children():
-            child.kill()
+            if child.cmdline()[1:4] == ["-m", "ist", "train"]:
+                child.kill()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
