@@ -11,11 +11,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from device import ON_CPUS
+
+from tests.helpers.processes import Forked
+
 
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def start(command: Sequence[str | Path], env: Mapping[str, str]) -> Forked | subprocess.Popen[str]:
+    if ON_CPUS:
+        return Forked(*command, env=env)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, *map(str, command)], env=env, stdout=pipe, stderr=pipe, text=True)
 
 
 def launch(
@@ -25,6 +36,8 @@ def launch(
     env: Mapping[str, str] | None = None,
 ) -> list[subprocess.CompletedProcess[str]]:
     """Run `python *command` in processes that know each other, and wait for all of them.
+
+    On CPUs they are forked from one that has imported the libraries.
 
     Returns:
         Exit status and output of each. When one fails, the others have ten seconds to end, and are ended then.
@@ -42,16 +55,7 @@ def launch(
         "TOKENIZERS_PARALLELISM": "false",
         **(env or {}),
     }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(num_processes)
-    ]
+    processes = [start(command, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(num_processes)]
     finished = []
     try:
         for process in processes:

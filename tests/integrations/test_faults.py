@@ -215,22 +215,25 @@ def test_a_signal_writes_a_checkpoint_and_stops(
     number: int, status: int, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("trl")
+    folder = tmp_path / "run"
     flags = [
         "train", "--model_name_or_path", str(tiny_model_folder), "--task=word-problems", "--num_train_problems=64",
         "--num_test_problems=0", "--per_device_train_batch_size=2", "--logging_steps=1", "--save_strategy=no",
-        "--use_cpu", "--lora_r=4", "--output_dir", str(tmp_path), "--update_interval=5",
+        "--use_cpu", "--lora_r=4", "--output_dir", str(folder), "--update_interval=5",
     ]  # fmt: skip
-    process = Forked("import runpy; runpy.run_module('ist', run_name='__main__')", *flags, "--max_steps=100000")
-    history = tmp_path / "ist_history.jsonl"
+    command = tmp_path / "command.py"
+    command.write_text("import sys\nfrom ist.cli.main import main\nsys.exit(main())\n")
+    process = Forked(command, *flags, "--max_steps=100000")
+    history = folder / "ist_history.jsonl"
     end = time.monotonic() + 90
     while time.monotonic() < end and (not history.exists() or history.read_text().count('"step"') < 10):
         time.sleep(0.05)
     os.kill(process.pid, number)
-    ended = process.wait(timeout=60)
+    ended = process.completed(timeout=60)
     errors = ended.stderr
     assert ended.returncode == status, errors
     (line,) = [line for line in errors.splitlines() if line.startswith("ist train: ")]
-    checkpoint = last_checkpoint(tmp_path)
+    checkpoint = last_checkpoint(folder)
     assert checkpoint
     step = int(checkpoint.name.rpartition("-")[2])
     assert line.startswith(f"ist train: stopped after step {step}; ")
@@ -239,8 +242,8 @@ def test_a_signal_writes_a_checkpoint_and_stops(
         from ist.cli.main import main
 
         assert main([*flags, f"--max_steps={step + 3}", "--resume_from_checkpoint", "last"]) == 0
-        assert json.loads((tmp_path / "ist_result.json").read_text())["num_steps"] == step + 3
-        steps = [event["step"] for event in read_history(tmp_path) if event["event"] == "step"]
+        assert json.loads((folder / "ist_result.json").read_text())["num_steps"] == step + 3
+        steps = [event["step"] for event in read_history(folder) if event["event"] == "step"]
         assert steps == list(range(1, step + 4))
 
 
