@@ -52,7 +52,7 @@ def test_one_that_does_not_end_is_killed(tmp_path: Path) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         process.completed(timeout=0.5)
     process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.poll() == -signal.SIGKILL
 
 
 def test_several_run_at_once_each_in_its_environment(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def launch(
         "TOKENIZERS_PARALLELISM": "false",
         **(env or {}),
     }
-    processes = [start(command, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(num_processes)]
+    ranks = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
+    processes = [start(command, environment) for environment in ranks]
     finished = []
     try:
         for process in processes:
@@ -66,8 +67,10 @@ def launch(
                     raise
                 process.kill()  # So that what the failed one has said is seen.
                 out, err = process.communicate()
-            finished.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-            timeout = timeout if process.returncode == 0 else 10
+            status = process.returncode
+            assert status is not None
+            finished.append(subprocess.CompletedProcess(process.args, status, out, err))
+            timeout = timeout if status == 0 else 10
     finally:
         for process in processes:
             process.kill()

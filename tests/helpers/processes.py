@@ -91,6 +91,10 @@ class Forked:
         """Its exit status, None while it runs, and -N where signal N ended it."""
         return self._process.exitcode
 
+    def poll(self) -> int | None:
+        """As `returncode`."""
+        return self.returncode
+
     def kill(self) -> None:
         """End it; one that has ended stays as it is."""
         self._process.kill()
@@ -102,7 +106,7 @@ class Forked:
             subprocess.TimeoutExpired: it has not ended in so many seconds, and goes on.
         """
         self._process.join(timeout)
-        if self.returncode is None:
+        if timeout is not None and self.returncode is None:
             raise subprocess.TimeoutExpired(self.args, timeout)
         out, error = (file.read_text() for file in self._streams)
         return out, error
