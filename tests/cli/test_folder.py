@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 import ist.cli.train.command as command
 from ist.cli.main import main
 from ist.cli.train.arguments import RunArguments, parse_arguments
-from ist.cli.train.folder import numbered, run_folder
+from ist.cli.train.folder import find_checkpoint, numbered, run_folder
 from ist.cli.train.lock import LOCK_FILE, FolderLock
 from ist.runtime.distributed import Ranks
 
@@ -304,3 +304,78 @@ def test_what_one_process_cannot_have_is_an_error_for_all(folder: str, ranks: Ra
 
 def test_numbers() -> None:
     assert [str(numbered(Path("a/b"), number)) for number in (1, 2, 11)] == ["a/b", "a/b-2", "a/b-11"]
+
+
+# ---- What a run may write over
+
+
+def test_overwriting_leaves_nothing_of_the_former_run_and_all_else() -> None:
+    leave_run("mine", 3)
+    written = [
+        "adapter_config.json", "adapter_model.safetensors", "model.safetensors", "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json", "config.json", "generation_config.json", "ist_history.jsonl", "focus.json",
+        "ist_greedy.json", "ist_eval.json", "importance.png", "ist_result.json",
+    ]  # fmt: skip
+    for name in [*written, "notes.txt", "model.py", "data.json"]:
+        Path("mine", name).write_text("{}")
+    with run_folder(parse("--output_dir=mine", "--overwrite"), Ranks()) as folder:
+        left = sorted(path.name for path in folder.iterdir())
+    assert left == sorted([LOCK_FILE, "data.json", "model.py", "notes.txt"])
+
+
+def test_a_whole_model_over_an_adapter_is_loaded_without_it(tiny_model_folder: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    flags = [
+        "train", "--model_name_or_path", str(tiny_model_folder), "--task=word-problems", "--num_train_problems=8",
+        "--num_test_problems=0", "--max_steps=2", "--use_cpu", "--save_strategy=no", "--output_dir=mine",
+        "--bf16=false",
+    ]  # fmt: skip
+    assert main([*flags, "--method=ist"]) == 0
+    assert main([*flags, "--method=full", "--overwrite"]) == 0
+    model = AutoModelForCausalLM.from_pretrained("mine")
+    assert not isinstance(model, PeftModel)
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+    assert not Path("mine", "ist_history.jsonl").exists()
+
+
+def test_a_checkpoint_from_elsewhere_does_not_write_over_another_run() -> None:
+    leave_run("mine")
+    leave_run("other", 3)
+    run = parse("--output_dir=mine", "--resume_from_checkpoint=other/checkpoint-3")
+    with pytest.raises(ValueError, match="mine holds another run: give another --output_dir"), run_folder(run, Ranks()):
+        pass
+    with run_folder(parse("--output_dir=new", "--resume_from_checkpoint=other/checkpoint-3"), Ranks()) as folder:
+        assert folder == Path("new")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model_name_or_path=mine"],
+        ["--model_name_or_path=./mine/checkpoint-3", "--overwrite"],
+        ["--model_name_or_path=mine", "--overwrite"],
+        ["--adapter=mine/adapter_config.json", "--overwrite"],
+    ],
+)
+def test_what_a_run_begins_with_is_not_written_over(flags: list[str]) -> None:
+    leave_run("mine", 3)
+    Path("mine", "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}')
+    arguments = ["--task=word-problems", "--bf16=false", "--use_cpu", "--output_dir=mine", *flags]
+    if "--model" not in flags[0]:
+        arguments.append("--model_name_or_path=x")
+    before = sorted(Path().rglob("*"))
+    run = parse_arguments(arguments)
+    with (
+        pytest.raises(ValueError, match=f"{flags[0].replace('=', ' ')} would be written over"),
+        run_folder(run, Ranks()),
+    ):
+        pass
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_the_folder_of_a_run_is_no_checkpoint() -> None:
+    leave_run("mine", 3, 5)
+    with pytest.raises(ValueError, match=r"^mine is the folder of a run: give .* such as mine/checkpoint-5\.$"):
+        find_checkpoint("mine", Path("new"))

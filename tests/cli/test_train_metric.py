@@ -176,3 +176,15 @@ def test_a_finished_run_is_analysed_without_its_recipes_metric(
 def test_a_finished_run_brings_no_function_along() -> None:
     recorded = ["--seed=1", "--metric_function", "f.py:g", "--max_new_tokens=3", "--labels", "a", "b", "--lora_r=2"]
     assert without_authority(recorded, "ist_result.json") == ["--seed=1", "--lora_r=2"]
+
+
+def test_a_function_that_fails_after_training_costs_no_adapter(
+    tiny_model_folder: Path, mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "calls = []\ndef mark(response, expected, row):\n    calls.append(row)\n    return 1 / (len(calls) < 5)\n"
+    (tmp_path / "mark.py").write_text(code)
+    own = ["--metric_function", f"{tmp_path / 'mark.py'}:mark", "--max_new_tokens=1", "--metric_rows=4"]
+    arguments = [*flags(tiny_model_folder, mine, tmp_path / "run"), "--validation_files", str(mine), *own]
+    assert main(["train", *arguments]) == 2
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()

@@ -287,3 +287,32 @@ def test_a_history_that_is_written_again_says_nothing_more(tmp_path: Path) -> No
     history.write("step", step=1)
     history.write("step", step=2)
     assert (tmp_path / "h.jsonl").read_text().count("\n") == 2
+
+
+def test_steps_that_a_scaler_skipped_are_in_a_resumed_history_once(tmp_path: Path) -> None:
+    """The Trainer counts them, the tuner does not."""
+
+    class Skipping(torch.optim.AdamW):
+        found_inf: torch.Tensor | None = None
+
+        def step(self, closure: Any = None) -> Any:
+            return None if self.found_inf is not None else super().step(closure)
+
+    class Overflow(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            optimizer = kwargs["optimizer"]
+            while hasattr(optimizer, "optimizer"):
+                optimizer = optimizer.optimizer
+            optimizer.found_inf = torch.ones(()) if state.global_step < 3 else None
+
+    def run(resume: str | None = None) -> list[tuple[str, int]]:
+        model = tiny_lora()
+        trainer = make_trainer(tmp_path, IST(update_interval=2), Overflow(), model=model, logging_steps=1)
+        trainer.optimizer = Skipping(trainable(model), lr=1e-2)
+        trainer.train(resume_from_checkpoint=resume)
+        return [(event["event"], event["step"]) for event in read_history(tmp_path)]
+
+    whole = [event for event in run() if event[0] != "run"]
+    assert [step for kind, step in whole if kind == "step"] == list(range(1, 7))
+    resumed = [event for event in run(str(tmp_path / "checkpoint-6")) if event[0] != "run"]
+    assert sorted(resumed) == sorted(whole)

@@ -235,3 +235,13 @@ def test_no_adapter_and_no_gradient_are_refused() -> None:
         gradient_init(
             tiny_lora(init_lora_weights=True), [ignored], loss_function=lambda m, b: m(**b).logits.detach().mean()
         )
+
+
+def test_a_model_focused_on_one_layer_can_start_from_the_gradient() -> None:
+    base, batches = tiny_llama(4), tiny_batches(2)
+    config = find_focus(base, LoraConfig(r=RANK, target_modules=["q_proj"]), num_layers=1, scores=[1, 3, 2, 0]).config
+    model = get_peft_model(base, config)
+    before = {name: value.clone() for name, value in model.state_dict().items() if "lora_A" in name}
+    gradient_init(model, batches)
+    assert len(before) == 1
+    assert all(not torch.equal(model.state_dict()[name], value) for name, value in before.items())

@@ -18,9 +18,14 @@ from ..runtime.modes import evaluation_mode, to_device
 from ..runtime.randomness import keyed_seed, private_randomness
 from ..tuner import SparseTuner
 
-__all__ = ["check_probe", "check_probe_dataset", "make_probes"]
+__all__ = ["OF_A_STREAM", "check_probe", "check_probe_dataset", "make_probes"]
 
 WITHOUT = 'selector="random" measures nothing.'
+OF_A_STREAM = (
+    "Data without rows by index is measured on the last training batch as the model was given it, and this Trainer "
+    "computes its loss from more than that: give IST a probe_dataset with rows by index, or loss_function=lambda "
+    f"model, batch: … of the model's inputs; {WITHOUT}"
+)
 OWN_LOSS = f"Pass IST(loss_function=lambda model, batch: …) which returns the trained loss; {WITHOUT}"
 
 

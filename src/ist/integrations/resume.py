@@ -11,10 +11,11 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..runs.checkpoints import check_checkpoint
+from ..runs.history import HISTORY_FILE, History
 from ..runs.resume import changed_course
 from ..tuner import SparseTuner
 
-__all__ = ["checkpoint_folder", "resume", "saved_states"]
+__all__ = ["checkpoint_folder", "resume", "run_history", "saved_states"]
 
 
 def resume(
@@ -54,6 +55,17 @@ def resume(
             "it would have continued.",
             stacklevel=3,
         )
+
+
+def run_history(tuner: SparseTuner, args: TrainingArguments, state: TrainerState) -> History:
+    """The history in the run's folder, up to the step that a tuner resumes from.
+
+    A tuner counts no steps that a gradient scaler skipped; the Trainer, whose numbers are logged, counts them.
+    """
+    file = Path(args.output_dir or ".") / HISTORY_FILE
+    if state.global_step == 0:
+        return History(file)
+    return History(file, resume_step=tuner.num_steps, resume_log_step=state.global_step)
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:

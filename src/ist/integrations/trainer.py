@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import transformers
@@ -16,7 +15,6 @@ from ..method.registry import SelectorFactory, selector_factory
 from ..probing.suppression import LossFunction
 from ..runs.checkpoints import write_manifest
 from ..runs.fingerprint import data_fingerprint
-from ..runs.history import HISTORY_FILE, History
 from ..runs.resume import COURSE
 from ..tuner import SparseTuner
 from .attachment import (
@@ -31,8 +29,8 @@ from .attachment import (
 )
 from .finite import logs_at
 from .losses import trained_loss, warn_of_other_loss
-from .probe_data import check_probe, check_probe_dataset, make_probes
-from .resume import checkpoint_folder, resume, saved_states
+from .probe_data import OF_A_STREAM, check_probe, check_probe_dataset, make_probes
+from .resume import checkpoint_folder, resume, run_history, saved_states
 from .summary import summarize, warn_of_no_update, warn_of_uniform_choice
 
 __all__ = ["IST"]
@@ -151,6 +149,8 @@ class IST(TrainerCallback, ExportableState):
         interval = self.config.update_interval
         measures = self._selector == "ist" and state.global_step // interval < state.max_steps // interval
         probes = make_probes(kwargs["train_dataloader"], self._probe_dataset, batch_size, self.config.seed, measures)
+        if measures and probes is None and loss_function is not self._loss_function:
+            raise ValueError(OF_A_STREAM)
         tuner = SparseTuner(
             kwargs["model"],
             self.config,
@@ -170,8 +170,7 @@ class IST(TrainerCallback, ExportableState):
             if measures and self._loss_function is None:
                 check_probe(probes, tuner, loss_function)
             if tuner.ranks.is_main:
-                history = History(Path(args.output_dir or ".") / HISTORY_FILE, resume_step=state.global_step or None)
-                tuner.record_to(history, transformers=transformers.__version__)
+                tuner.record_to(run_history(tuner, args, state), transformers=transformers.__version__)
         except Exception:
             tuner.close()
             raise

@@ -18,10 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
+from ..runtime.collation import data_parts, private_state
 from ..runtime.distributed import current_ranks
 from ..runtime.randomness import keyed_generator, keyed_seed, private_randomness
 from .passes import run_passes, watching
+from .probes import with_own_iteration
 from .suppression import LossFunction, model_loss
 
 __all__ = ["ModuleGradient", "Target", "adapter_gradients", "take_batches"]
@@ -105,7 +108,10 @@ def take_batches(batches: Iterable[Mapping[str, Any]], num_batches: int, seed: i
             f"batches is a {type(batches).__name__}: give what a training loop would iterate over, such as a "
             "DataLoader, or a list of batches."
         )
-    with private_randomness(keyed_seed(seed, "batches", current_ranks().rank)):
+    if isinstance(batches, DataLoader):
+        batches = with_own_iteration(batches)
+    key = keyed_seed(seed, "batches", current_ranks().rank)
+    with private_randomness(key), private_state(data_parts(batches), key):
         given = list(islice(batches, num_batches))
     if not given:
         raise ValueError("batches gave no batch: importance is measured on at least one, so give at least one.")

@@ -89,7 +89,7 @@ def gradient_init(
         model,
         ranks,
         take_batches(batches, num_batches, seed),
-        blocks=[layer.module for layer in discover_layers(model, layers)],
+        blocks=[layer.module for layer in discover_layers(model, layers, at_least=1)],
         seed=seed,
         loss_function=loss_function or model_loss,
     )

@@ -88,6 +88,7 @@ class Measurement:
             batch = self._next_batch()
             if not ranks.all(batch is not None) or batch is None:
                 self._warn_no_batch()
+                self.num_probes += 1  # The next update measures other rows than those that could not be read.
                 return None
             losses = agreed(lambda: self._losses(candidates, to_device(batch, device)), ranks)
         self.num_probes += 1

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from ..runtime.collation import private_state
+from ..runtime.collation import data_parts, private_state, reading
 from ..runtime.hooks import WeakHook
 from ..runtime.randomness import keyed_generator, keyed_seed, private_randomness
 
@@ -24,6 +24,7 @@ __all__ = [
     "IterableProbes",
     "ProbeStream",
     "RecordedProbes",
+    "with_own_iteration",
 ]
 
 Batch = Mapping[str, Any]
@@ -88,9 +89,9 @@ class DatasetProbes:
         start = (position * self._num_ranks + self._rank) * self._batch_size % num_examples
         chosen = order[start : start + self._batch_size].tolist()
         fetch_many = getattr(self._dataset, "__getitems__", None)
-        examples = fetch_many(chosen) if fetch_many else [self._dataset[i] for i in chosen]
         key = keyed_seed(self._seed, "probe collation", index * self._num_ranks + self._rank)
-        with private_state(self._collate, key):
+        with private_state((reading(self._dataset), self._collate), key):
+            examples = fetch_many(chosen) if fetch_many else [self._dataset[i] for i in chosen]
             return self._collate(examples)
 
     def close(self) -> None:
@@ -119,7 +120,7 @@ class IterableProbes:
         if isinstance(batches, DataLoader):
             batches = private_loader(batches)
         self._batches = batches
-        self._collate = getattr(batches, "collate_fn", None)
+        self._parts = data_parts(batches)
         self._seed = seed
         self._rank, self._num_ranks = rank, num_ranks
         self._iterator: Iterator[Batch] = iter(())
@@ -141,12 +142,12 @@ class IterableProbes:
     def _advance(self) -> Batch | None:
         # Each batch is made under a key of its own, so that a resumed run makes the same ones.
         seed = keyed_seed(self._seed, "probe batch", self._next_index)
-        with private_randomness(seed), private_state(self._collate, seed):
+        with private_randomness(seed), private_state(self._parts, seed):
             batch = next(self._iterator, None)
         if batch is None:
             self._epoch += 1
             seed = keyed_seed(self._seed, "probe epoch", self._epoch)
-            with private_randomness(seed), private_state(self._collate, seed):
+            with private_randomness(seed), private_state(self._parts, seed):
                 self._iterator = iter(self._batches)
                 batch = next(self._iterator, None)
         self._next_index += 1
@@ -168,9 +169,22 @@ def private_loader(loader: DataLoader[Any]) -> DataLoader[Any]:
             "probe_batches is a DataLoader with a generator, which measuring would advance: give one without; its "
             "order then depends on IST's seed alone."
         )
-    private = copy.copy(loader)
+    return with_own_iteration(loader)
+
+
+def with_own_iteration(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A copy of a loader whose iteration is none of training: it does not reset one that training is in, and
+    Accelerate, which ends its accumulation with the loader that began last, does not hear of it.
+    """
+    private: Any = copy.copy(loader)
     private._iterator = None
+    if hasattr(private, "gradient_state"):
+        private.begin = private.end = nothing
     return private
+
+
+def nothing() -> None:
+    """In the place of telling Accelerate that an iteration begins or ends."""
 
 
 class RecordedProbes:

@@ -53,13 +53,17 @@ class History:
         path: the file. Its folder is made.
         resume_step: keep the lines up to this step and drop later ones, which the resumed run writes again; None
             starts a new file.
+        resume_log_step: the same for lines of the kind `log`, where whoever writes them counts steps that a gradient
+            scaler skipped; None is `resume_step`.
 
     Raises:
         ValueError: the file cannot be written or is a symbolic link, or on a resume the one that is there cannot be
             read.
     """
 
-    def __init__(self, path: str | os.PathLike[str], resume_step: int | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], resume_step: int | None = None, resume_log_step: int | None = None
+    ) -> None:
         self.path = Path(path)
         self._file = AppendedFile(self.path)
         self._waiting: deque[bytes] = deque()
@@ -71,7 +75,7 @@ class History:
             if resume_step is None:
                 os.close(open_own(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
             else:
-                keep_until(self.path, resume_step)
+                keep_until(self.path, resume_step, resume_step if resume_log_step is None else resume_log_step)
         except OSError as error:
             raise ValueError(
                 f"Cannot write the history to {self.path} ({error.strerror}): give a file that can be."
@@ -202,7 +206,7 @@ def finite(value: Any) -> Any:
     return value
 
 
-def keep_until(path: Path, step: int) -> None:
+def keep_until(path: Path, step: int, log_step: int) -> None:
     """Drop the lines of later steps, by way of a second file so that a kill loses nothing."""
     is_new = not path.exists()
     if is_new or path.stat().st_size == 0:
@@ -217,5 +221,5 @@ def keep_until(path: Path, step: int) -> None:
         events = read_history(path)
     except ValueError as error:
         raise ValueError(f"{error} Move it elsewhere, and the resumed run begins another.") from error
-    kept = [event for event in events if event.get("step", 0) <= step]
+    kept = [event for event in events if event.get("step", 0) <= (log_step if event["event"] == "log" else step)]
     write_whole(path, "".join(json.dumps(event) + "\n" for event in kept))

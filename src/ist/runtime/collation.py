@@ -1,4 +1,4 @@
-"""Collators that hold generators of their own (for masking or augmentation), which measuring must not advance."""
+"""Collators, samplers and datasets that hold generators of their own, which measuring must not advance."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-__all__ = ["private_state"]
+__all__ = ["data_parts", "private_state", "reading"]
 
 MANY = 100
 """Containers of more items hold data, and are not searched."""
 
 NOT_SEARCHED = (type, ModuleType, nn.Module, Tensor, Dataset)
-"""What a collator may hold but does not consist of."""
+"""What a collator or a sampler may hold but does not consist of."""
 
 
 @contextmanager
-def private_state(collate: Callable[..., Any] | None, seed: int) -> Iterator[None]:
-    """Within the context a collator's own generators are seeded with `seed`; afterwards it is as it was.
+def private_state(root: Any, seed: int) -> Iterator[None]:
+    """Within the context the own generators of what makes batches are seeded with `seed`; afterwards it is as it was.
 
     Nothing is copied: a collator may hold a model. Put back are torch's, NumPy's and Python's generators, and what else
-    changed in the attributes, lists and dictionaries that make up the collator; its closure and the object that it is
-    a method of are among them. What module globals hold is not found.
+    changed in the attributes, lists and dictionaries that it consists of; a function's closure and the object of a
+    method are among them. What module globals hold is not found.
 
     Args:
-        collate: makes a batch of a list of examples; None is nothing to look after.
+        root: a collator, a sampler, a method of a dataset, or a tuple of such; None is nothing to look after.
         seed: of 63 bits; each generator gets one of its own from it.
     """
-    parts = list(consists_of(collate))
+    parts = list(consists_of(root))
     held = [holder for part in parts for holder in holders(part)]
     before = [list(holder) if isinstance(holder, list) else dict(holder) for holder in held]
     undo: list[Callable[[], object]] = []
@@ -50,6 +50,17 @@ def private_state(collate: Callable[..., Any] | None, seed: int) -> Iterator[Non
             put_generator_back()
         for holder, items in zip(held, before, strict=True):
             put_back(holder, items)
+
+
+def data_parts(loader: Any) -> tuple[Any, ...]:
+    """What of a loader of batches may hold generators; of its workers, which have copies, nothing counts."""
+    names = ("generator", "sampler", "batch_sampler", "collate_fn")
+    return (*(getattr(loader, name, None) for name in names), reading(getattr(loader, "dataset", None)))
+
+
+def reading(dataset: Any) -> Any:
+    """The method by which a dataset of PyTorch's kind is read; those of other libraries have no generators."""
+    return getattr(dataset, "__getitem__", None) if isinstance(dataset, Dataset) else None
 
 
 def consists_of(root: Any) -> Iterator[Any]:

@@ -85,8 +85,8 @@ def train(arguments: Sequence[str]) -> dict[str, Any]:
         opening = Opening(trainer, lambda: measure("before"))
         search = search_first(run, trainer, folder, checkpoint is not None, display)
         trained = run_training(run, trainer, folder, checkpoint, display)
+        trainer.save_model(str(folder))  # first: an answer may end the measurement
         after = measure("after")
-        trainer.save_model(str(folder))
         result = {
             **describe_run(run, arguments, ranks),
             **dataclasses.asdict(trained),
@@ -132,7 +132,7 @@ def run_training(
     """Train, from the checkpoint on where there is one.
 
     Raises:
-        Stopped: a signal ended the training, and a checkpoint was written.
+        Stopped: a signal ended the training, and what was trained is saved.
     """
     progress = TrainingProgress(display, ist_callback(trainer))
     clock = TrainingClock(run.ist.max_train_seconds)
@@ -147,8 +147,16 @@ def run_training(
             output = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     finally:
         progress.stop()
-    if interrupt.number is not None:
-        raise Stopped(output.global_step, folder, interrupt.number)
+    if number := interrupt.agreed():
+        step = output.global_step
+        if not (folder / f"checkpoint-{step}").is_dir():  # It came after the last step.
+            trainer.save_model(str(folder))
+            raise Stopped(f"stopped after the last step, {step}; the adapter is in {folder}", number)
+        raise Stopped(
+            f"stopped after step {step}; the same command with --resume_from_checkpoint last continues from "
+            f"{folder}/checkpoint-{step}",
+            number,
+        )
     return Trained(
         num_steps=output.global_step,
         train_loss=output.training_loss,

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...runs.checkpoints import check_checkpoint, checkpoints, last_checkpoint
-from ...runs.files import RESULT_FILE
+from ...runs.files import EVALUATION_FILE, FOCUS_FILE, RESULT_FILE
+from ...runs.history import HISTORY_FILE
 from ...runtime.distributed import Ranks
 from ..recipes.files import QUICKSTART_RECIPE
 from .arguments import RunArguments
+from .greedy import GREEDY_FILE
 from .lock import FolderLock
 
 __all__ = ["find_checkpoint", "run_folder", "settle_former_run"]
@@ -146,25 +148,61 @@ def holds_run(folder: Path) -> bool:
 
 
 def settle_former_run(run: RunArguments, folder: Path) -> None:
-    """Keep a run from being overwritten by another one, unless `--overwrite` says so; then its checkpoints go, so that
-    nothing resumes from them by mistake. The quickstart in its own folder is made anew each time.
+    """Keep a run from being overwritten by another one, unless `--overwrite` says so; then what it wrote goes, so that
+    nothing resumes from it or loads it by mistake. The quickstart in its own folder is made anew each time.
 
     Raises:
-        ValueError: the folder holds another run, and none is resumed.
+        ValueError: the folder holds another run, and this one does not go on with it; or it holds what is trained.
     """
+    check_sources(run, folder)
     found = checkpoints(folder)
-    resumed = run.training.resume_from_checkpoint is not None or was_restarted()
-    if resumed or not holds_run(folder):
+    if not holds_run(folder) or was_restarted() or resumes_in(run.training.resume_from_checkpoint, folder):
         return
-    if run.ist.overwrite:
-        for path in found:
-            shutil.rmtree(path)
-        (folder / RESULT_FILE).unlink(missing_ok=True)
-        return
-    if run.recipe == QUICKSTART_RECIPE and "output_dir" not in run.given:
+    if run.ist.overwrite or (run.recipe == QUICKSTART_RECIPE and "output_dir" not in run.given):
+        remove_run(folder)
         return
     go_on = "resume it by --resume_from_checkpoint last, " if found else ""
     raise ValueError(f"{folder} holds another run: {go_on}give another --output_dir, or --overwrite.")
+
+
+def check_sources(run: RunArguments, folder: Path) -> None:
+    """Raise ValueError where a run would write over the model or the adapter that it begins with."""
+    own = [folder, *checkpoints(folder), *(path for pattern in WRITTEN for path in folder.glob(pattern))]
+    for flag, value in (("--model_name_or_path", run.model.model_name_or_path), ("--adapter", run.ist.adapter)):
+        if value and any(Path(value).resolve() == path.resolve() for path in own):
+            raise ValueError(f"{flag} {value} would be written over by the run in {folder}: give another --output_dir.")
+
+
+def resumes_in(value: str | None, folder: Path) -> bool:
+    """Whether `--resume_from_checkpoint` goes on with the run in a folder, and not with one that lies elsewhere."""
+    return value is not None and (value.lower() in LAST or Path(value).resolve().parent == folder.resolve())
+
+
+WRITTEN = (
+    "adapter_config.json",
+    "adapter_model*",
+    "model*.safetensors*",
+    "pytorch_model*",
+    "config.json",
+    "generation_config.json",
+    "training_args.bin",
+    EVALUATION_FILE,
+    FOCUS_FILE,
+    GREEDY_FILE,
+    HISTORY_FILE,
+    "importance.png",
+    RESULT_FILE,
+)
+"""What a run writes beside its checkpoints that another kind of run may leave as it is."""
+
+
+def remove_run(folder: Path) -> None:
+    """Remove what a run wrote into a folder; other files stay."""
+    for path in checkpoints(folder):
+        shutil.rmtree(path)
+    for pattern in WRITTEN:
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def was_restarted() -> bool:
@@ -193,6 +231,8 @@ def find_checkpoint(value: str | None, folder: Path) -> Path | None:
     if value.lower() not in LAST:
         if not Path(value).is_dir():
             raise ValueError(f"There is no folder {value}: give a checkpoint-N folder, `last` or `auto`.")
+        if found := checkpoints(Path(value)):
+            raise ValueError(f"{value} is the folder of a run: give one of its checkpoints, such as {found[0]}.")
         check_checkpoint(value)
         return Path(value)
     checkpoint = last_checkpoint(folder)
