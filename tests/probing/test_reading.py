@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from peft import LoraConfig
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SubsetRandomSampler
 
 from ist import IST, SparseTuner, layer_scores
 from tests.helpers.tiny import tiny_batches, tiny_llama, tiny_lora, tiny_rows, trainable
@@ -105,6 +105,27 @@ def test_a_loader_with_a_generator_of_its_own_is_not_advanced_by_scores() -> Non
     before = generator.get_state()
     layer_scores(tiny_llama(4), LoraConfig(r=2, target_modules=["q_proj"]), loader)
     assert torch.equal(generator.get_state(), before)
+
+
+def test_rows_that_a_sampler_leaves_out_are_not_measured_on() -> None:
+    read: set[int] = set()
+
+    class Watched(Augmented):
+        def __getitem__(self, index: int) -> dict[str, Tensor]:
+            read.add(index)
+            return super().__getitem__(index)
+
+    loader = DataLoader(Watched(), batch_size=4, sampler=SubsetRandomSampler(range(20)), collate_fn=collate)
+    model = tiny_lora()
+    optimizer = torch.optim.AdamW(trainable(model), lr=1e-3)
+    with SparseTuner(model, num_active_layers=2, update_interval=1, probe_batches=loader) as tuner:
+        for batch in tiny_batches(10):
+            with tuner.step(optimizer):
+                model(**batch).loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        assert tuner.last_update is not None
+    assert read == set(range(20))
 
 
 # ---- Accelerate's loaders, the last begun of which ends an accumulation

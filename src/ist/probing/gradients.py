@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from ..runtime.collation import data_parts, private_state
+from ..runtime.collation import private_state, readers_of
 from ..runtime.distributed import current_ranks
 from ..runtime.randomness import keyed_generator, keyed_seed, private_randomness
 from .passes import run_passes, watching
@@ -111,7 +111,8 @@ def take_batches(batches: Iterable[Mapping[str, Any]], num_batches: int, seed: i
     if isinstance(batches, DataLoader):
         batches = with_own_iteration(batches)
     key = keyed_seed(seed, "batches", current_ranks().rank)
-    with private_randomness(key), private_state(data_parts(batches), key):
+    collate = getattr(batches, "collate_fn", None)
+    with private_randomness(key), private_state(collate, key, readers_of(batches)):
         given = list(islice(batches, num_batches))
     if not given:
         raise ValueError("batches gave no batch: importance is measured on at least one, so give at least one.")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from ..runtime.collation import data_parts, private_state, reading
+from ..runtime.collation import private_state, readers_of, reading
 from ..runtime.hooks import WeakHook
 from ..runtime.randomness import keyed_generator, keyed_seed, private_randomness
 
@@ -90,7 +90,7 @@ class DatasetProbes:
         chosen = order[start : start + self._batch_size].tolist()
         fetch_many = getattr(self._dataset, "__getitems__", None)
         key = keyed_seed(self._seed, "probe collation", index * self._num_ranks + self._rank)
-        with private_state((reading(self._dataset), self._collate), key):
+        with private_state(self._collate, key, (reading(self._dataset),)):
             examples = fetch_many(chosen) if fetch_many else [self._dataset[i] for i in chosen]
             return self._collate(examples)
 
@@ -120,7 +120,7 @@ class IterableProbes:
         if isinstance(batches, DataLoader):
             batches = private_loader(batches)
         self._batches = batches
-        self._parts = data_parts(batches)
+        self._collate, self._readers = getattr(batches, "collate_fn", None), readers_of(batches)
         self._seed = seed
         self._rank, self._num_ranks = rank, num_ranks
         self._iterator: Iterator[Batch] = iter(())
@@ -142,12 +142,12 @@ class IterableProbes:
     def _advance(self) -> Batch | None:
         # Each batch is made under a key of its own, so that a resumed run makes the same ones.
         seed = keyed_seed(self._seed, "probe batch", self._next_index)
-        with private_randomness(seed), private_state(self._parts, seed):
+        with private_randomness(seed), private_state(self._collate, seed, self._readers):
             batch = next(self._iterator, None)
         if batch is None:
             self._epoch += 1
             seed = keyed_seed(self._seed, "probe epoch", self._epoch)
-            with private_randomness(seed), private_state(self._parts, seed):
+            with private_randomness(seed), private_state(self._collate, seed, self._readers):
                 self._iterator = iter(self._batches)
                 batch = next(self._iterator, None)
         self._next_index += 1

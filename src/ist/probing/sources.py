@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
 
 from .probes import Batch, DatasetProbes, IterableProbes, ProbeStream, RecordedProbes
 from .suppression import check_batch
@@ -93,8 +93,14 @@ def is_shared_out(source: Any) -> bool:
     )
 
 
+OF_ALL_ROWS = (SequentialSampler, RandomSampler, DistributedSampler)
+"""Samplers that leave no row out; another one may keep the rows of a validation back."""
+
+
 def is_drawable(loader: DataLoader[Any]) -> bool:
     """Whether batches can be drawn from the dataset of a loader without touching the loader."""
+    if type(loader.sampler) not in OF_ALL_ROWS:
+        return False
     drawable = not isinstance(loader.dataset, IterableDataset) and hasattr(loader.dataset, "__len__")
     return drawable and loader.batch_size is not None and len(loader.dataset) > 0  # type: ignore[arg-type]
 

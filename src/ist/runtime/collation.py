@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-__all__ = ["data_parts", "private_state", "reading"]
+__all__ = ["private_state", "readers_of", "reading"]
 
 MANY = 100
 """Containers of more items hold data, and are not searched."""
@@ -24,23 +24,25 @@ NOT_SEARCHED = (type, ModuleType, nn.Module, Tensor, Dataset)
 
 
 @contextmanager
-def private_state(root: Any, seed: int) -> Iterator[None]:
+def private_state(collate: Any, seed: int, readers: tuple[Any, ...] = ()) -> Iterator[None]:
     """Within the context the own generators of what makes batches are seeded with `seed`; afterwards it is as it was.
 
     Nothing is copied: a collator may hold a model. Put back are torch's, NumPy's and Python's generators, and what else
-    changed in the attributes, lists and dictionaries that it consists of; a function's closure and the object of a
+    changed in the attributes, lists and dictionaries of the collator; a function's closure and the object of a
     method are among them. What module globals hold is not found.
 
     Args:
-        root: a collator, a sampler, a method of a dataset, or a tuple of such; None is nothing to look after.
+        collate: makes a batch of a list of examples; None is nothing to look after.
         seed: of 63 bits; each generator gets one of its own from it.
+        readers: samplers and methods of datasets, of which generators alone are put back: a dataset keeps the files
+            that it has opened.
     """
-    parts = list(consists_of(root))
+    parts = list(consists_of(collate))
     held = [holder for part in parts for holder in holders(part)]
     before = [list(holder) if isinstance(holder, list) else dict(holder) for holder in held]
     undo: list[Callable[[], object]] = []
     try:
-        for part in parts:
+        for part in {id(part): part for part in (*parts, *consists_of(readers))}.values():
             put_generator_back = reseed(part, (seed + len(undo)) % 2**63)
             if put_generator_back:
                 undo.append(put_generator_back)
@@ -52,9 +54,9 @@ def private_state(root: Any, seed: int) -> Iterator[None]:
             put_back(holder, items)
 
 
-def data_parts(loader: Any) -> tuple[Any, ...]:
-    """What of a loader of batches may hold generators; of its workers, which have copies, nothing counts."""
-    names = ("generator", "sampler", "batch_sampler", "collate_fn")
+def readers_of(loader: Any) -> tuple[Any, ...]:
+    """What of a loader, beside its collator, may hold generators; its workers have copies, which do not count."""
+    names = ("generator", "sampler", "batch_sampler")
     return (*(getattr(loader, name, None) for name in names), reading(getattr(loader, "dataset", None)))
 
 
