@@ -26,7 +26,9 @@ def own_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Te
 
 
 class Own(Trainer):
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any
+    ) -> Any:
         labels = inputs.pop("labels")
         return own_loss(model(**inputs), labels)
 
