@@ -152,7 +152,7 @@ def settle_former_run(run: RunArguments, folder: Path) -> None:
     nothing resumes from it or loads it by mistake. The quickstart in its own folder is made anew each time.
 
     Raises:
-        ValueError: the folder holds another run, and this one does not go on with it; or it holds what is trained.
+        ValueError: the folder holds another run, and this one does not resume it; or it holds what is trained.
     """
     check_sources(run, folder)
     found = checkpoints(folder)
@@ -174,7 +174,7 @@ def check_sources(run: RunArguments, folder: Path) -> None:
 
 
 def resumes_in(value: str | None, folder: Path) -> bool:
-    """Whether `--resume_from_checkpoint` goes on with the run in a folder, and not with one that lies elsewhere."""
+    """Whether `--resume_from_checkpoint` resumes the run in a folder, and not one that lies elsewhere."""
     return value is not None and (value.lower() in LAST or Path(value).resolve().parent == folder.resolve())
 
 

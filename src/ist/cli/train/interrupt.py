@@ -20,7 +20,7 @@ class Stopped(Exception):  # noqa: N818  (nothing went wrong)
     """A training was stopped by a signal, and what was trained is saved.
 
     Args:
-        said: after which step, and how to go on.
+        said: after which step, and how to resume.
         number: of the signal.
     """
 
