@@ -64,7 +64,7 @@ class SparseTuner(SparseSteps):
         config: hyperparameters; or give them as keywords.
         probe_batches: where the importance loop takes its batches from: anything that can be iterated more than once,
             such as a `DataLoader`, or a `ProbeStream`. None takes the batch that the model was trained on last.
-            Of a `DataLoader` that reads all rows of a dataset, batches of `probe_batch_size` are drawn from the dataset.
+            Of a `DataLoader` that reads all rows of a dataset, batches of `probe_batch_size` are drawn from it.
         selector: a name in `SELECTORS`, such as `ist` (the paper's), `random` or `lisa`; `fixed:` with the
             layers, as in `fixed:0,3,5`; or a function `(config, number of layers) -> Selector`.
         layers: the stack of blocks to choose from, where the model has several: see `discover_layers`.
