@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ FLAGS = [
     "train", "--task=word-problems", "--num_train_problems=16", "--num_test_problems=4", "--max_steps=6", "--use_cpu",
     "--save_strategy=no", "--bf16=false", "--lora_r=2", "--update_interval=2",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Where the tests run in the background, SIGINT is ignored."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, event: str, step: int) -> None:

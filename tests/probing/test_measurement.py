@@ -69,7 +69,7 @@ def test_a_stream_that_fails_skips_the_update() -> None:
         tuner, _, updates = train(tiny_lora(lora_dropout=0.1), probe_batches=Failing())
     assert len([w for w in said if "probe batch" in str(w.message)]) == 1
     assert [update is not None for update in updates] == [False, False, False, True, False, False]
-    assert tuner.state_dict()["num_probes"] == 1
+    assert tuner.state_dict()["num_probes"] == 3, "what cannot be read is not tried again"
 
 
 def test_losses_that_are_not_finite_are_recorded_and_teach_nothing() -> None:
