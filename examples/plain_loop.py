@@ -1,6 +1,6 @@
 """Importance-aware Sparse Tuning in a plain PyTorch loop: what the Trainer callback does, by hand.
 
-A small random Llama learns to count. Replace the model and the batches by your own; the four lines with `tuner` stay.
+A small random Llama learns to count. Replace the model and the batches by your own; the lines with `tuner` stay.
 """
 
 from __future__ import annotations
