@@ -1,4 +1,4 @@
-"""Ctrl-C while a training evaluates, or after its last step: what was trained is saved, and what is said is so."""
+"""Ctrl-C in an evaluation or after the last step saves what was trained, and the message names where it is."""
 
 from __future__ import annotations
 

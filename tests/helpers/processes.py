@@ -103,7 +103,7 @@ class Forked:
         """What it wrote, when it has ended.
 
         Raises:
-            subprocess.TimeoutExpired: it has not ended in so many seconds, and goes on.
+            subprocess.TimeoutExpired: it has not ended in so many seconds, and still runs.
         """
         self._process.join(timeout)
         if timeout is not None and self.returncode is None:
