@@ -438,5 +438,5 @@ def test_a_missing_extra_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     assert main([command, "x"]) == 2
     error = capsys.readouterr().err
-    assert f"install it with pip install 'ist-peft[{extra}]'" in error
+    assert f"install it with pip install 'ist-peft[{extra}] @ git+https://github.com/ist-peft/ist-peft'" in error
     assert error.count("\n") == 1

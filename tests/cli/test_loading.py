@@ -554,11 +554,11 @@ def test_a_whole_adapter_loads_without_a_word_and_one_with_more_layers_is_said(
 @pytest.mark.parametrize(
     ("error", "command", "way"),
     [
-        (ModuleNotFoundError("No module named 'trl'", name="trl"), "train", "pip install 'ist-peft[train]'"),
-        (ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib"), "train", "'ist-peft[report]'"),
+        (ModuleNotFoundError("No module named 'trl'", name="trl"), "train", "'ist-peft[train] @ git+"),
+        (ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib"), "train", "'ist-peft[report] @ git+"),
         (ModuleNotFoundError("No module named 'flash_attn'", name="flash_attn.x"), "eval", "pip install flash-attn"),
         (ModuleNotFoundError("No module named 'sklearn'", name="sklearn.metrics"), "eval", "pip install scikit-learn"),
-        (ModuleNotFoundError("No module named 'ist.x'", name="ist.x"), "report", "'ist-peft[report]'"),
+        (ModuleNotFoundError("No module named 'ist.x'", name="ist.x"), "report", "'ist-peft[report] @ git+"),
         (ModuleNotFoundError("No module named '_lzma'", name="_lzma"), "train", "it is a part of Python, and this one"),
         (ModuleNotFoundError("gone"), "train", "gone: install it with pip"),
         (PackageNotFoundError("The 'deepspeed>=0.9.3' distribution was not found."), "train", "found: install it with"),

@@ -19,6 +19,7 @@ from ist.runtime.packages import (
 )
 
 SOURCE = Path(__file__).parents[2] / "src" / "ist"
+PLACE = "git+https://github.com/ist-peft/ist-peft"
 WHERE_ALLOWED = {"runtime/packages.py", "cli/quickstart_model.py"}
 """The helper, and the wheel that is installed without what it needs."""
 
@@ -26,10 +27,10 @@ WHERE_ALLOWED = {"runtime/packages.py", "cli/quickstart_model.py"}
 @pytest.mark.parametrize(
     ("module", "way"),
     [
-        ("trl", "pip install 'ist-peft[train]'"),
-        ("yaml", "pip install 'ist-peft[train]'"),
-        ("lm_eval.models.huggingface", "pip install 'ist-peft[eval]'"),
-        ("matplotlib.pyplot", "pip install 'ist-peft[report]'"),
+        ("trl", f"pip install 'ist-peft[train] @ {PLACE}'"),
+        ("yaml", f"pip install 'ist-peft[train] @ {PLACE}'"),
+        ("lm_eval.models.huggingface", f"pip install 'ist-peft[eval] @ {PLACE}'"),
+        ("matplotlib.pyplot", f"pip install 'ist-peft[report] @ {PLACE}'"),
         ("sklearn.metrics", "pip install scikit-learn"),
         ("PIL", "pip install Pillow"),
         ("google.protobuf", "pip install protobuf"),
@@ -44,10 +45,18 @@ def test_the_way_to_a_module(module: str, way: str) -> None:
     assert how_to_install(module) == way
 
 
+def test_pages_install_this_library_from_where_messages_do() -> None:
+    root = SOURCE.parents[1]
+    pages = "".join(file.read_text(encoding="utf-8") for file in [root / "README.md", *(root / "docs").glob("*.md")])
+    places = re.findall(r"pip install 'ist-peft\[[\w,]+\]( @ [^']*)?'", pages)
+    assert len(places) >= 2
+    assert {*places} == {f" @ {PLACE}"}
+
+
 @pytest.mark.parametrize(
     ("module", "said"),
     [
-        ("yaml", "install it with pip install 'ist-peft[train]'"),
+        ("yaml", f"install it with pip install 'ist-peft[train] @ {PLACE}'"),
         ("cv2", "install it with pip install opencv-python"),
         ("flash_attn.layers", "install it with pip install flash-attn"),
         ("google.protobuf.message", "install it with pip install protobuf"),

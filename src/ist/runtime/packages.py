@@ -17,6 +17,8 @@ EXTRAS = {
     "mpl_toolkits": "report",
 }
 """Modules that an extra of this library brings, and which."""
+PLACE = "git+https://github.com/ist-peft/ist-peft"
+"""Where pip gets this library, which is not on PyPI."""
 DISTRIBUTIONS = {
     "Crypto": "pycryptodome",
     "IPython": "ipython",
@@ -70,7 +72,7 @@ def how_to_install(module: str) -> str:
     """
     top = module.partition(".")[0]
     extra = EXTRAS.get(top)
-    return f"pip install 'ist-peft[{extra}]'" if extra else f"pip install {distribution_of(module)}"
+    return f"pip install 'ist-peft[{extra}] @ {PLACE}'" if extra else f"pip install {distribution_of(module)}"
 
 
 def say_how_to_install(module: str) -> str:
