@@ -30,7 +30,7 @@ class LossScale:
     give it, as under an autocast of the model's own forward.
 
     Args:
-        model: whose gradients are to be measured.
+        model: whose gradients are measured.
     """
 
     def __init__(self, model: nn.Module) -> None:
