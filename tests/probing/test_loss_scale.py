@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from ist import layer_scores
+from ist.bottleneck import BottleneckConfig, prune_adapter
+from ist.bottleneck.sparse import SparseLinear
 from ist.focusing import gradient_init
 from ist.probing import loss_scale
 from ist.probing.suppression import model_loss
+from ist.runtime.distributed import Ranks
 from tests.helpers.tiny import tiny_batches, tiny_llama, tiny_lora
 
 CRITERIA = ("gradient", "relative_gradient", "first_step", "gate")
@@ -111,3 +114,36 @@ def test_a_loss_of_nan_says_so(criterion: str) -> None:
     message = "loss of probe batch 0 is nan" if criterion == "gradient" else "importance of .* is nan"
     with pytest.raises(ValueError, match=message):
         scores(halved(plain(criterion)), criterion, times(float("nan")))
+
+
+@pytest.mark.parametrize("factor", [TINY, LARGE])
+@pytest.mark.parametrize("kind", [halved, own_autocast])
+def test_snip_prunes_what_it_prunes_in_float32(kind: Any, factor: float) -> None:
+    torch.manual_seed(1)
+    model = get_peft_model(tiny_llama(2), BottleneckConfig(bottleneck_size=8))
+    models = [model, kind(model)]
+    for each in models:
+        torch.manual_seed(2)  # of the temporary W_up
+        prune_adapter(each, tiny_batches(2), 0.5, loss_function=times(factor))
+    first, second = (
+        torch.cat([part.mask.flatten() for part in each.modules() if isinstance(part, SparseLinear)]) for each in models
+    )
+    assert (first == second).float().mean() > 0.98
+
+
+def test_ranks_of_a_sharded_model_compute_a_batch_again_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another rank's gradients were infinite, and a forward alone would wait for it."""
+    asked: list[bool] = []
+
+    class TwoRanks(Ranks):
+        def all(self, flag: bool) -> bool:
+            asked.append(flag)
+            return len(asked) > 2
+
+    monkeypatch.setattr(loss_scale, "current_ranks", TwoRanks)
+    monkeypatch.setattr(loss_scale, "is_sharded", lambda model: True)
+    calls: list[Any] = []
+    assert scores(halved(tiny_llama()), "gradient", times(1.0, calls)) == pytest.approx(
+        scores(tiny_llama(), "gradient", times(1.0)), rel=0.03, abs=0
+    )
+    assert (len(calls), asked) == (5, [True] * 5)

@@ -7,7 +7,8 @@ digit of what neither falls below nor rises above.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -73,7 +74,24 @@ class LossScale:
             loss.backward()
             return True
         (loss * self.value).backward()
-        finite = are_finite()
+        return self._fits(number, are_finite())
+
+    def gradients(self, loss: Tensor, number: int, weights: Sequence[Tensor]) -> list[Tensor] | None:
+        """The gradients of a batch by weights, zeros where there is none, in float32 where a scale is used.
+
+        Returns:
+            None where the scale was too large and the batch is to be computed again, as after `backward`.
+        """
+        if not self.used or not math.isfinite(loss.item()):
+            return list(torch.autograd.grad(loss, weights, materialize_grads=True))
+        found = torch.autograd.grad(loss * self.value, weights, materialize_grads=True)
+        scale = self.value
+        if not self._fits(number, all(bool(gradient.isfinite().all()) for gradient in found)):
+            return None
+        return [gradient.float() / scale for gradient in found]
+
+    def _fits(self, number: int, finite: bool) -> bool:
+        """Whether the gradients of a batch are finite; where they are not, the scale is halved."""
         if self._sharded:  # A forward is one of all ranks.
             finite = current_ranks().all(finite)
         if finite:
