@@ -18,12 +18,14 @@ def make_optimizer(model: Any) -> torch.optim.Optimizer:
     return create_lorafa_optimizer(model=model, r=4, lora_alpha=8, lr=1e-2, weight_decay=0.1)
 
 
+@pytest.mark.parametrize("attached", [False, True])
 @pytest.mark.parametrize("with_closure", [False, True])
-def test_only_active_layers_move(with_closure: bool) -> None:
+def test_only_active_layers_move(with_closure: bool, attached: bool) -> None:
     model = tiny_lora()
     optimizer = make_optimizer(model)
     with SparseTuner(model, num_active_layers=2, update_interval=2, probe_batches=tiny_batches(1)) as tuner:
-        tuner.attach_optimizer(optimizer)
+        if attached:
+            tuner.attach_optimizer(optimizer)
         for batch in tiny_batches(6):
             active, before = tuner.begin_step(), snapshot(model)
 

@@ -224,6 +224,41 @@ def test_the_best_rate_is_taken_and_equal_time_is_the_references(
     assert "validation loss, equal training time, 1 seed" in capsys.readouterr().out
 
 
+def test_all_pairs_at_equal_time_have_trained_for_one_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With several in the recipe's `against`, the first one's seconds are those of all, and it is trained once; a
+    method with a reference of its own is paired with that alone.
+    """
+    seconds = {"LoRA": 10.0, "random": 6.0, "IST": 5.0, "DoRA": 20.0, "DoRA + IST": 15.0}
+    lines = "".join(f"  {name}: {{method: random}}\n" for name in ("random", "DoRA"))
+    lines += '  "DoRA + IST": {method: ist, against: [DoRA, LoRA]}\nagainst: [LoRA, random]\n'
+    (tmp_path / "small.yaml").write_text(RECIPE.replace("seeds: [1]", lines + "seeds: [1, 2]"))
+    trained: list[tuple[str, str]] = []
+
+    def train_once(arguments: Sequence[str], folder: Path, on_line: Any) -> dict[str, Any]:
+        name = folder.relative_to(tmp_path / "out").parts[0].replace("-+-", " + ")
+        limit = [argument.partition("=")[2] for argument in arguments if "max_train_seconds" in argument]
+        took = float(limit[0]) if limit else seconds[name] + int(folder.name[-1])
+        trained.append((name, folder.parent.name))
+        folder.mkdir(parents=True)
+        return {**RESULT, "num_steps": 60, "step_seconds": took}
+
+    monkeypatch.setattr("ist.cli.compare.command.train_once", train_once)
+    recipe = read_comparison(tmp_path / "small.yaml", ["--model_name_or_path=x"], budget="seconds")
+    Comparison(recipe, tmp_path / "out").run()
+    summary = json.loads((tmp_path / "out" / "compare.json").read_text())
+    took = {(r["method"], r["seed"]): r["step_seconds"] for r in summary["runs"] if r["budget"] == "seconds"}
+    table = summary["table"]["seconds"]["validation loss"]
+    pairs = {(name, other) for name, row in table.items() for other in row["differences"]}
+    assert pairs == {("random", "LoRA"), ("IST", "LoRA"), ("IST", "random"), ("DoRA + IST", "DoRA"), ("LoRA", "random")}
+    for name, other in pairs:
+        assert [took[name, seed] for seed in (1, 2)] == [took[other, seed] for seed in (1, 2)]
+    assert {name for name, folder in trained if folder == "seconds"} == {"random", "IST", "DoRA + IST"}
+    assert ("DoRA + IST", "LoRA") not in pairs
+    assert "LoRA" in summary["table"]["steps"]["validation loss"]["DoRA + IST"]["differences"]
+
+
 RESULT = {
     **{"before": {"loss": 3.0}, "after": {"loss": 2.0}, "num_steps": 2, "step_seconds": 1.0, "log": [], "model": "x"},
     "peak_memory_bytes": 2**20,

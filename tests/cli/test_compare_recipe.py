@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ist.cli.compare.command import parse_options, read_pair
-from ist.cli.compare.recipe import CompareRecipe, find_comparison, read_comparison, to_arguments
+from ist.cli.compare.recipe import CompareRecipe, find_comparison, read_comparison, read_methods, to_arguments
 from ist.cli.recipes.files import list_comparisons
 from ist.cli.train.arguments import parse_arguments
 
@@ -46,10 +46,39 @@ def test_what_a_method_says_goes_before_what_all_say(tmp_path: Path) -> None:
     assert (run.training.learning_rate, run.training.output_dir) == (0.3, str(tmp_path / "run"))
 
 
+TIMED: list[tuple[Any, dict[str, Any], dict[str, str]]] = [
+    (["LoRA", "random"], {}, {"LoRA": "LoRA", "random": "LoRA", "IST": "LoRA"}),
+    (None, {}, {"LoRA": "LoRA", "random": "LoRA", "IST": "LoRA"}),
+    ("random", {}, {"LoRA": "random", "random": "random", "IST": "random"}),
+    ([], {}, {"LoRA": "LoRA", "random": "random", "IST": "IST"}),
+    # Who is another's reference keeps its own seconds, whatever it is paired with itself.
+    (["LoRA"], {"IST": ["random"]}, {"LoRA": "LoRA", "random": "random", "IST": "random"}),
+    ([], {"LoRA": "IST", "IST": "LoRA"}, {"LoRA": "LoRA", "random": "random", "IST": "LoRA"}),
+    ([], {"LoRA": "random", "random": "IST", "IST": "LoRA"}, {"LoRA": "LoRA", "random": "IST", "IST": "IST"}),
+]
+"""What the recipe and the methods say in `against`, and whose seconds each method is given at equal time."""
+
+
+@pytest.mark.parametrize(("against", "own", "timed"), TIMED)
+def test_pairs_at_equal_time_have_the_seconds_of_one_method(against: Any, own: Any, timed: dict[str, str]) -> None:
+    methods = {name: {**flags, "against": own.get(name)} for name, flags in SMALL["methods"].items()}
+    read_all = read_methods({**SMALL, "methods": methods, "against": against}, "mine.yaml", None)
+    assert {method.name: method.time_reference for method in read_all} == timed
+    recipe = CompareRecipe("mine", read_all, (0,))
+    for name, others in recipe.pairs("seconds").items():
+        assert others == [other for other in recipe.pairs()[name] if timed[other] == timed[name]]
+    assert all(timed[reference] == reference for reference in timed.values())
+
+
+def test_equal_time_without_its_reference_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs the runs of 'LoRA', whose seconds 'random' is given: add it to --meth"):
+        read(tmp_path, {**SMALL, "budget": "seconds"}, methods=["random", "IST"])
+
+
 def test_the_command_line_goes_before_the_recipe(tmp_path: Path) -> None:
-    changes = {"seeds": [8], "methods": ["IST"], "budget": "seconds", "evaluation": {"tasks": "boolq"}}
+    changes = {"seeds": [8], "methods": ["LoRA"], "budget": "seconds", "evaluation": {"tasks": "boolq"}}
     recipe = read(tmp_path, {**SMALL, "evaluation": {"tasks": "piqa", "protocol": "loss"}}, **changes)
-    assert ([method.name for method in recipe.methods], recipe.seeds, recipe.budget) == (["IST"], (8,), "seconds")
+    assert ([method.name for method in recipe.methods], recipe.seeds, recipe.budget) == (["LoRA"], (8,), "seconds")
     assert recipe.evaluation == {"tasks": "boolq", "protocol": "loss"}
 
 

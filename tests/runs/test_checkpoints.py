@@ -228,6 +228,41 @@ def test_a_flipped_bit_is_found_at_the_resume(run: Path) -> None:
         make_trainer(run, max_steps=12).train(resume_from_checkpoint=str(run / "checkpoint-9"))
 
 
+def test_a_copy_elsewhere_is_the_checkpoint_that_is_checked(run: Path, tmp_path: Path) -> None:
+    """And not the one of the same step that was left in the run's folder."""
+    copy = Path(shutil.copytree(run / "checkpoint-6", tmp_path / "copy" / "checkpoint-6"))
+    flip(run / "checkpoint-6" / ADAPTER)
+    make_trainer(run).train(resume_from_checkpoint=str(copy))
+    check_checkpoint(run / "checkpoint-9")
+    flip(copy / ADAPTER)
+    make_trainer(tmp_path / "whole").train()
+    for arguments, named in (((str(copy),), {}), ((), {"resume_from_checkpoint": copy})):
+        with pytest.raises(ValueError, match=rf"copy/checkpoint-6 is damaged .{ADAPTER} was changed"):
+            make_trainer(tmp_path / "whole").train(*arguments, **named)
+
+
+def test_a_copy_may_have_any_name(run: Path, tmp_path: Path) -> None:
+    """The last of the run's folder has another step than its name says, where it was renamed."""
+    copy = Path(shutil.copytree(run / "checkpoint-6", tmp_path / "best"))
+    flip(copy / ADAPTER)
+    with pytest.raises(ValueError, match=rf"best is damaged .{ADAPTER} was changed"):
+        make_trainer(tmp_path / "new").train(resume_from_checkpoint=str(copy))
+    copy.rename(run / "checkpoint-10")
+    with pytest.raises(ValueError, match=rf"checkpoint-10 is damaged .{ADAPTER} was changed"):
+        make_trainer(run).train(resume_from_checkpoint=True)
+
+
+def test_a_manifest_is_written_where_a_trial_saves(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not into a damaged checkpoint of the same step in the folder of all trials."""
+    flip(run / "checkpoint-3" / ADAPTER)
+    trainer = make_trainer(run, max_steps=3)
+    monkeypatch.setattr(trainer, "_get_output_dir", lambda trial: str(run / "run-7"))
+    trainer.train()
+    assert (run / "run-7" / "checkpoint-3" / MANIFEST_FILE).is_file()
+    with pytest.raises(ValueError, match="checkpoint-3 is damaged"):
+        check_checkpoint(run / "checkpoint-3")
+
+
 def test_a_manifest_lists_what_a_resume_needs_and_comes_whole(run: Path) -> None:
     last = run / "checkpoint-9"
     listed = json.loads((last / MANIFEST_FILE).read_text())["files"]

@@ -102,3 +102,84 @@ def test_sharded_weights_are_not_offloaded() -> None:
     with pytest.raises(ValueError, match=r"optimizer_state='offload' does not go with .* leave it 'keep'"):
         OptimizerState(None, view, "offload")
     OptimizerState(None, view, "keep")
+
+
+def two_optimizers(model: Any) -> list[torch.optim.Optimizer]:
+    halves: list[list[Any]] = [[], []]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            halves["lora_B" in name].append(parameter)
+    return [torch.optim.AdamW(half, lr=0.01) for half in halves]
+
+
+def train_with_two(loop: str, model: Any, optimizers: list[Any], tuner: SparseTuner, batch: Any) -> tuple[int, ...]:
+    """A step with both, of which the tuner is given the first."""
+    if loop == "begin and end":
+        active = tuner.begin_step()
+        model(**batch).loss.backward()
+    else:
+        with tuner.step(optimizers[0]) as active:
+            model(**batch).loss.backward()
+            if loop == "in the block":
+                for optimizer in optimizers:
+                    optimizer.step()
+    if loop != "in the block":
+        for optimizer in optimizers:
+            optimizer.step()
+    model.zero_grad()
+    if loop == "begin and end":
+        tuner.end_step(optimizers[0])
+    return active
+
+
+@pytest.mark.filterwarnings("ignore:The optimizer lacks trainable parameters")
+@pytest.mark.parametrize("loop", ["begin and end", "in the block", "after the block"])
+def test_reset_reaches_an_optimizer_that_was_not_given(loop: str) -> None:
+    """One has the down-projections and another the up-projections, and a step is one of both."""
+    model = tiny_lora()
+    optimizers = two_optimizers(model)
+    seen = set()
+    with SparseTuner(model, probe_batches=tiny_batches(2), optimizer_state="reset", num_active_layers=2) as tuner:
+        for batch in tiny_batches(STEPS):
+            active = train_with_two(loop, model, optimizers, tuner, batch)
+            seen.add(active)
+            for optimizer in optimizers:
+                assert layers_with_moments(model, optimizer) == set(active)
+    assert len(seen) > 1
+    assert tuner.num_steps == STEPS
+
+
+@pytest.mark.filterwarnings("ignore:The optimizer lacks trainable parameters")
+def test_reset_forgets_at_once_what_a_checkpoint_had_of_frozen_layers() -> None:
+    """The optimizer that was not given begins with moments of all layers."""
+    model = tiny_lora()
+    optimizers = two_optimizers(model)
+    model(**tiny_batches(1)[0]).loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    model.zero_grad()
+    with SparseTuner(model, probe_batches=tiny_batches(2), optimizer_state="reset", num_active_layers=2) as tuner:
+        active = train_with_two("begin and end", model, optimizers, tuner, tiny_batches(1)[0])
+        for optimizer in optimizers:
+            assert layers_with_moments(model, optimizer) == set(active)
+
+
+@pytest.mark.filterwarnings("ignore:The optimizer lacks trainable parameters")
+def test_offload_reaches_an_optimizer_that_was_not_given_and_leaves_it_alone_afterwards() -> None:
+    model = tiny_lora()
+    optimizers = two_optimizers(model)
+    other = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
+    with SparseTuner(model, probe_batches=tiny_batches(2), optimizer_state="offload", num_active_layers=2) as tuner:
+        for batch in tiny_batches(3):
+            train_with_two("in the block", model, optimizers, tuner, batch)
+            other.step()
+        assert [len(optimizer._optimizer_step_pre_hooks) for optimizer in (*optimizers, other)] == [1, 1, 0]
+    assert not any(optimizer._optimizer_step_pre_hooks for optimizer in optimizers)
+
+
+def test_an_optimizer_that_has_stepped_is_still_looked_at_when_it_is_given() -> None:
+    model = tiny_lora()
+    optimizers = two_optimizers(model)
+    lacks = pytest.warns(UserWarning, match="The optimizer lacks trainable parameters of 4 layers")
+    with SparseTuner(model, probe_batches=tiny_batches(2), num_active_layers=2) as tuner, lacks:
+        train_with_two("begin and end", model, optimizers, tuner, tiny_batches(1)[0])

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..probing.loss_scale import LossScale
 from ..probing.suppression import LossFunction, model_loss
 from ..runtime.modes import evaluation_mode, to_device
 from .config import BottleneckConfig
@@ -44,8 +45,8 @@ def prune_adapter(
         loss_function: `(model, batch) -> loss`, a scalar; `model(**batch).loss` if None.
 
     Raises:
-        ValueError: the adapter is missing, inactive, trained or pruned already, or an argument does not fit. The model
-            is then as it was.
+        ValueError: the adapter is missing, inactive, trained or pruned already, an argument does not fit, or a gradient
+            overflows float16. The model is then as it was.
     """
     check_sparsity(sparsity)
     if sparsity == 0:
@@ -56,7 +57,9 @@ def prune_adapter(
     slots = [slot for layer in layers for slot in (layer.bottleneck_down, layer.bottleneck_up)]
     weights = [projection(slot, adapter_name).weight for slot in slots]
     with temporary_up_projections(layers, adapter_name), evaluation_mode(model), trainable(weights):
-        gradients = loss_gradients(model, batches, weights, loss_function or model_loss)
+        scale = LossScale(model)
+        with scale.seeing(layers):
+            gradients = loss_gradients(model, batches, weights, loss_function or model_loss, scale)
         scores = [(weight.detach() * gradient).abs() for weight, gradient in zip(weights, gradients, strict=True)]
     if not all(score.isfinite().all() for score in scores):
         raise ValueError("A SNIP score is not finite, so nothing was pruned: check the batches for a loss of nan.")
@@ -102,18 +105,24 @@ def projection(slot: nn.ModuleDict, adapter_name: str) -> nn.Linear:
 
 
 def loss_gradients(
-    model: nn.Module, batches: Iterable[Mapping[str, Any]], weights: Sequence[Tensor], loss_function: LossFunction
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    weights: Sequence[Tensor],
+    loss_function: LossFunction,
+    scale: LossScale,
 ) -> list[Tensor]:
     """The gradient of the batches' summed loss for each weight; `.grad` of no parameter changes."""
     total = [torch.zeros_like(weight) for weight in weights]
     device = next(model.parameters()).device
     num_batches = 0
-    for batch in batches:
-        with torch.enable_grad():
-            loss = loss_function(model, to_device(batch, device))
-            if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-                raise ValueError("loss_function must return a tensor of one number with a gradient, the mean loss.")
-            gradients = torch.autograd.grad(loss.reshape(()), weights, materialize_grads=True)
+    for given in batches:
+        batch, gradients = to_device(given, device), None
+        while gradients is None:
+            with torch.enable_grad():
+                loss = loss_function(model, batch)
+                if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                    raise ValueError("loss_function must return a tensor of one number with a gradient, the mean loss.")
+                gradients = scale.gradients(loss.reshape(()), num_batches, weights)
         total = [sum_ + gradient for sum_, gradient in zip(total, gradients, strict=True)]
         num_batches += 1
     if num_batches == 0:

@@ -8,11 +8,13 @@ Ctrl-C and where a traceback keeps the Trainer alive. Trainers without an `IST` 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..runtime.sharding import DEEPSPEED, check_saves, is_sharded
 from ..runtime.wrappers import is_ddp
@@ -22,6 +24,7 @@ __all__ = [
     "check_alone",
     "check_arguments",
     "check_backend_of",
+    "current_checkpoint",
     "current_trainer",
     "forget_evaluation",
     "move_to_front",
@@ -34,6 +37,8 @@ WRAPPED = "_ist_closes"
 """Marks a `train` that closes the `IST` of its Trainer."""
 in_training: ContextVar[Any] = ContextVar("in_training", default=None)
 """The Trainer whose `train` runs, in this thread."""
+resumes_from: ContextVar[Path | None] = ContextVar("resumes_from", default=None)
+"""The checkpoint that this `train` was told to resume from."""
 
 
 def watch_trainings(kind: type[Any]) -> None:
@@ -61,12 +66,13 @@ def closing(train: Callable[..., Any], kind: type[Any]) -> Callable[..., Any]:
                 if isinstance(callback, kind):
                     callback.check_weights()
 
-        token = in_training.set(self)
+        token, checkpoint = in_training.set(self), resumes_from.set(resumed_checkpoint(self, args, kwargs))
         try:
             with checked_weights(self, check):
                 return train(self, *args, **kwargs)
         finally:
             in_training.reset(token)
+            resumes_from.reset(checkpoint)
             for callback in list(callbacks):
                 if isinstance(callback, kind):
                     callback.close()
@@ -79,6 +85,20 @@ def current_trainer(callback: TrainerCallback) -> Any:
     """The Trainer that trains with a callback, or None where its `train` does not call transformers' own."""
     trainer = in_training.get()
     return trainer if trainer is not None and callback in trainer.callback_handler.callbacks else None
+
+
+def current_checkpoint(callback: TrainerCallback) -> Path | None:
+    """The checkpoint, wherever it lies, that the Trainer of a callback resumes from; None where nothing says so."""
+    return resumes_from.get() if current_trainer(callback) is not None else None
+
+
+def resumed_checkpoint(trainer: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Path | None:
+    """The checkpoint that the arguments of `Trainer.train` name, as the Trainer reads them."""
+    given = kwargs.get("resume_from_checkpoint", args[0] if args else None)
+    if given is True:
+        folder = trainer.args.output_dir
+        given = get_last_checkpoint(folder) if folder and Path(folder).is_dir() else None
+    return Path(given) if given else None
 
 
 def no_trainer() -> None:

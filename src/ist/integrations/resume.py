@@ -18,14 +18,12 @@ from ..tuner import SparseTuner
 __all__ = ["checkpoint_folder", "resume", "run_history", "saved_states"]
 
 
-def resume(
-    tuner: SparseTuner, args: TrainingArguments, state: TrainerState, name: str, course: Mapping[str, Any]
-) -> None:
+def resume(tuner: SparseTuner, checkpoint: Path, state: TrainerState, name: str, course: Mapping[str, Any]) -> None:
     """Have a tuner continue from the checkpoint of the Trainer's step; at step 0 there is none.
 
     Args:
         tuner: of the training that begins.
-        args: the Trainer's arguments.
+        checkpoint: the folder that the Trainer resumes from, of which all but the state is the Trainer's to read.
         state: the Trainer's state, which holds those of its callbacks.
         name: of the callback among them.
         course: the arguments that decide how the training goes, as they are now.
@@ -35,7 +33,6 @@ def resume(
     """
     if state.global_step == 0:
         return
-    checkpoint = checkpoint_folder(args, state)
     if checkpoint.is_dir():
         check_checkpoint(checkpoint)
     own = saved_states(state).get(name) or {}
@@ -68,9 +65,11 @@ def run_history(tuner: SparseTuner, args: TrainingArguments, state: TrainerState
     return History(file, resume_step=tuner.num_steps, resume_log_step=state.global_step)
 
 
-def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
-    """Where the Trainer keeps the checkpoint of this step."""
-    return Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+def checkpoint_folder(args: TrainingArguments, state: TrainerState, trainer: Any = None) -> Path:
+    """Where the Trainer keeps the checkpoint of this step; each trial of a hyperparameter search has its own folder."""
+    of_trial = getattr(trainer, "_get_output_dir", None)
+    folder = args.output_dir if of_trial is None else of_trial(getattr(trainer, "_trial", None))
+    return Path(folder or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 def saved_states(state: TrainerState) -> dict[str, Any]:

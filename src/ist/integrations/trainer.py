@@ -21,6 +21,7 @@ from .attachment import (
     check_alone,
     check_arguments,
     check_backend_of,
+    current_checkpoint,
     current_trainer,
     move_to_front,
     no_trainer,
@@ -166,7 +167,8 @@ class IST(TrainerCallback, ExportableState):
             rows = data_fingerprint(getattr(kwargs["train_dataloader"], "dataset", None))
             if rows is not None:
                 self._course["train_dataset"] = rows
-            resume(tuner, args, state, type(self).__name__, self._course)
+            checkpoint = current_checkpoint(self) or checkpoint_folder(args, state)
+            resume(tuner, checkpoint, state, type(self).__name__, self._course)
             if measures and self._loss_function is None:
                 check_probe(probes, tuner, loss_function)
             if tuner.ranks.is_main:
@@ -227,7 +229,7 @@ class IST(TrainerCallback, ExportableState):
         """Add the checksum manifest when every rank has written its files, so that damage is found at a resume."""
         if self.tuner:
             self.tuner.ranks.wait()
-            if self.tuner.ranks.is_main and (folder := checkpoint_folder(args, state)).is_dir():
+            if self.tuner.ranks.is_main and (folder := checkpoint_folder(args, state, self._trainer())).is_dir():
                 write_manifest(folder)
 
     def on_log(

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from ..runtime.collation import private_state, readers_of
 from ..runtime.distributed import current_ranks
 from ..runtime.randomness import keyed_generator, keyed_seed, private_randomness
+from .loss_scale import GradientSums, LossScale
 from .passes import run_passes, watching
 from .probes import with_own_iteration
 from .suppression import LossFunction, model_loss
@@ -75,17 +76,21 @@ def adapter_gradients(
         blocks: the blocks to compute again in the backward.
         seed: of `A`.
         loss_function: `(model, batch) -> loss`, a scalar in nats.
-        beside: contexts for the same passes, such as `OutputNorms`.
+        beside: contexts for the same forwards, such as `OutputNorms`.
 
     Raises:
-        ValueError: there is no batch, a loss is no finite scalar, or the gradient reaches no module.
+        ValueError: there is no batch, a loss is no finite scalar, a gradient overflows float16, or none reaches a
+            module.
     """
-    matrices = FirstMatrices(seed)
-    probes = {name: ModuleProbe(name, target, matrices) for name, target in targets.items()}
-    watches = [*beside, *(probe.watching(model.get_submodule(name)) for name, probe in probes.items())]
+    matrices, sums = FirstMatrices(seed), GradientSums(LossScale(model))
+    watches = [
+        ModuleProbe(name, target, matrices, sums).watching(model.get_submodule(name))
+        for name, target in targets.items()
+    ]
     given = take_batches(batches, num_batches, seed)
-    run_passes(model, watches, given, blocks=blocks, seed=seed, loss_function=loss_function)
-    found = {name: probe.result(len(given)) for name, probe in probes.items()}
+    run_passes(model, watches, given, blocks=blocks, seed=seed, loss_function=loss_function, sums=sums, beside=beside)
+    summed = sums.take()
+    found = {name: mean_gradient(summed.get(name), target, len(given)) for name, target in targets.items()}
     if not any(gradient.squared_norm for gradient in found.values()):
         raise ValueError(
             f"The loss has no gradient by any of the {len(found)} modules that the adapters would be put on: give "
@@ -157,34 +162,35 @@ class FirstMatrices:
 
 
 class ModuleProbe:
-    """Adds up `gᵀ(x Aᵀ)` of one module over the batches, in float32.
+    """Adds up `gᵀ(x Aᵀ)` of one module over the batches.
 
     Args:
         name: of the module, for messages.
         target: what its adapter would be.
         matrices: where `A` comes from.
+        sums: what is added to.
     """
 
-    def __init__(self, name: str, target: Target, matrices: FirstMatrices) -> None:
+    def __init__(self, name: str, target: Target, matrices: FirstMatrices, sums: GradientSums) -> None:
         self._name = name
         self._target = target
         self._matrices = matrices
-        self._sum: Tensor | None = None
+        self._sums = sums
 
     def watching(self, module: nn.Module) -> AbstractContextManager[None]:
         """Within the context the gradients that pass through `module` are added up."""
-        return watching(module, self._name, self._project, self._add)
-
-    def result(self, num_batches: int) -> ModuleGradient:
-        """The gradient of the mean loss over the batches."""
-        if self._sum is None:
-            return ModuleGradient(0.0, 0.0)
-        gradient = self._sum.double() * (self._target.scaling / num_batches)
-        return ModuleGradient(gradient.square().sum().item(), gradient.abs().sum().item())
+        return watching(module, self._name, self._project, self._add, self._sums.scale)
 
     def _project(self, inputs: Tensor) -> Tensor:
         return functional.linear(inputs, self._matrices.like(inputs, self._target.rank))
 
     def _add(self, gradient: Tensor, projected: Tensor) -> None:
-        outer = gradient.T @ projected
-        self._sum = outer if self._sum is None else self._sum.add_(outer)
+        self._sums.add(self._name, gradient.T @ projected)
+
+
+def mean_gradient(summed: Tensor | None, target: Target, num_batches: int) -> ModuleGradient:
+    """The gradient of the mean loss, from the sum over the batches of those without LoRA's factor; 0 without one."""
+    if summed is None:
+        return ModuleGradient(0.0, 0.0)
+    gradient = summed.double() * (target.scaling / num_batches)
+    return ModuleGradient(gradient.square().sum().item(), gradient.abs().sum().item())

@@ -33,6 +33,7 @@ from ..runtime.distributed import current_ranks
 from ..runtime.sharding import is_deepspeed, is_sharded
 from .criteria import check_num_batches
 from .gradients import FirstMatrices, take_batches
+from .loss_scale import GradientSums, LossScale
 from .passes import run_passes, watching
 from .suppression import LossFunction, model_loss
 
@@ -170,19 +171,23 @@ def right_singular_vectors(
         module that no gradient reaches.
 
     Raises:
-        ValueError: a loss is no finite scalar.
+        ValueError: a loss is no finite scalar, or a gradient overflows float16.
     """
-    matrices, sums = FirstMatrices(seed), GradientSums()
+    matrices, sums = FirstMatrices(seed), GradientSums(LossScale(model))
 
     def project(rank: int, inputs: Tensor) -> Tensor:
         return functional.linear(inputs, matrices.like(inputs, rank + OVERSAMPLING))
 
     def watch(name: str, keep: Any, *left: Tensor) -> Any:
-        return watching(model.get_submodule(name), name, keep, partial(sums.add, name, *left))
+        return watching(model.get_submodule(name), name, keep, partial(add, name, *left), sums.scale)
+
+    def add(name: str, *tensors: Tensor) -> None:
+        *left, gradient, kept = tensors
+        sums.add(name, (gradient @ left[0] if left else gradient).T @ kept)
 
     def passes(watches: list[Any]) -> dict[str, Tensor]:
-        run_passes(model, watches, batches, blocks=blocks, seed=seed, loss_function=loss_function)
-        return sums.take(ranks)
+        run_passes(model, watches, batches, blocks=blocks, seed=seed, loss_function=loss_function, sums=sums)
+        return mean_over_ranks(sums.take(), ranks)
 
     sketches = passes([watch(name, partial(project, rank)) for name, rank in ranks.items()])
     spans = {name: torch.linalg.qr(sketch).Q for name, sketch in sketches.items() if sketch.any()}
@@ -190,27 +195,14 @@ def right_singular_vectors(
     return {name: torch.linalg.svd(each, full_matrices=False).Vh[: ranks[name]] for name, each in rows.items()}
 
 
-class GradientSums:
-    """Sums over tokens and batches of `gᵀk`, or `(gQ)ᵀk`, by module, in float32."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-
-    def add(self, name: str, *tensors: Tensor) -> None:
-        """Args: the module, perhaps `Q`, `[out, k]`; the gradient `g`, `[tokens, out]`; `k`, `[tokens, …]`."""
-        *left, gradient, kept = tensors
-        outer = (gradient @ left[0] if left else gradient).T @ kept
-        self._sums[name] = self._sums[name].add_(outer) if name in self._sums else outer
-
-    def take(self, names: Collection[str]) -> dict[str, Tensor]:
-        """The sums of those of `names` that a gradient has reached, on all ranks, averaged over these; begin anew."""
-        sums, self._sums = self._sums, {}
-        ranks = current_ranks()
-        if ranks.size > 1:
-            reached = ranks.mean([float(name in sums) for name in names])
-            sums = {name: sums[name] for name, share in zip(names, reached, strict=True) if share == 1}
-            for each in sums.values():  # In one order on all ranks.
-                moved = each.cuda() if dist.get_backend() == "nccl" else each  # A model that FSDP shards is on the CPU.
-                dist.all_reduce(moved)
-                each.copy_(moved / ranks.size)
-        return {name: sums[name] for name in names if name in sums}
+def mean_over_ranks(sums: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """The sums of those of `names` that a gradient has reached, on all ranks, averaged over these."""
+    ranks = current_ranks()
+    if ranks.size > 1:
+        reached = ranks.mean([float(name in sums) for name in names])
+        sums = {name: sums[name] for name, share in zip(names, reached, strict=True) if share == 1}
+        for each in sums.values():  # In one order on all ranks.
+            moved = each.cuda() if dist.get_backend() == "nccl" else each  # A model that FSDP shards is on the CPU.
+            dist.all_reduce(moved)
+            each.copy_(moved / ranks.size)
+    return {name: sums[name] for name in names if name in sums}

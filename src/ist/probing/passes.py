@@ -20,6 +20,7 @@ from ..runtime.modes import evaluation_mode, to_device
 from ..runtime.randomness import private_randomness
 from ..runtime.sharding import compute_device
 from ..step.prefetch import ending_at
+from .loss_scale import GradientSums, LossScale
 from .suppression import LossFunction, check_scalar
 
 __all__ = ["run_passes", "watching", "without_gradients"]
@@ -33,8 +34,12 @@ def run_passes(
     blocks: Sequence[nn.Module],
     seed: int,
     loss_function: LossFunction,
+    sums: GradientSums,
+    beside: Sequence[AbstractContextManager[Any]] = (),
 ) -> None:
     """One forward and one backward a batch within the contexts `watches`; nothing of the model changes.
+
+    A batch of a model that computes in float16 is computed again where the loss was multiplied by too much.
 
     The weights, flags, mode and hooks of the model are as before afterwards, also after an exception, and the global
     random state is not touched.
@@ -47,9 +52,11 @@ def run_passes(
             the backward ends at the first.
         seed: of what the model draws.
         loss_function: `(model, batch) -> loss`, a scalar in nats.
+        sums: what the watches add to, by whose scale the loss is multiplied.
+        beside: contexts that see one forward of each batch, such as `OutputNorms`.
 
     Raises:
-        ValueError: a loss is no finite scalar.
+        ValueError: a loss is no finite scalar, or a gradient overflows float16.
     """
     device = compute_device(model)
     with ExitStack() as stack:
@@ -62,20 +69,28 @@ def run_passes(
         for watch in watches:
             stack.enter_context(watch)
         stack.enter_context(torch.enable_grad())
-        for number, batch in enumerate(batches):
-            loss = loss_function(model, to_device(batch, device))
+        for number, given in enumerate(batches):
+            batch = to_device(given, device)
+            with ExitStack() as forward:
+                for context in beside:
+                    forward.enter_context(context)
+                loss = loss_function(model, batch)
             if not math.isfinite(check_scalar(loss).item()):
                 raise ValueError(
                     f"The loss of probe batch {number} is {loss.item()}, so no gradient can be measured. "
                     "Look at the batch (labels that are all ignored give NaN), or give other batches."
                 )
-            if loss.requires_grad:
-                loss.backward()
+            while loss.requires_grad and not sums.backward(loss, number):
+                loss = loss_function(model, batch)
 
 
 @contextmanager
 def watching(
-    module: nn.Module, name: str, keep: Callable[[Tensor], Tensor], add: Callable[[Tensor, Tensor], None]
+    module: nn.Module,
+    name: str,
+    keep: Callable[[Tensor], Tensor],
+    add: Callable[[Tensor, Tensor], None],
+    scale: LossScale,
 ) -> Iterator[None]:
     """Within the context every backward through `module` hands its gradient to `add`.
 
@@ -84,6 +99,7 @@ def watching(
         name: of the module, for messages.
         keep: what to keep of inputs `[…, in]` until the backward.
         add: takes the gradient of the outputs, `[tokens, out]` in float32, and what was kept, `[tokens, …]` likewise.
+        scale: of the loss, which the gradient is divided by.
     """
 
     def watch(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -96,10 +112,11 @@ def watching(
                 "cannot be measured: choose layers by criterion='activation' or spread='even', or leave it out of "
                 "target_modules."
             )
+        scale.see(output)
         with torch.no_grad():
             kept = keep(inputs.detach())
         anchor = torch.ones((), device=output.device, requires_grad=True)
-        return PassThrough.apply(output, kept, anchor, add)
+        return PassThrough.apply(output, kept, anchor, add, scale)
 
     handle = module.register_forward_hook(watch)
     try:
@@ -113,20 +130,26 @@ class PassThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, output: Tensor, kept: Tensor, anchor: Tensor, add: Callable[[Tensor, Tensor], None]
+        ctx: Any,
+        output: Tensor,
+        kept: Tensor,
+        anchor: Tensor,
+        add: Callable[[Tensor, Tensor], None],
+        scale: LossScale,
     ) -> Tensor:
-        """Args: output `[…, out]`, what is kept of the inputs, a tensor that requires a gradient, and the watch."""
+        """Args: output `[…, out]`, what is kept of the inputs, a tensor that requires a gradient, watch and scale."""
         ctx.save_for_backward(kept)
-        ctx.add = add
+        ctx.add, ctx.scale = add, scale
         return output.clone()  # Not a view, which models that change it in place (OLMo clamps) could not have.
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
         """Hand on the gradient."""
         (kept,) = ctx.saved_tensors
         with torch.autocast(gradient.device.type, enabled=False):  # Sums over tokens in float32.
-            ctx.add(gradient.flatten(0, -2).float(), kept.flatten(0, -2).float())
-        return gradient, None, None, None
+            own = gradient.flatten(0, -2).float()
+            ctx.add(own / ctx.scale.value if ctx.scale.used else own, kept.flatten(0, -2).float())
+        return gradient, None, None, None, None
 
 
 @contextmanager

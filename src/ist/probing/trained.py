@@ -13,6 +13,7 @@ from ..adapters.adalora import without_orthogonality_loss
 from ..adapters.layers import Layer
 from ..runtime.modes import evaluation_mode, to_device
 from ..runtime.sharding import compute_device
+from .loss_scale import LossScale
 from .passes import without_gradients
 from .probes import Batch
 from .reads import Reads, watched_reads
@@ -28,6 +29,8 @@ from .suppression import (
 
 __all__ = ["gate_scores", "removal_scores"]
 
+Gate = tuple[Layer, torch.Tensor, str]
+"""A layer, the factor on the response of one of its adapters, and that adapter's name."""
 BETA = 0.25
 """`β` of eq. 8, where a gate's other end is."""
 OF_REMOVAL = f"{SWITCH_OFF}, or measure criterion='gradient' before there are adapters"
@@ -70,6 +73,7 @@ def gate_scores(
 
     Raises:
         UnsuppressedError: the forward of a block reads an adapter's weights, and no gradient comes to its factor.
+        ValueError: a gradient overflows float16.
     """
     device = compute_device(model)
     middle, total = (1 + BETA) / 2, 0.0
@@ -78,6 +82,7 @@ def gate_scores(
         for layer in layers
         for name in layer.adapters
     ]
+    scale = LossScale(model)
     try:
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(model))
@@ -85,13 +90,15 @@ def gate_scores(
             stack.enter_context(without_gradients(model))
             stack.enter_context(torch.enable_grad())
             reads = stack.enter_context(watched_reads((layer, layer.adapters[name]) for layer, _, name in gates))
-            for batch in batches:
-                with scaled_adapters(gates):
-                    loss = loss_function(model, to_device(batch, device))
+            stack.enter_context(scale.seeing(layer.adapters[name] for layer, _, name in gates))
+            for number, given in enumerate(batches):
+                batch = to_device(given, device)
+                loss = gated_loss(model, gates, batch, loss_function)
                 total += check_scalar(loss).item()
                 if not loss.requires_grad:
                     check_gates(gates, reads)
-                loss.backward()
+                while not gate_backward(loss, number, gates, scale):
+                    loss = gated_loss(model, gates, batch, loss_function)
         check_gates(gates, reads)
     except UnsuppressedError as error:
         raise UnsuppressedError(error.found, OF_GATES) from error
@@ -103,6 +110,29 @@ def gate_scores(
     return [-(1 - BETA) * sums[layer.index] / len(batches) for layer in layers]
 
 
-def check_gates(gates: Sequence[tuple[Layer, torch.Tensor, str]], reads: Reads) -> None:
+def gated_loss(model: nn.Module, gates: Sequence[Gate], batch: Batch, loss_function: LossFunction) -> torch.Tensor:
+    """The loss with each response multiplied by its gate."""
+    with scaled_adapters(gates):
+        return loss_function(model, batch)
+
+
+def gate_backward(loss: torch.Tensor, number: int, gates: Sequence[Gate], scale: LossScale) -> bool:
+    """Add a batch's gradients to those of the gates; False where it is to be computed again, see `LossScale`."""
+    if not scale.used or not math.isfinite(loss.item()):
+        loss.backward()
+        return True
+    before = [gate.grad for _, gate, _ in gates]
+    for _, gate, _ in gates:
+        gate.grad = None
+    own = scale.backward(loss, number, lambda: all(g.grad is None or math.isfinite(g.grad.item()) for _, g, _ in gates))
+    for (_, gate, _), earlier in zip(gates, before, strict=True):
+        if not own or gate.grad is None:
+            gate.grad = earlier
+        else:
+            gate.grad = gate.grad / scale.value + (0.0 if earlier is None else earlier)
+    return own
+
+
+def check_gates(gates: Sequence[Gate], reads: Reads) -> None:
     """Raise UnsuppressedError where a gate has no gradient since a kernel takes the factor for a constant."""
     check_not_read([layer.adapters[name] for layer, gate, name in gates if gate.grad is None], reads)

@@ -7,7 +7,11 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from ..runtime.part import Part
 from .scaling import is_heard, leave_scalers, listen, unlisten
@@ -28,6 +32,7 @@ class Boundary(Part):
         parameters: an optimizer counts that holds one of them.
         on_update: a method that is called after each update, while the gradients are still there.
         on_step: a method that is called with the optimizer after that.
+        before_step: a method that is called with an optimizer before it steps.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class Boundary(Part):
         parameters: Iterable[Tensor],
         on_update: Callable[[], None] | None = None,
         on_step: Callable[[Optimizer], None] | None = None,
+        before_step: Callable[[Any], None] | None = None,
     ) -> None:
         self.updated = False
         """Whether an optimizer has updated the parameters since the step began."""
@@ -46,11 +52,15 @@ class Boundary(Part):
         """Kinds of optimizers without hooks that were heard to step: others may step in ways that nothing shows."""
         self._skipped: dict[int, int] = {}
         """Of each optimizer's id, the steps that were skipped since the last update by any."""
-        notice = weakref.WeakMethod(self._notice)
+        notice, announce = weakref.WeakMethod(self._notice), weakref.WeakMethod(self._announce)
         self._on_update = on_update and weakref.WeakMethod(on_update)
         self._on_step = on_step and weakref.WeakMethod(on_step)
-        handle = register_optimizer_step_post_hook(lambda optimizer, *_: (alive := notice()) and alive(optimizer))
-        self._remove = weakref.finalize(self, leave, handle)
+        self._before_step = before_step and weakref.WeakMethod(before_step)
+        handles = (
+            register_optimizer_step_pre_hook(lambda optimizer, *_: (alive := announce()) and alive(optimizer)),
+            register_optimizer_step_post_hook(lambda optimizer, *_: (alive := notice()) and alive(optimizer)),
+        )
+        self._remove = weakref.finalize(self, leave, handles)
         listen(self)
 
     @property
@@ -104,6 +114,7 @@ class Boundary(Part):
         """The `step` of an optimizer was called that is not of PyTorch's kind."""
         if self._holds(optimizer):
             self._heard.add(type(optimizer))
+        self._announce(optimizer)
 
     def ask(self, optimizer: Any) -> None:
         """Count what Accelerate's optimizer says of its last step, where its scaler is of a kind that is not heard."""
@@ -118,6 +129,11 @@ class Boundary(Part):
     def _count(self, optimizer: Any) -> None:
         self._skipped[id(optimizer)] = self._skipped.get(id(optimizer), 0) + 1
         self.num_outcomes += 1
+
+    def _announce(self, optimizer: Any) -> None:
+        before_step = self._before_step and self._before_step()
+        if before_step and self._holds(optimizer):
+            before_step(optimizer)
 
     def _notice(self, optimizer: Any) -> None:
         if not self._holds(optimizer):
@@ -146,9 +162,10 @@ class Boundary(Part):
         return any(id(parameter) in self._own for group in groups for parameter in group["params"])
 
 
-def leave(handle: Any) -> None:
+def leave(handles: Iterable[Any]) -> None:
     """What watched optimizers is no more."""
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     leave_scalers()
     unhear_steps()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from ..adapters.adalora import RankAllocation
@@ -28,6 +29,17 @@ from .skipped import SkippedSteps
 __all__ = ["StepParts"]
 
 
+@dataclass
+class Attached:
+    """An optimizer and the parts that it needs."""
+
+    optimizer: Callable[[], Any]
+    """Gives it, while it lives."""
+    parts: tuple[Part, ...]
+    given: bool = False
+    """Whether it was given to the tuner, and not only seen to step."""
+
+
 class StepParts:
     """The parts of a step, each begun, ended and closed in turn.
 
@@ -43,7 +55,8 @@ class StepParts:
         self._view, self._config = view, config
         self._recompute = Recompute(view, config.recompute)
         self._parts: tuple[Part, ...] = ()
-        self._of_optimizers: list[tuple[Callable[[], Any], tuple[Part, ...]]] = []
+        self._of_optimizers: list[Attached] = []
+        self._step = 0
 
     def open(self, on_update: Callable[[], None], on_interruption: Callable[[], None]) -> None:
         """Put the parts on the model.
@@ -61,7 +74,7 @@ class StepParts:
         """Whether the training that began the step is over."""
         frozen_check = FrozenCheck(view)  # Its hooks come before the boundary's, which end the step.
         own = (parameter for layer in view.layers for parameter in layer.parameters)
-        self.boundary = Boundary(own, on_update, self.interruption.updated)
+        self.boundary = Boundary(own, on_update, self.interruption.updated, self._before_step)
         """Whether the optimizer has stepped."""
         self.skipped = SkippedSteps(view, self.boundary)
         """How many steps in a row a GradScaler has skipped."""
@@ -91,21 +104,42 @@ class StepParts:
             optimizer: unwrapped; it is not kept alive, and its parts go with it.
 
         Returns:
-            Whether it is new.
+            Whether it was not given before.
 
         Raises:
             ValueError: its state cannot be offloaded, or the adapters are not those that the tuner was made for.
         """
         self._same_adapters.check()
-        self._of_optimizers = [(known, parts) for known, parts in self._of_optimizers if known() is not None]
-        if any(known() is optimizer for known, _ in self._of_optimizers):
+        known = self._find(optimizer)
+        if known is not None and known.given:
             return False
         self._same_adapters.check_parameters()
+        known = known or self._add(optimizer)
+        self.boundary.hear(optimizer)
+        known.given = True
+        return True
+
+    def _find(self, optimizer: Any) -> Attached | None:
+        """What an optimizer has, where it is known; those that are gone are forgotten."""
+        self._of_optimizers = [attached for attached in self._of_optimizers if attached.optimizer() is not None]
+        return next((attached for attached in self._of_optimizers if attached.optimizer() is optimizer), None)
+
+    def _add(self, optimizer: Any) -> Attached:
+        """Make the parts that an optimizer needs."""
         state = OptimizerState(optimizer, self._view, self._config.optimizer_state)
         pairs = (FrozenPairs(optimizer, self.activation.frozen_ids),) if is_lora_fa(optimizer) else ()
-        self._of_optimizers.append((weak(optimizer), (state, *pairs)))
-        self.boundary.hear(optimizer)
-        return True
+        attached = Attached(weak(optimizer), (state, *pairs))
+        self._of_optimizers.append(attached)
+        return attached
+
+    def _before_step(self, optimizer: Any) -> None:
+        """An optimizer of the layers is about to step, perhaps one that was never given: of two in a step one is."""
+        if self._find(optimizer) is not None:
+            return
+        parts = self._add(optimizer).parts
+        if (active := self.activation.active) is not None:
+            for part in parts:
+                part.begin(active, self._step)
 
     def check_length(self, num_steps: int) -> None:
         """Warn where a training of so many steps does not fit."""
@@ -114,6 +148,7 @@ class StepParts:
 
     def begin(self, active: Collection[int], step: int) -> None:
         """A step begins: from now on the layers `active` train alone. Where a part raises, none has begun."""
+        self._step = step
         try:
             for part in self._all():
                 part.begin(active, step)
@@ -171,7 +206,7 @@ class StepParts:
         close_all(parts)
 
     def _all(self) -> tuple[Part, ...]:
-        return (*self._parts, *(part for _, parts in self._of_optimizers for part in parts))
+        return (*self._parts, *(part for attached in self._of_optimizers for part in attached.parts))
 
 
 def close_all(parts: Iterable[Part]) -> None:

@@ -104,8 +104,8 @@ class SparseSteps:
     def attach_optimizer(self, optimizer: Any) -> None:
         """Get to know the optimizer before the first step; `end_step` does it at the latest.
 
-        Warns once of layers that the optimizer can never train. Several optimizers may take turns. LoRA-FA's is helped
-        past frozen layers, which it needs before its first step; other optimizers are left alone.
+        Warns once of layers that the optimizer can never train. Several optimizers may take turns or share a step:
+        those that are not given are found when they first step. LoRA-FA's is helped past frozen layers.
 
         Args:
             optimizer: made from all trainable parameters; it may be wrapped, as Accelerate does.

@@ -167,12 +167,11 @@ class Comparison:
         self.display.chosen(method.name, self.rates[method.name])
 
     def in_equal_time(self, method: Method, seed: int) -> dict[str, Any]:
-        """The method trained for the seconds that its reference took with this seed, by a schedule that fits them."""
-        reference = method.against[0] if method.against else method.name
-        base = next(iter(self.find(reference, seed)), None)
-        if base is None:
-            raise ValueError(f"Equal time needs the runs of {reference!r}, whose seconds it is: add it to --methods.")
-        if reference == method.name:
+        """The method trained for the seconds that its reference took with this seed, by a schedule that fits them; the
+        reference's own run at equal steps.
+        """
+        (base,) = self.find(method.time_reference, seed)
+        if method.time_reference == method.name:
             return {**base, "budget": "seconds"}
         steps = steps_in_time(base["step_seconds"], self.find(method.name, seed))
         changes = {"max_steps": steps, "max_train_seconds": round(base["step_seconds"], 3)}
@@ -239,19 +238,17 @@ class Comparison:
 
     def summary(self) -> dict[str, Any]:
         """What `compare.json` holds."""
-        names = {method.name for method in self.recipe.methods}
-        against = {m.name: [other for other in m.against if other in names] for m in self.recipe.methods}
         return {
             "recipe": self.recipe.name,
             "commit": commit(),
             "seeds": list(self.recipe.seeds),
             "methods": {method.name: dict(method.flags) for method in self.recipe.methods},
             "more_flags": list(self.recipe.more_flags),
-            "against": against,
+            "against": self.recipe.pairs(),
             "evaluation": dict(self.recipe.evaluation),
             "learning_rates": self.rates,
             "table": {
-                budget: tabulate([run for run in self.runs if run["budget"] == budget], against)
+                budget: tabulate([run for run in self.runs if run["budget"] == budget], self.recipe.pairs(budget))
                 for budget in dict.fromkeys(run["budget"] for run in self.runs)
             },
             "runs": self.runs,

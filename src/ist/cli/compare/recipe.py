@@ -17,6 +17,7 @@ from ..recipes.files import PREFIX, check_keys, list_comparisons, read_recipe
 from ..recipes.renamed import rename_arguments, rename_keys, warn_of_old_names
 from ..recipes.safety import COMMAND_LINE_ONLY, EVALUATION_KEYS, TRAINING_KEYS, check_safe
 from ..train.arguments import known_flags, parse_arguments
+from .equal_time import check_time_references, time_references
 
 __all__ = [
     "BUDGETS",
@@ -46,6 +47,8 @@ class Method:
     """Flags of `ist train`, those for all methods among them."""
     against: tuple[str, ...]
     """The methods that this one is paired with."""
+    time_reference: str
+    """The method whose seconds this one is given at equal time, see `time_references`; its own name where it is one."""
     learning_rates: tuple[float, ...] = ()
     """To choose from by validation loss; empty leaves the one of the flags."""
 
@@ -63,11 +66,25 @@ class CompareRecipe:
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
     budget: str = "steps"
-    """`steps`: all methods at equal steps. `seconds`: then also for the seconds that the first of `against` took."""
+    """`steps`: all methods at equal steps. `seconds`: then also for the seconds that their `time_reference` took."""
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     """Flags of `ist eval`, which then judges each run; empty for the results of `ist train` alone."""
     more_flags: tuple[str, ...] = ()
     """Flags of `ist train` from the command line, which override the recipe's."""
+
+    def pairs(self, budget: str = "steps") -> dict[str, list[str]]:
+        """For each method those that it is paired with: at equal time the ones that have the seconds of the same method
+        too, since no others train as long.
+        """
+        methods = {method.name: method for method in self.methods}
+        return {
+            name: [
+                other
+                for other in method.against
+                if other in methods and (budget == "steps" or methods[other].time_reference == method.time_reference)
+            ]
+            for name, method in methods.items()
+        }
 
     def arguments(self, method: Method, seed: int, folder: Path, changes: Mapping[str, Any] | None = None) -> list[str]:
         """The arguments of `ist train` for one run; a run that was cut off resumes from its last checkpoint."""
@@ -103,6 +120,8 @@ def read_comparison(file: Path, more_flags: Sequence[str] = (), **changes: Any) 
         more_flags=tuple(more_flags),
     )
     check_choice("budget", comparison.budget, BUDGETS)
+    if comparison.budget == "seconds":
+        check_time_references({method.name: method.time_reference for method in comparison.methods})
     for method in comparison.methods:
         try:
             run = parse_arguments(comparison.arguments(method, max(comparison.seeds), Path("runs")))
@@ -179,7 +198,7 @@ def read_methods(recipe: Mapping[str, Any], where: str, chosen: Sequence[str] | 
     usual = recipe.get("against")
     if usual is None:
         usual = [name for name, entry in flags.items() if entry.get("method") in ("peft", "random")]
-    methods = []
+    methods, paired = [], {}
     for name, entry in flags.items():
         if own := OWN_FLAGS & set(entry):
             raise ValueError(f"{where} sets {own.pop()}, which ist compare gives to each run itself: leave it out.")
@@ -187,8 +206,12 @@ def read_methods(recipe: Mapping[str, Any], where: str, chosen: Sequence[str] | 
         against = against if isinstance(against, list) else [against]
         for other in against:
             check_choice(f"against of {name}", other, list(flags))
+        paired[name] = tuple(against)
+    timed = time_references({name: others[0] if others else name for name, others in paired.items()})
+    for name, entry in flags.items():
         grid = recipe.get("learning_rates") if grids[name] is None else grids[name]
-        methods.append(Method(name, entry, tuple(o for o in against if o != name), check_rates(grid)))
+        others = tuple(other for other in paired[name] if other != name)
+        methods.append(Method(name, entry, others, timed[name], check_rates(grid)))
     folders = [method.folder for method in methods]
     if nameless := next((method for method in methods if not re.match(r"\w.{,99}$", method.folder)), None):
         raise ValueError(
