@@ -164,6 +164,20 @@ def test_trainings_that_ran_twice_are_compared_with_themselves(tmp_path: Path) -
     assert [*repeats.repeat_section(tmp_path / "again", lines)] == []
 
 
+def test_a_difference_that_ran_twice_is_shown_by_run_and_averaged(tmp_path: Path) -> None:
+    lines = [line_of("LoRA", seed, 0.3) for seed in (0, 1)] + [line_of("focused, half", seed, 0.2) for seed in (0, 1)]
+    again = [
+        {**line, "test": {**line["test"], "exact answers": {"accuracy": accuracy}}}
+        for line, accuracy in zip(lines, (0.3, 0.3, 0.5, 0.5), strict=True)
+    ]
+    again += [{**line, "model": "another", "test": {"exact answers": {"accuracy": 0.9}}} for line in lines]
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "y.jsonl").write_text("".join(json.dumps(line) + "\n" for line in again))
+    *_, shown = repeats.repeat_section(tmp_path, lines)
+    expected = "**+10.0 [+10.0, +10.0]** | **+20.0 [+20.0, +20.0]** | **+15.0 [+15.0, +15.0]** |"
+    assert shown.splitlines()[2:] == [f"| mawps: exact match, % | focused, half − LoRA | 2 | {expected}"]
+
+
 def test_every_table_of_the_paper_is_there() -> None:
     paper = json.loads(table.PAPER.read_text(encoding="utf-8"))
     assert [*paper["tables"]] == ["2", "3", "4", "5", "10", "11", "12"]

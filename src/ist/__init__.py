@@ -1,8 +1,9 @@
 """Importance-aware Sparse Tuning: fine-tune the adapters of the layers that matter.
 
-The method is that of Yao et al., "Layer-wise Importance Matters" (Findings of EMNLP 2024). Read the modules in the
-order in which a step runs through them: `layers`, `sampling`, `activation`, `probes`, `suppression`, `measurement`,
-`importance`, and `tuner`, which ties them together; then `distributed`, `ddp`, `sharding` and `checkpoints`.
+The method is that of Yao et al., "Layer-wise Importance Matters" (Findings of EMNLP 2024). To read the code, begin
+with `method`, which is the paper, and `tuner`, which runs a step of it. `adapters` finds the layers, `step` makes a
+step cheap, `probing` measures importance, `focusing` chooses layers before training; `runtime` and `runs` are for
+processes and files.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def check_backend(model: nn.Module) -> None:
         if unit.sharding_strategy.name == "NO_SHARD":
             raise ValueError(
                 "FSDP1 shards nothing here (NO_SHARD, or a single process), and then no gradient comes to layers that "
-                "sat a step out: use DDP, FSDP2 (fsdp_version: 2), or for one process no engine."
+                "sat a step out: use DDP or FSDP2 (fsdp_version: 2), or leave FSDP out where there is one process."
             )
     size = max((getattr(module, "_tp_size", None) or 1 for module in model.modules()), default=1)
     if size == 1 and dist.is_available() and not is_sharded(model):
