@@ -1,4 +1,4 @@
-"""How far a training that is run again ends from itself: what the device's order of additions alone does."""
+"""How far a training that is run again ends from itself: by the device's order of additions, and by later code."""
 
 from __future__ import annotations
 

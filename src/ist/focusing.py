@@ -1,7 +1,8 @@
 """Focused training: measure which layers matter before training, and give the adapters to those alone.
 
 A set of layers that stays, spread over the depth, chosen by importance, with the rank of all layers moved to it, learns
-about as much as adapters in every layer, in less time and memory. What comes out is a plain PEFT configuration.
+in short trainings about as much as adapters in every layer, in less time and memory. What comes out is a plain PEFT
+configuration.
 """
 
 from __future__ import annotations
