@@ -75,6 +75,17 @@ def test_equal_time_without_its_reference_is_refused_before_anything_is_trained(
         read(tmp_path, {**SMALL, "budget": "seconds"}, methods=["random", "IST"])
 
 
+def test_equal_time_that_compares_nothing_is_refused(tmp_path: Path) -> None:
+    """Of a chain, whose middle is another's reference and is not trained again, the first two alone."""
+    methods = {"LoRA": {"method": "peft"}, "random": {"against": "LoRA"}, "IST": {"against": "random"}}
+    chain = {**SMALL, "methods": {n: {**SMALL["methods"][n], **m} for n, m in methods.items()}, "against": []}
+    assert read(tmp_path, {**chain, "budget": "seconds"}).pairs("seconds")["IST"] == ["random"]
+    with pytest.raises(
+        ValueError, match=r"no two of these methods are compared \('random' is given .* of 'random', and"
+    ):
+        read(tmp_path, chain, budget="seconds", methods=["LoRA", "random"])
+
+
 def test_the_command_line_goes_before_the_recipe(tmp_path: Path) -> None:
     changes = {"seeds": [8], "methods": ["LoRA"], "budget": "seconds", "evaluation": {"tasks": "boolq"}}
     recipe = read(tmp_path, {**SMALL, "evaluation": {"tasks": "piqa", "protocol": "loss"}}, **changes)

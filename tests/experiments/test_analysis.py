@@ -49,6 +49,18 @@ def test_beta_suppresses_instead() -> None:
     assert len({full, suppressed, out}) == 3
 
 
+def test_a_loss_may_take_labels_out_of_its_batch() -> None:
+    model, batches = tiny_lora(), tiny_batches(2)
+
+    def popping(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        labels = batch.pop("labels")
+        return model(**batch, labels=labels).loss
+
+    layers, removed = discover_layers(model), [[0], [1]]
+    losses = losses_without(model, layers, removed, batches, loss_function=popping)
+    assert torch.equal(losses, losses_without(model, layers, removed, batches))
+
+
 def test_batches_count_by_their_tokens() -> None:
     labels = torch.tensor([[5, -100, 7, 8], [9, 9, -100, -100]])  # the first of each row is never predicted
     assert batch_weights([{"labels": labels}, {"input_ids": labels}]).tolist() == [3, 1]

@@ -147,3 +147,111 @@ def test_ranks_of_a_sharded_model_compute_a_batch_again_together(monkeypatch: py
         scores(tiny_llama(), "gradient", times(1.0)), rel=0.03, abs=0
     )
     assert (len(calls), asked) == (5, [True] * 5)
+
+
+def taking(model: nn.Module, batch: Any) -> Tensor:
+    """As transformers' loss with smoothed labels takes those out of the batch."""
+    return model_loss(model, batch).float() * batch.pop("weight", torch.tensor(1.0))
+
+
+def weighted() -> list[dict[str, Tensor]]:
+    return [{**batch, "weight": torch.tensor(LARGE * 10**number)} for number, batch in enumerate(tiny_batches(2))]
+
+
+@pytest.mark.parametrize("criterion", [*CRITERIA, "removal"])
+def test_a_loss_may_take_fields_out_of_its_batch(criterion: Any) -> None:
+    """They are there again when the batch is computed again, and afterwards."""
+    model, config = tiny_lora() if criterion in ("gate", "removal") else tiny_llama(), None
+    if criterion not in ("gate", "removal"):
+        config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"])
+    batches = weighted()
+    found = [
+        layer_scores(each, config, batches, criterion=criterion, loss_function=taking)
+        for each in (model, halved(model))
+    ]
+    expected = layer_scores(model, config, batches, criterion=criterion, loss_function=lambda m, b: taking(m, dict(b)))
+    assert found[0] == expected
+    assert found[1] == pytest.approx(expected, rel=0.05, abs=0)
+    assert all("weight" in batch for batch in batches)
+
+
+@pytest.mark.parametrize("criterion", ["gradient", "gate"])
+def test_a_batch_that_is_computed_again_draws_the_same(criterion: Any) -> None:
+    draws: list[float] = []
+
+    def noisy(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        draws.append(torch.rand(()).item())
+        return model_loss(model, batch).float() * LARGE * draws[-1]
+
+    expected, once = scores(plain(criterion), criterion, noisy), list(draws)
+    draws.clear()
+    assert scores(halved(plain(criterion)), criterion, noisy) == pytest.approx(expected, rel=0.03, abs=0)
+    assert len(draws) > len(once) == len(set(once)) == 3
+    assert list(dict.fromkeys(draws)) == once
+
+
+def test_a_loss_of_nan_on_one_rank_keeps_the_ranks_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that share a model ask each other once a forward, also the one whose loss is NaN."""
+    asked: list[bool] = []
+
+    class Asking(Ranks):
+        def all(self, flag: bool) -> bool:
+            asked.append(flag)
+            return flag
+
+    monkeypatch.setattr(loss_scale, "current_ranks", Asking)
+    monkeypatch.setattr(loss_scale, "is_sharded", lambda model: True)
+    calls: list[Any] = []
+    with pytest.raises(ValueError, match=r"importance of .* is nan"):
+        scores(halved(tiny_lora()), "gate", times(float("nan"), calls))
+    assert len(calls) == len(asked) == 3
+
+
+class Casting(nn.Linear):
+    """As a quantised module whose `compute_dtype` is another than its inputs' dtype."""
+
+    compute_dtype = torch.float16
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input.half(), self.weight.half()).to(input.dtype)
+
+
+def test_a_quantised_module_says_that_it_computes_in_float16() -> None:
+    model = tiny_llama()
+    expected = scores(model, "gradient", times(TINY))
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.__class__ = Casting
+    assert scores(model, "gradient", times(TINY)) == pytest.approx(expected, rel=0.03, abs=0)
+
+
+class Attention(nn.Module):
+    """A model whose adapters give float32, computed in float16: PEFT casts attention's output back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(10, 16)
+        self.layers = nn.ModuleList(nn.ModuleDict({"attn": nn.MultiheadAttention(16, 2)}) for _ in range(3))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden = self.embed(input_ids)
+        for layer in self.layers:
+            hidden = hidden + layer["attn"](hidden, hidden, hidden, need_weights=False)[0]
+        return nn.functional.cross_entropy(self.head(hidden).float().flatten(0, 1), input_ids.flatten())
+
+
+def test_what_an_adapter_casts_back_from_float16_is_seen() -> None:
+    model = get_peft_model(Attention(), LoraConfig(r=4, target_modules=["attn"], init_lora_weights=False))
+    other = copy.deepcopy(model)
+    other.forward = torch.autocast("cpu", torch.float16)(functools.partial(type(other).forward, other))
+    first, second = (
+        layer_scores(each, None, tiny_ids(), criterion="gate", loss_function=lambda m, b: m(**b) * TINY)
+        for each in (model, other)
+    )
+    assert second == pytest.approx(first, rel=0.03, abs=0)
+
+
+def tiny_ids() -> list[dict[str, Tensor]]:
+    return [{"input_ids": batch["input_ids"] % 10} for batch in tiny_batches(2)]

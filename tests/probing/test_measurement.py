@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ist import SparseTuner
-from ist.probing.measurement import own
+from ist.probing.repeats import own
 from tests.helpers.tiny import snapshot, tiny_batches, tiny_lora, trainable
 
 

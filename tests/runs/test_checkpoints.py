@@ -9,13 +9,17 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers.trainer_utils import HPSearchBackend
 
 from ist import IST, SparseTuner, check_checkpoint, last_checkpoint, read_history
+from ist.integrations.attachment import in_training, resumes_from
+from ist.integrations.resume import checkpoint_folder
 from ist.runs.checkpoints import MANIFEST_FILE, write_manifest
 from ist.runs.fingerprint import base_fingerprint
 from tests.helpers.tiny import tiny_llama, tiny_lora
@@ -252,6 +256,30 @@ def test_a_copy_may_have_any_name(run: Path, tmp_path: Path) -> None:
         make_trainer(run).train(resume_from_checkpoint=True)
 
 
+def test_a_copy_without_a_listed_file_says_how_to_resume_all_the_same(run: Path) -> None:
+    (run / "checkpoint-3" / OPTIMIZER).unlink()
+    with pytest.raises(
+        ValueError, match=rf"{OPTIMIZER} is missing\): none .* change was meant, remove its {MANIFEST_FILE}"
+    ):
+        check_checkpoint(run / "checkpoint-3")
+    (run / "checkpoint-3" / MANIFEST_FILE).unlink()
+    check_checkpoint(run / "checkpoint-3")
+
+
+def test_the_folder_of_a_trial_is_transformers_own(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.state.global_step = 3
+    vars(trainer).update(hp_search_backend=HPSearchBackend.OPTUNA, hp_name=None, _trial=SimpleNamespace(number=7))
+    assert checkpoint_folder(trainer.args, trainer.state, trainer) == tmp_path / "run-7" / "checkpoint-3"
+
+
+def test_a_training_that_cannot_begin_leaves_nothing_behind(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(TypeError):
+        trainer.train(resume_from_checkpoint={"a": 1})
+    assert (in_training.get(), resumes_from.get()) == (None, None)
+
+
 def test_a_manifest_is_written_where_a_trial_saves(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not into a damaged checkpoint of the same step in the folder of all trials."""
     flip(run / "checkpoint-3" / ADAPTER)
@@ -259,6 +287,8 @@ def test_a_manifest_is_written_where_a_trial_saves(run: Path, monkeypatch: pytes
     monkeypatch.setattr(trainer, "_get_output_dir", lambda trial: str(run / "run-7"))
     trainer.train()
     assert (run / "run-7" / "checkpoint-3" / MANIFEST_FILE).is_file()
+    steps = [[line for line in read_history(folder) if line["event"] == "step"] for folder in (run, run / "run-7")]
+    assert list(map(len, steps)) == [9, 3]
     with pytest.raises(ValueError, match="checkpoint-3 is damaged"):
         check_checkpoint(run / "checkpoint-3")
 

@@ -150,7 +150,8 @@ def test_reset_reaches_an_optimizer_that_was_not_given(loop: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The optimizer lacks trainable parameters")
-def test_reset_forgets_at_once_what_a_checkpoint_had_of_frozen_layers() -> None:
+@pytest.mark.parametrize("loop", ["begin and end", "in the block", "after the block"])
+def test_reset_forgets_at_once_what_a_checkpoint_had_of_frozen_layers(loop: str) -> None:
     """The optimizer that was not given begins with moments of all layers."""
     model = tiny_lora()
     optimizers = two_optimizers(model)
@@ -159,7 +160,7 @@ def test_reset_forgets_at_once_what_a_checkpoint_had_of_frozen_layers() -> None:
         optimizer.step()
     model.zero_grad()
     with SparseTuner(model, probe_batches=tiny_batches(2), optimizer_state="reset", num_active_layers=2) as tuner:
-        active = train_with_two("begin and end", model, optimizers, tuner, tiny_batches(1)[0])
+        active = train_with_two(loop, model, optimizers, tuner, tiny_batches(1)[0])
         for optimizer in optimizers:
             assert layers_with_moments(model, optimizer) == set(active)
 

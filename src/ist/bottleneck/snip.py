@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..probing.loss_scale import LossScale
+from ..probing.repeats import repeatable_loss
 from ..probing.suppression import LossFunction, model_loss
-from ..runtime.modes import evaluation_mode, to_device
+from ..runtime.modes import evaluation_mode
 from .config import BottleneckConfig
 from .layer import BottleneckLayer
 from .sparse import SparseLinear, check_sparsity, kept
@@ -113,13 +114,12 @@ def loss_gradients(
 ) -> list[Tensor]:
     """The gradient of the batches' summed loss for each weight; `.grad` of no parameter changes."""
     total = [torch.zeros_like(weight) for weight in weights]
-    device = next(model.parameters()).device
     num_batches = 0
     for given in batches:
-        batch, gradients = to_device(given, device), None
+        compute, gradients = repeatable_loss(model, given, num_batches, loss_function), None
         while gradients is None:
             with torch.enable_grad():
-                loss = loss_function(model, batch)
+                loss = compute()
                 if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                     raise ValueError("loss_function must return a tensor of one number with a gradient, the mean loss.")
                 gradients = scale.gradients(loss.reshape(()), num_batches, weights)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.layers import Layer
+from ..probing.repeats import with_own_batch
 from ..probing.suppression import LossFunction, candidate_losses, model_loss
 from .statistics import bootstrap_interval, kendall_tau
 
@@ -58,7 +59,8 @@ def losses_without(
     """
     everything = {layer.index for layer in layers}
     kept = [everything - set(taken) for taken in removed]
-    return torch.stack([candidate_losses(model, layers, kept, batch, beta, loss_function) for batch in batches])
+    loss_of = with_own_batch(loss_function)
+    return torch.stack([candidate_losses(model, layers, kept, batch, beta, loss_of) for batch in batches])
 
 
 def batch_weights(batches: Sequence[Mapping[str, Any]]) -> Tensor:

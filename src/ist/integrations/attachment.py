@@ -66,7 +66,8 @@ def closing(train: Callable[..., Any], kind: type[Any]) -> Callable[..., Any]:
                 if isinstance(callback, kind):
                     callback.check_weights()
 
-        token, checkpoint = in_training.set(self), resumes_from.set(resumed_checkpoint(self, args, kwargs))
+        checkpoint = resumes_from.set(resumed_checkpoint(self, args, kwargs))  # It may raise.
+        token = in_training.set(self)
         try:
             with checked_weights(self, check):
                 return train(self, *args, **kwargs)

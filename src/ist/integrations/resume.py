@@ -54,12 +54,12 @@ def resume(tuner: SparseTuner, checkpoint: Path, state: TrainerState, name: str,
         )
 
 
-def run_history(tuner: SparseTuner, args: TrainingArguments, state: TrainerState) -> History:
-    """The history in the run's folder, up to the step that a tuner resumes from.
+def run_history(tuner: SparseTuner, args: TrainingArguments, state: TrainerState, trainer: Any = None) -> History:
+    """The history beside the run's checkpoints, up to the step that a tuner resumes from.
 
     A tuner counts no steps that a gradient scaler skipped; the Trainer, whose numbers are logged, counts them.
     """
-    file = Path(args.output_dir or ".") / HISTORY_FILE
+    file = checkpoint_folder(args, state, trainer).parent / HISTORY_FILE
     if state.global_step == 0:
         return History(file)
     return History(file, resume_step=tuner.num_steps, resume_log_step=state.global_step)

@@ -172,7 +172,7 @@ class IST(TrainerCallback, ExportableState):
             if measures and self._loss_function is None:
                 check_probe(probes, tuner, loss_function)
             if tuner.ranks.is_main:
-                tuner.record_to(run_history(tuner, args, state), transformers=transformers.__version__)
+                tuner.record_to(run_history(tuner, args, state, trainer), transformers=transformers.__version__)
         except Exception:
             tuner.close()
             raise

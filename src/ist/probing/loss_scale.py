@@ -27,8 +27,8 @@ FIRST = 2.0**16
 class LossScale:
     """The power of two that a loss is multiplied by, for a model that computes in float16; for any other it is 1.
 
-    It computes in float16 where a parameter is of that type, where autocast is on with it, or where a module is seen to
-    give it, as under an autocast of the model's own forward.
+    It computes in float16 where a tensor of its state or the `compute_dtype` of a quantised module says so, where
+    autocast is on with it, or where a module is seen to give it, as under an autocast of the model's own forward.
 
     Args:
         model: whose gradients are measured.
@@ -40,27 +40,30 @@ class LossScale:
         self._sharded = is_sharded(model)
         kind = compute_device(model).type
         autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
-        if autocast or any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+        held = (tensor.dtype for tensor in (*model.parameters(), *model.buffers()))
+        computed = (getattr(module, "compute_dtype", None) for module in model.modules())
+        if autocast or torch.float16 in held or torch.float16 in computed:
             self._use()
 
     def see(self, output: Any) -> None:
-        """Get to know what a module gives in the forward."""
-        if not self.used and isinstance(output, Tensor) and output.dtype == torch.float16:
+        """Get to know what a module gives in the forward: a tensor, alone or first, as attention's."""
+        first = output[0] if isinstance(output, tuple) and output else output
+        if not self.used and isinstance(first, Tensor) and first.dtype == torch.float16:
             self._use()
 
     @contextmanager
     def seeing(self, modules: Iterable[nn.Module]) -> Iterator[None]:
-        """Within the context it gets to know what these modules give."""
+        """Within the context it gets to know what these modules give, and those in them: PEFT may cast results back."""
         with ExitStack() as hooks:
-            for module in modules:
-                hooks.callback(module.register_forward_hook(lambda module, args, output: self.see(output)).remove)
+            for part in {part for module in modules for part in module.modules()}:
+                hooks.callback(part.register_forward_hook(lambda module, args, output: self.see(output)).remove)
             yield
 
     def backward(self, loss: Tensor, number: int, are_finite: Callable[[], bool]) -> bool:
         """The backward of a batch. Where the scale was too large for it, the scale is halved.
 
         Args:
-            loss: a finite scalar.
+            loss: a scalar. Where it is not finite, its gradients need not be.
             number: of the batch, for messages.
             are_finite: whether the gradients are finite, once they are there.
 
@@ -74,7 +77,7 @@ class LossScale:
             loss.backward()
             return True
         (loss * self.value).backward()
-        return self._fits(number, are_finite())
+        return self._fits(number, not math.isfinite(loss.item()) or are_finite())
 
     def gradients(self, loss: Tensor, number: int, weights: Sequence[Tensor]) -> list[Tensor] | None:
         """The gradients of a batch by weights, zeros where there is none, in float32 where a scale is used.
@@ -82,11 +85,11 @@ class LossScale:
         Returns:
             None where the scale was too large and the batch is to be computed again, as after `backward`.
         """
-        if not self.used or not math.isfinite(loss.item()):
+        if not self.used:
             return list(torch.autograd.grad(loss, weights, materialize_grads=True))
         found = torch.autograd.grad(loss * self.value, weights, materialize_grads=True)
-        scale = self.value
-        if not self._fits(number, all(bool(gradient.isfinite().all()) for gradient in found)):
+        scale, finite = self.value, all(bool(gradient.isfinite().all()) for gradient in found)
+        if not self._fits(number, not math.isfinite(loss.item()) or finite):
             return None
         return [gradient.float() / scale for gradient in found]
 
@@ -98,8 +101,8 @@ class LossScale:
             return True
         if self.value == 1:
             raise ValueError(
-                f"The gradient of probe batch {number} is infinite or NaN in float16, whatever the loss is multiplied "
-                "by, so nothing can be measured: load the model in bfloat16 or float32, or give other batches."
+                f"The gradient of probe batch {number} is infinite or NaN in float16, so nothing can be measured: load "
+                "the model in bfloat16 or float32, return a smaller loss, or give other batches."
             )
         self.value /= 2
         return False

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from logging import getLogger
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..adapters.view import ModelView
 from ..config import ISTConfig
@@ -21,6 +20,7 @@ from ..runtime.modes import to_device
 from ..runtime.randomness import keyed_seed, private_randomness
 from .batched import BatchedLosses
 from .probes import ProbeStream
+from .repeats import with_own_batch
 from .suppression import LossFunction, agreed, candidate_losses, model_loss
 from .watch import LearningWatch
 
@@ -68,7 +68,7 @@ class Measurement:
             view.model,
             view.layers,
             beta=config.beta,
-            loss_function=loss_function if loss_function is model_loss else with_own_batch(loss_function),
+            loss_function=with_own_batch(loss_function),
             suppression=config.suppression,
         )
         self._batched = BatchedLosses(view, config.beta, self._one_by_one) if batched else None
@@ -173,33 +173,6 @@ class Measurement:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, stacklevel=6)
-
-
-def with_own_batch(loss_function: LossFunction) -> LossFunction:
-    """The loss of a copy of the batch: a loss may take labels out of it or mask them, and the next candidate, or the
-    training itself, needs them.
-    """
-
-    def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        return loss_function(model, own(batch))
-
-    return loss
-
-
-def own(value: Any) -> Any:
-    """A copy of a batch: of its containers, however deep, and of the tensors in them; other objects are shared."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, MutableMapping):
-        copied = copy.copy(value)
-        for name in list(copied):
-            copied[name] = own(copied[name])
-        return copied
-    if type(value) in (list, tuple):
-        return type(value)(map(own, value))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(own, value))  # type: ignore[call-arg]
-    return copy.copy(value) if isinstance(value, Mapping) else value
 
 
 def shorten(error: Exception) -> str:

@@ -14,6 +14,7 @@ from ..runtime.modes import evaluation_mode, to_device
 from ..runtime.randomness import private_randomness
 from ..runtime.sharding import compute_device
 from .gradients import take_batches
+from .repeats import with_own_batch
 from .suppression import LossFunction, model_loss
 
 __all__ = ["OutputNorms", "output_norms"]
@@ -102,5 +103,5 @@ def output_norms(
     norms = OutputNorms(model, blocks)
     with private_randomness(seed, device), norms, evaluation_mode(model):
         for batch in given:
-            loss_function(model, to_device(batch, device))
+            with_own_batch(loss_function)(model, to_device(batch, device))
     return norms.means()

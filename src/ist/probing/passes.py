@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..runtime.modes import evaluation_mode, to_device
+from ..runtime.modes import evaluation_mode
 from ..runtime.randomness import private_randomness
 from ..runtime.sharding import compute_device
 from ..step.prefetch import ending_at
 from .loss_scale import GradientSums, LossScale
+from .repeats import repeatable_loss
 from .suppression import LossFunction, check_scalar
 
 __all__ = ["run_passes", "watching", "without_gradients"]
@@ -70,18 +71,18 @@ def run_passes(
             stack.enter_context(watch)
         stack.enter_context(torch.enable_grad())
         for number, given in enumerate(batches):
-            batch = to_device(given, device)
+            compute = repeatable_loss(model, given, number, loss_function)
             with ExitStack() as forward:
                 for context in beside:
                     forward.enter_context(context)
-                loss = loss_function(model, batch)
+                loss = compute()
             if not math.isfinite(check_scalar(loss).item()):
                 raise ValueError(
                     f"The loss of probe batch {number} is {loss.item()}, so no gradient can be measured. "
                     "Look at the batch (labels that are all ignored give NaN), or give other batches."
                 )
             while loss.requires_grad and not sums.backward(loss, number):
-                loss = loss_function(model, batch)
+                loss = compute()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -17,6 +17,7 @@ from .loss_scale import LossScale
 from .passes import without_gradients
 from .probes import Batch
 from .reads import Reads, watched_reads
+from .repeats import repeatable_loss, with_own_batch
 from .suppression import (
     SWITCH_OFF,
     LossFunction,
@@ -53,7 +54,7 @@ def removal_scores(
     candidates = [everyone, *([other for other in everyone if other != one] for one in everyone)]
     try:
         losses = sum(
-            candidate_losses(model, layers, candidates, to_device(batch, device), 0.0, loss_function)
+            candidate_losses(model, layers, candidates, to_device(batch, device), 0.0, with_own_batch(loss_function))
             for batch in batches
         )
     except UnsuppressedError as error:
@@ -92,13 +93,13 @@ def gate_scores(
             reads = stack.enter_context(watched_reads((layer, layer.adapters[name]) for layer, _, name in gates))
             stack.enter_context(scale.seeing(layer.adapters[name] for layer, _, name in gates))
             for number, given in enumerate(batches):
-                batch = to_device(given, device)
-                loss = gated_loss(model, gates, batch, loss_function)
+                compute = repeatable_loss(model, given, number, loss_function)
+                loss = gated_loss(gates, compute)
                 total += check_scalar(loss).item()
                 if not loss.requires_grad:
                     check_gates(gates, reads)
                 while not gate_backward(loss, number, gates, scale):
-                    loss = gated_loss(model, gates, batch, loss_function)
+                    loss = gated_loss(gates, compute)
         check_gates(gates, reads)
     except UnsuppressedError as error:
         raise UnsuppressedError(error.found, OF_GATES) from error
@@ -110,15 +111,15 @@ def gate_scores(
     return [-(1 - BETA) * sums[layer.index] / len(batches) for layer in layers]
 
 
-def gated_loss(model: nn.Module, gates: Sequence[Gate], batch: Batch, loss_function: LossFunction) -> torch.Tensor:
+def gated_loss(gates: Sequence[Gate], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
     """The loss with each response multiplied by its gate."""
     with scaled_adapters(gates):
-        return loss_function(model, batch)
+        return compute()
 
 
 def gate_backward(loss: torch.Tensor, number: int, gates: Sequence[Gate], scale: LossScale) -> bool:
     """Add a batch's gradients to those of the gates; False where it is to be computed again, see `LossScale`."""
-    if not scale.used or not math.isfinite(loss.item()):
+    if not scale.used:
         loss.backward()
         return True
     before = [gate.grad for _, gate, _ in gates]

@@ -62,7 +62,8 @@ def check_checkpoint(folder: Folder) -> None:
         return
     earlier = next((path for path in earlier_checkpoints(Path(folder)) if find_fault(path) is None), None)
     way_out = f"resume from {earlier}, the last complete one before it" if earlier else "none before it is complete"
-    if CHANGED in fault:
+    listed = (Path(folder) / MANIFEST_FILE).is_file()
+    if CHANGED in fault or (listed and re.fullmatch(r"\S+ is missing", fault)):
         way_out += f"; where the change was meant, remove its {MANIFEST_FILE}"
     raise ValueError(f"The checkpoint {folder} is damaged ({fault}): {way_out}.")
 

@@ -56,7 +56,8 @@ class StepParts:
         self._recompute = Recompute(view, config.recompute)
         self._parts: tuple[Part, ...] = ()
         self._of_optimizers: list[Attached] = []
-        self._step = 0
+        self._begun: tuple[Collection[int], int] | None = None
+        """The layers and the number of the last step, which may have just ended."""
 
     def open(self, on_update: Callable[[], None], on_interruption: Callable[[], None]) -> None:
         """Put the parts on the model.
@@ -137,9 +138,9 @@ class StepParts:
         if self._find(optimizer) is not None:
             return
         parts = self._add(optimizer).parts
-        if (active := self.activation.active) is not None:
+        if self._begun is not None:  # Also where the step has just ended, with the update by the other one.
             for part in parts:
-                part.begin(active, self._step)
+                part.begin(*self._begun)
 
     def check_length(self, num_steps: int) -> None:
         """Warn where a training of so many steps does not fit."""
@@ -148,13 +149,13 @@ class StepParts:
 
     def begin(self, active: Collection[int], step: int) -> None:
         """A step begins: from now on the layers `active` train alone. Where a part raises, none has begun."""
-        self._step = step
         try:
             for part in self._all():
                 part.begin(active, step)
         except BaseException:
             self.give_up()
             raise
+        self._begun = active, step
 
     def continues(self) -> None:
         """A block begins: of a new step, or of one that an earlier block began; not of one whose training is over.

@@ -148,7 +148,7 @@ def test_an_unknown_task_is_refused(names: list[str], said: str) -> None:
 def test_without_the_package_its_name_is_said(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("lm_eval", "lm_eval.models", "lm_eval.models.huggingface"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
-    with pytest.raises(ValueError, match=r"needs lm-evaluation-harness .*pip install 'ist-peft\[eval\]'"):
+    with pytest.raises(ValueError, match=r"needs lm-evaluation-harness .*pip install 'ist-peft\[eval\] @ git"):
         evaluate(*loaded, ["arc_easy"], "lm-eval")
 
 

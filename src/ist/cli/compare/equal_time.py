@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 __all__ = ["check_time_references", "time_references"]
 
@@ -29,14 +29,24 @@ def time_references(firsts: Mapping[str, str]) -> dict[str, str]:
     return {name: name if name in references else first for name, first in own.items()}
 
 
-def check_time_references(references: Mapping[str, str]) -> None:
-    """Raise ValueError where the seconds of a method are asked for that is not among those to run.
+def check_time_references(references: Mapping[str, str], pairs: Mapping[str, Sequence[str]]) -> None:
+    """Raise ValueError where the seconds of a method are asked for that is not among those to run, or where methods are
+    paired and no two of a pair would have trained for one time.
 
     Args:
         references: what `time_references` gives, of the methods to run.
+        pairs: for each of them those that it is paired with at equal steps.
     """
     for name, reference in references.items():
         if reference not in references:
             raise ValueError(
                 f"Equal time needs the runs of {reference!r}, whose seconds {name!r} is given: add it to --methods."
             )
+    paired = [(name, other) for name, others in pairs.items() for other in others]
+    if paired and all(references[name] != references[other] for name, other in paired):
+        name, other = paired[0]
+        raise ValueError(
+            f"At equal time no two of these methods are compared ({name!r} is given the seconds of "
+            f"{references[name]!r}, and {other!r} those of {references[other]!r}): give them the same first method in "
+            "`against`, or leave out --budget seconds."
+        )

@@ -121,7 +121,8 @@ def read_comparison(file: Path, more_flags: Sequence[str] = (), **changes: Any) 
     )
     check_choice("budget", comparison.budget, BUDGETS)
     if comparison.budget == "seconds":
-        check_time_references({method.name: method.time_reference for method in comparison.methods})
+        timed = {method.name: method.time_reference for method in comparison.methods}
+        check_time_references(timed, comparison.pairs())
     for method in comparison.methods:
         try:
             run = parse_arguments(comparison.arguments(method, max(comparison.seeds), Path("runs")))
