@@ -238,7 +238,7 @@ class Attention(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         hidden = self.embed(input_ids)
         for layer in self.layers:
-            hidden = hidden + layer["attn"](hidden, hidden, hidden, need_weights=False)[0]
+            hidden = hidden + layer.get_submodule("attn")(hidden, hidden, hidden, need_weights=False)[0]
         return nn.functional.cross_entropy(self.head(hidden).float().flatten(0, 1), input_ids.flatten())
 
 
