@@ -1,6 +1,6 @@
 """Gradients of a model that computes in float16: its loss is multiplied before the backward, its gradients divided.
 
-Float16 has no number between 0 and 6e-8, and none above 65504. The gradients of a mean over thousands of tokens fall
+Float16 has no number between 0 and 6e-8, and none above 65504. Gradients of a mean over thousands of tokens often lie
 below, so they are taken of the loss times a power of two, as a GradScaler does in training. A power of two changes no
 digit of what neither falls below nor rises above.
 """
@@ -68,7 +68,7 @@ class LossScale:
             are_finite: whether the gradients are finite, once they are there.
 
         Returns:
-            Whether the gradients are right; otherwise the batch is to be computed again.
+            Whether the gradients are right; otherwise compute the batch again.
 
         Raises:
             ValueError: they are infinite or NaN at every scale.
@@ -83,7 +83,7 @@ class LossScale:
         """The gradients of a batch by weights, zeros where there is none, in float32 where a scale is used.
 
         Returns:
-            None where the scale was too large and the batch is to be computed again, as after `backward`.
+            None where the scale was too large: compute the batch again, as after `backward`.
         """
         if not self.used:
             return list(torch.autograd.grad(loss, weights, materialize_grads=True))

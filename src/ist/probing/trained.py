@@ -118,7 +118,7 @@ def gated_loss(gates: Sequence[Gate], compute: Callable[[], torch.Tensor]) -> to
 
 
 def gate_backward(loss: torch.Tensor, number: int, gates: Sequence[Gate], scale: LossScale) -> bool:
-    """Add a batch's gradients to those of the gates; False where it is to be computed again, see `LossScale`."""
+    """Add a batch's gradients to those of the gates; False where the batch must be computed again, see `LossScale`."""
     if not scale.used:
         loss.backward()
         return True
